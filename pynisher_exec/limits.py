@@ -1,0 +1,229 @@
+"""The limits of a task: how they are written, checked and handed on.
+
+Pure: nothing here asks the kernel for anything but the size of the machine's memory and the
+caller's own hard rlimits. What enforces a limit is told by `pynisher_exec.supports`.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import resource
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import Any, NoReturn
+
+__all__ = ["UNSET", "Limits", "Unset", "duration", "size"]
+
+MINIMUM_MEMORY = 1 << 20
+"""Bytes: below this a task could not even pickle the report of its own MemoryError."""
+
+_UNITS = {
+    "b": 1,
+    **{f"{letter}b": 1000**n for n, letter in enumerate("kmgt", 1)},
+    **{f"{letter}ib": 1024**n for n, letter in enumerate("kmgt", 1)},
+}
+_SECONDS = {"ms": 0.001, "s": 1.0, "min": 60.0, "h": 3600.0, "d": 86400.0}
+_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([a-z]+|%)")
+_DURATION_PART = re.compile(r"(\d+(?:\.\d+)?)\s*(ms|min|s|h|d)\s*")
+_SIZE_HELP = "an int (bytes), a string such as '2GiB' or '500MB', or '50%' of the machine's memory"
+_TIME_HELP = "an int or float (seconds), or a string such as '90s', '5min' or '1h30min'"
+
+
+class Unset:
+    """The type of `UNSET`, the default of a limit that a view inherits."""
+
+    def __repr__(self) -> str:
+        return "UNSET"
+
+
+UNSET = Unset()
+
+
+def _refuse(name: str, value: object, accepted: str, error: type[Exception] = ValueError) -> NoReturn:
+    msg = f"{name}={value!r} is not a valid limit: {accepted} is accepted"
+    raise error(msg)
+
+
+def size(name: str, value: object) -> int:
+    """Turn a size into bytes; ValueError or TypeError names the argument and what is accepted."""
+    if isinstance(value, str):
+        return _size_of_text(name, value)
+    number = _integer(name, value, _SIZE_HELP)
+    if number < 0:
+        _refuse(name, value, _SIZE_HELP)
+    return number
+
+
+def _integer(name: str, value: object, accepted: str) -> int:
+    """Take ints and what says it is one (numpy's integers), but no bool and no float."""
+    if isinstance(value, (bool, float)) or not hasattr(value, "__index__"):
+        _refuse(name, value, accepted, TypeError)
+    return int(value.__index__())  # type: ignore[attr-defined]
+
+
+def _size_of_text(name: str, text: str) -> int:
+    match = _SIZE.fullmatch(text.strip().lower())
+    if match is None or (match[2] != "%" and match[2] not in _UNITS):
+        _refuse(name, text, _SIZE_HELP)
+    if match[2] == "%":
+        percent = float(match[1])
+        if not 0 < percent <= 100:  # noqa: PLR2004  (a percentage)
+            _refuse(name, text, _SIZE_HELP)
+        return int(machine_memory() * percent / 100)
+    return int(float(match[1]) * _UNITS[match[2]])
+
+
+def machine_memory() -> int:
+    """Bytes of memory that this process may count on: the machine's, or its cgroup's if less."""
+    import psutil  # noqa: PLC0415  (only a percentage needs it, and its import costs milliseconds)
+
+    total: int = psutil.virtual_memory().total
+    return min([total, *_cgroup_limits()])
+
+
+def _cgroup_limits() -> list[int]:
+    """The memory limits of the cgroups above this process, v1 and v2, where they can be read."""
+    try:
+        lines = Path("/proc/self/cgroup").read_text().splitlines()
+    except OSError:
+        return []
+    limits: list[int] = []
+    for line in lines:
+        _, controllers, path = line.split(":", 2)
+        if controllers == "memory":
+            limits += _limits_above(Path("/sys/fs/cgroup/memory"), path, "memory.limit_in_bytes")
+        elif controllers == "":
+            limits += _limits_above(Path("/sys/fs/cgroup"), path, "memory.max")
+    return limits
+
+
+def _limits_above(root: Path, path: str, name: str) -> list[int]:
+    """A limit binds the whole subtree below it, so each ancestor's counts."""
+    found: list[int] = []
+    group = root / path.lstrip("/")
+    for folder in (group, *group.parents):
+        if not folder.is_relative_to(root):
+            break
+        try:
+            found.append(int((folder / name).read_text()))
+        except (OSError, ValueError):  # not there, or "max"
+            continue
+    return found
+
+
+def duration(name: str, value: object) -> float:
+    """Turn a duration into seconds; ValueError or TypeError names the argument and the value."""
+    if isinstance(value, str):
+        return _duration_of_text(name, value)
+    if isinstance(value, bool) or not (hasattr(value, "__float__") or hasattr(value, "__index__")):
+        _refuse(name, value, _TIME_HELP, TypeError)
+    seconds = float(value)  # type: ignore[arg-type]
+    if not math.isfinite(seconds) or seconds < 0:
+        _refuse(name, value, _TIME_HELP)
+    return seconds
+
+
+def _duration_of_text(name: str, text: str) -> float:
+    rest, total = text.strip().lower(), 0.0
+    if not rest:
+        _refuse(name, text, _TIME_HELP)
+    while rest:
+        match = _DURATION_PART.match(rest)
+        if match is None:
+            _refuse(name, text, _TIME_HELP)
+        total += float(match[1]) * _SECONDS[match[2]]
+        rest = rest[match.end() :]
+    return total
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What one task may use. None means no limit. Sizes are bytes, durations seconds.
+
+    `address_space` is not for users: the shim of pynisher 0.6 sets it, and `memory` then counts
+    from zero, as that library's limit did.
+    """
+
+    memory: int | None = None
+    cpu_time: float | None = None
+    wall_time: float | None = None
+    processes: int | None = None
+    grace_period: float | None = None
+    open_files: int | None = None
+    file_size: int | None = None
+    core_size: int | None = None
+    startup_time: float | None = None
+    address_space: int | None = None
+
+    def __post_init__(self) -> None:
+        self._take("memory", size)
+        self._take("open_files", _count)
+        self._take("processes", _count)
+        self._take("file_size", size)
+        self._take("core_size", size)
+        for name in ("cpu_time", "wall_time", "startup_time", "grace_period"):
+            self._take(name, duration)
+        for name in ("cpu_time", "wall_time", "startup_time"):
+            if getattr(self, name) == 0:
+                _refuse(name, 0, f"{_TIME_HELP}, more than zero")
+        self._check_memory()
+        self._check_grace_period()
+        self._check_rlimits()
+
+    def _take(self, name: str, convert: Any) -> None:
+        value = getattr(self, name)
+        if value is not None:
+            object.__setattr__(self, name, convert(name, value))
+
+    def _check_memory(self) -> None:
+        if self.memory is None or self.address_space is not None:
+            return
+        if self.memory < MINIMUM_MEMORY:
+            msg = f"memory={self.memory} bytes is below 1 MiB, what a Python process needs to report"
+            raise ValueError(msg)
+
+    def _check_grace_period(self) -> None:
+        if self.grace_period is not None and self.cpu_time is None and self.wall_time is None:
+            msg = (
+                f"grace_period={self.grace_period} serves no limit: "
+                "it lies between the soft signal and the kill of cpu_time or wall_time, set one"
+            )
+            raise ValueError(msg)
+
+    def _check_rlimits(self) -> None:
+        """A task cannot be given more than the caller itself may have: setrlimit(2), EPERM."""
+        for name, kind in RLIMITS.items():
+            value = getattr(self, name)
+            hard = resource.getrlimit(kind)[1]
+            if value is not None and hard != resource.RLIM_INFINITY and value > hard:
+                msg = f"{name}={value} is above the hard limit {hard} of this process itself"
+                raise ValueError(msg)
+
+    def changed(self, **changes: object) -> Limits:
+        """The same limits with some replaced: what is UNSET stays, None removes."""
+        given = {name: value for name, value in changes.items() if value is not UNSET}
+        unknown = set(given) - {field.name for field in fields(self)}
+        if unknown:
+            msg = f"unknown limit: {', '.join(sorted(unknown))}"
+            raise TypeError(msg)
+        return replace(self, **given)  # type: ignore[arg-type]
+
+    def as_message(self) -> dict[str, Any]:
+        """Those that are set, as plain values for a control message."""
+        return {name: value for name, value in asdict(self).items() if value is not None}
+
+
+RLIMITS = {
+    "open_files": resource.RLIMIT_NOFILE,
+    "file_size": resource.RLIMIT_FSIZE,
+    "core_size": resource.RLIMIT_CORE,
+}
+"""Limits that are one rlimit and nothing else."""
+
+
+def _count(name: str, value: object) -> int:
+    number = _integer(name, value, "a whole number, zero or more,")
+    if number < 0:
+        _refuse(name, value, "a whole number, zero or more,")
+    return number

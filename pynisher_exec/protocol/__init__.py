@@ -1,0 +1,1 @@
+"""What travels between the processes: control messages, frames on a stream, pickled payloads."""

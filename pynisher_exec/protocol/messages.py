@@ -1,0 +1,87 @@
+"""Control messages: one JSON object per datagram of a SOCK_SEQPACKET pair, with descriptors.
+
+JSON, since one end of some of these sockets is in a task's hands: parsing what a task sends must
+not be able to run anything. A message that does not parse is handed on as `Message("garbage")`.
+"""
+
+from __future__ import annotations
+
+import array
+import contextlib
+import json
+import os
+import socket
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+__all__ = ["Message", "pair", "receive", "send"]
+
+MAX_BYTES = 1 << 16
+MAX_DESCRIPTORS = 4
+_ANCILLARY = socket.CMSG_SPACE(MAX_DESCRIPTORS * array.array("i").itemsize)
+_encode = json.JSONEncoder(separators=(",", ":")).encode
+
+
+class Message(NamedTuple):
+    """One control message: its kind, its fields, and the descriptors that came with it.
+
+    The receiver owns the descriptors. `truncated` says that the kernel had to drop some because
+    this process has no descriptor free (recvmsg(2), MSG_CTRUNC).
+    """
+
+    kind: str
+    fields: dict[str, Any] = {}  # noqa: RUF012  (never written to)
+    descriptors: tuple[int, ...] = ()
+    truncated: bool = False
+
+    def close(self) -> None:
+        """Close the descriptors of a message that is not wanted."""
+        for descriptor in self.descriptors:
+            with contextlib.suppress(OSError):
+                os.close(descriptor)
+
+
+def pair() -> tuple[socket.socket, socket.socket]:
+    """Two ends of a control line; datagrams keep their bounds, and the end of it can be seen."""
+    return socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+
+
+def send(line: socket.socket, kind: str, descriptors: Sequence[int] = (), **fields: Any) -> None:
+    """Send one message. OSError when the other end is gone or, non-blocking, the line is full."""
+    fields["kind"] = kind
+    data = _encode(fields).encode()
+    if descriptors:
+        rights = array.array("i", descriptors)
+        line.sendmsg([data], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, rights)], socket.MSG_NOSIGNAL)
+    else:
+        line.send(data, socket.MSG_NOSIGNAL)
+
+
+def receive(line: socket.socket) -> Message | None:
+    """Take one message; None at the end of the line. BlockingIOError when there is none yet.
+
+    A reset by the other end (it died with our messages unread) counts as the end.
+    """
+    try:
+        data, ancillary, flags, _ = line.recvmsg(MAX_BYTES, _ANCILLARY, socket.MSG_CMSG_CLOEXEC)
+    except ConnectionError:
+        return None
+    descriptors = array.array("i")
+    for level, kind, content in ancillary:
+        if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
+            whole = len(content) - len(content) % descriptors.itemsize
+            descriptors.frombytes(content[:whole])
+    if not data and not descriptors:
+        return None
+    return _parse(data, tuple(descriptors), truncated=bool(flags & socket.MSG_CTRUNC))
+
+
+def _parse(data: bytes, descriptors: tuple[int, ...], *, truncated: bool) -> Message:
+    try:
+        fields = json.loads(data)
+        kind = fields.pop("kind")
+    except (ValueError, RecursionError, AttributeError, KeyError, TypeError):
+        kind, fields = "garbage", {}
+    return Message(str(kind), fields, descriptors, truncated)

@@ -1,0 +1,125 @@
+"""Objects as bytes: cloudpickle at protocol 5, large buffers beside the pickle and not in it.
+
+Functions and classes of the caller's `__main__` travel by value (a task's own `__main__` is
+another module). Their names travel too: what runs inside the task, a `multiprocessing.Pool` for
+one, finds them in the task's `__main__`, and an outcome that refers to them is pickled by name
+again, so that the caller gets an instance of its own class and not of a copy.
+"""
+
+from __future__ import annotations
+
+import io
+import pickle
+import sys
+from types import FunctionType
+from typing import TYPE_CHECKING, Any
+
+import cloudpickle
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+__all__ = ["dump_call", "dump_outcome", "load_call", "load_outcome", "looks_plain"]
+
+PROTOCOL = 5
+OUT_OF_BAND = 1 << 16
+"""Bytes: smaller buffers stay in the pickle, where they cost less than a segment of their own."""
+
+_NAMED_GLOBALS = frozenset(b"\x82\x83\x84\x93")
+"""Opcodes by which a pickle names a module's attribute: GLOBAL, EXT1, EXT2, EXT4, STACK_GLOBAL."""
+
+
+class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]  (cloudpickle has no type information)
+    """cloudpickle's, with large buffers set aside in `buffers`."""
+
+    def __init__(self, stream: io.BytesIO) -> None:
+        super().__init__(stream, PROTOCOL, buffer_callback=self._set_aside)
+        self.buffers: list[memoryview] = []
+
+    def _set_aside(self, buffer: pickle.PickleBuffer) -> bool:
+        """Keep a large contiguous buffer out of the pickle; True leaves it in."""
+        try:
+            view = buffer.raw()
+        except BufferError:  # not contiguous
+            return True
+        if view.nbytes < OUT_OF_BAND:
+            return True
+        self.buffers.append(view)
+        return False
+
+
+def _in_main(thing: object) -> str | None:
+    """Tell the name under which a function or class stands in this process's `__main__`, if it does."""
+    if not isinstance(thing, (type, FunctionType)) or thing.__module__ != "__main__":
+        return None
+    name = thing.__qualname__
+    return name if getattr(sys.modules["__main__"], name, None) is thing else None
+
+
+class _CallPickler(_Pickler):
+    """Notes which names of `__main__` travel by value."""
+
+    def __init__(self, stream: io.BytesIO) -> None:
+        super().__init__(stream)
+        self.main_names: dict[str, Any] = {}
+
+    def reducer_override(self, obj: Any) -> Any:
+        name = _in_main(obj)
+        if name is not None:
+            self.main_names[name] = obj
+        return super().reducer_override(obj)
+
+
+class _OutcomePickler(_Pickler):
+    """Pickles by name what the call brought into this task's `__main__`: the caller has it."""
+
+    def __init__(self, stream: io.BytesIO, main_names: frozenset[str] | None) -> None:
+        super().__init__(stream)
+        self._main_names = main_names
+
+    def reducer_override(self, obj: Any) -> Any:
+        name = _in_main(obj)
+        if name is not None and (self._main_names is None or name in self._main_names):
+            return name
+        return super().reducer_override(obj)
+
+
+def dump_call(call: object) -> list[bytes | memoryview]:
+    """Pickle what a task shall load: the pickle first, then its buffers. Raises what pickling does."""
+    stream = io.BytesIO()
+    pickler = _CallPickler(stream)
+    pickler.dump(call)
+    pickler.dump(dict(pickler.main_names))  # after the call: only now are the names known
+    return [stream.getvalue(), *pickler.buffers]
+
+
+def load_call(segments: Sequence[bytes | bytearray]) -> tuple[Any, dict[str, Any]]:
+    """Load a call and the names of the caller's `__main__` that came with it."""
+    unpickler = pickle.Unpickler(io.BytesIO(segments[0]), buffers=iter(segments[1:]))
+    return unpickler.load(), unpickler.load()
+
+
+def dump_outcome(value: object, main_names: frozenset[str] | None) -> list[bytes | memoryview]:
+    """Pickle a value or exception on its way to the caller. Raises what pickling raises.
+
+    `main_names` are those that the caller's `__main__` is known to have; None: this process has
+    been forked from the caller, so all of them.
+    """
+    stream = io.BytesIO()
+    pickler = _OutcomePickler(stream, main_names)
+    pickler.dump(value)
+    return [stream.getvalue(), *pickler.buffers]
+
+
+def load_outcome(segments: Sequence[bytes | bytearray | memoryview]) -> Any:
+    """Load a value or exception. Raises whatever the objects in it raise."""
+    return pickle.loads(segments[0], buffers=segments[1:])
+
+
+def looks_plain(pickled: bytes | memoryview) -> bool:
+    """Whether a pickle surely loads: it names no class or function, so it holds builtins only.
+
+    Looks for the opcodes anywhere in the bytes: data that holds the same bytes makes the answer
+    False needlessly, never True wrongly.
+    """
+    return len(pickled) <= OUT_OF_BAND and _NAMED_GLOBALS.isdisjoint(bytes(pickled))

@@ -1,0 +1,166 @@
+"""The account of one task: why it ended, what came out, what it used and what bounded it.
+
+Pure data. `Status` is the one word, `Report` the whole; both pickle, and `Report.to_dict()` is
+ready for JSON. How evidence becomes a status is told in `pynisher_exec.verdict`.
+"""
+
+from __future__ import annotations
+
+import json
+import signal as signals
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any, NamedTuple
+
+from pynisher_exec import errors
+
+__all__ = ["Enforced", "Report", "Status", "exit_status_of", "signal_name"]
+
+
+class Status(str, Enum):
+    """Why a task ended."""
+
+    OK = "ok"
+    EXCEPTION = "exception"
+    OS_ERROR = "os_error"
+    MEMORY = "memory"
+    CPU_TIME = "cpu_time"
+    WALL_TIME = "wall_time"
+    PROCESSES = "processes"
+    SIGNAL = "signal"
+    EXIT = "exit"
+    STARTUP = "startup"
+    TRANSFER = "transfer"
+    CANCELLED = "cancelled"
+    SUPERVISOR_LOST = "supervisor_lost"
+    UNKILLABLE = "unkillable"
+
+    def __str__(self) -> str:
+        return self.value
+
+
+_EXIT_STATUS: dict[Status, type[errors.TaskError]] = {
+    Status.EXCEPTION: errors.AnythingException,
+    Status.OS_ERROR: errors.SubprocessException,
+    Status.MEMORY: errors.MemorylimitException,
+    Status.CPU_TIME: errors.CpuTimeoutException,
+    Status.WALL_TIME: errors.TimeoutException,
+    Status.PROCESSES: errors.SubprocessException,
+    Status.SIGNAL: errors.AnythingException,
+    Status.EXIT: errors.AnythingException,
+    Status.STARTUP: errors.PynisherError,
+    Status.TRANSFER: errors.PynisherError,
+    Status.CANCELLED: errors.AnythingException,
+    Status.SUPERVISOR_LOST: errors.PynisherError,
+    Status.UNKILLABLE: errors.PynisherError,
+}
+
+
+def exit_status_of(status: Status, signal: int | None = None) -> type[errors.TaskError] | int:
+    """Say 0, or which of pynisher 0.6's seven classes stands for this ending."""
+    if status is Status.OK:
+        return 0
+    if status is Status.SIGNAL and signal == signals.SIGQUIT:
+        return errors.SignalException
+    return _EXIT_STATUS[status]
+
+
+def signal_name(number: int) -> str:
+    """Name a signal (`SIGSEGV`), real-time ones by their number."""
+    try:
+        return signals.Signals(number).name
+    except ValueError:
+        return f"signal {number}"
+
+
+class Enforced(NamedTuple):
+    """A limit as it stood for one task: its value and the mechanism that held it."""
+
+    value: float
+    mechanism: str
+
+
+@dataclass(frozen=True)
+class Report:
+    """What happened to one task, why, and what it used. Sizes are bytes, durations seconds.
+
+    `wall_time` runs from the start of the function to its return (or to the end of the process
+    where it did not return). `cpu_time` is that of all the task's processes, ended and orphaned
+    ones included. `peak_memory` is above the baseline, as the limit counts. `peak_processes`
+    counts subprocesses, so a task that starts none has 0. `exit_code` is negative for a signal, as
+    in `multiprocessing.Process.exitcode`, and None where no process ran. `limit_reached` names the
+    limit that was met, also by a task that caught the soft exception and returned. `stdout` and
+    `stderr` are None unless output was captured. `started_at` is a `time.time()`.
+    """
+
+    status: Status
+    result: Any = None
+    exception: BaseException | None = None
+    message: str = ""
+    exit_code: int | None = None
+    signal: int | None = None
+    os_errno: int | None = None
+    wall_time: float = 0.0
+    cpu_time: float = 0.0
+    peak_memory: int = 0
+    peak_processes: int = 0
+    limit_reached: str | None = None
+    stdout: str | None = None
+    stderr: str | None = None
+    limits: dict[str, Enforced] = field(default_factory=dict)
+    started_at: float | None = None
+    pid: int | None = None
+
+    @property
+    def exit_status(self) -> type[errors.TaskError] | int:
+        """0, or the class of pynisher 0.6 that stands for this ending."""
+        return exit_status_of(self.status, self.signal)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Give the report as what `json.dumps` takes: names for classes, text for foreign objects."""
+        exit_status = self.exit_status
+        return {
+            "status": self.status.value,
+            "exit_status": exit_status if isinstance(exit_status, int) else exit_status.__name__,
+            "message": self.message,
+            "result": _as_json(self.result),
+            "exception": _exception_as_json(self.exception),
+            "exit_code": self.exit_code,
+            "signal": None if self.signal is None else signal_name(self.signal),
+            "os_errno": self.os_errno,
+            "wall_time": self.wall_time,
+            "cpu_time": self.cpu_time,
+            "peak_memory": self.peak_memory,
+            "peak_processes": self.peak_processes,
+            "limit_reached": self.limit_reached,
+            "stdout": self.stdout,
+            "stderr": self.stderr,
+            "limits": {name: limit._asdict() for name, limit in self.limits.items()},
+            "started_at": self.started_at,
+            "pid": self.pid,
+        }
+
+
+def _as_json(value: object) -> object:
+    """Pass what JSON can hold, and the start of the `repr` of what it cannot."""
+    try:
+        json.dumps(value, allow_nan=False)
+    except (TypeError, ValueError, RecursionError):
+        return _short(value)
+    return value
+
+
+def _exception_as_json(error: BaseException | None) -> dict[str, object] | None:
+    if error is None:
+        return None
+    cause = error.__cause__
+    remote = cause.text if isinstance(cause, errors.RemoteTraceback) else None
+    return {"type": type(error).__name__, "message": _short(error, str), "traceback": remote}
+
+
+def _short(value: object, render: Any = repr, length: int = 500) -> str:
+    try:
+        text: str = render(value)
+    except Exception as error:  # noqa: BLE001  (a foreign __repr__ may raise anything)
+        text = f"<{type(value).__name__} whose repr raises {type(error).__name__}>"
+    return text if len(text) <= length else text[: length - 3] + "..."

@@ -1,0 +1,131 @@
+"""Ending a whole tree, and the proof that it has ended.
+
+The proof is the kernel's: as the child subreaper of everything below it, this process has no
+children left exactly when waitpid(-1) answers ECHILD. A list of children is no proof (it may skip
+entries while it changes), so it only serves to find whom to kill next.
+
+Own children are killed by pid: a pid cannot be reused before it is reaped, and only this thread
+reaps. Deeper descendants are killed by pidfd, with their ancestry read again after the opening.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import time
+from typing import TYPE_CHECKING
+
+from pynisher_exec.kernel import pidfd, proc
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection
+
+__all__ = ["end_tree", "reap"]
+
+ROUND = 0.002
+"""Seconds to wait for the next death before looking for more to kill."""
+
+HURRY_AFTER = 20
+"""Rounds after which a tree counts as a fork bomb: it is stopped first, and outranked."""
+
+
+def reap(reaped: Callable[[int, int], None]) -> bool:
+    """Reap all that has ended, telling each pid and wait status; True when no child is left at all."""
+    while True:
+        try:
+            pid, status = os.waitpid(-1, os.WNOHANG)
+        except ChildProcessError:
+            return True
+        if pid == 0:
+            return False
+        reaped(pid, status)
+
+
+def end_tree(
+    reaped: Callable[[int, int], None], patience: float, spared: Collection[int] = ()
+) -> list[int]:
+    """Kill and reap every process below this one; SIGCHLD must be blocked.
+
+    `spared` children are left alone (a template's supervisors). Gives the pids that are still there
+    after `patience` seconds: empty means that nothing is left.
+    """
+    deadline = time.monotonic() + patience
+    rounds = 0
+    while not reap(reaped):
+        targets = _below(spared)
+        if spared and not targets:
+            return []
+        if time.monotonic() >= deadline:
+            return targets
+        rounds += 1
+        if rounds == HURRY_AFTER:
+            _outrank()
+        if rounds >= HURRY_AFTER:
+            _stop_all(targets, spared)
+        for pid in targets:
+            _send(pid, signal.SIGKILL)
+        signal.sigtimedwait({signal.SIGCHLD}, ROUND)
+    return []
+
+
+def _below(spared: Collection[int]) -> list[int]:
+    """Everything below this process but the spared children and what is below them."""
+    found = [pid for pid in proc.children(os.getpid()) if pid not in spared]
+    for pid in list(found):
+        found += proc.descendants(pid)
+    return found
+
+
+def _stop_all(targets: list[int], spared: Collection[int]) -> None:
+    """Stop to a fixpoint: what is stopped forks no more, so the tree cannot outrun the killer."""
+    stopped: set[int] = set()
+    for _ in range(HURRY_AFTER):
+        fresh = [pid for pid in targets if pid not in stopped]
+        if not fresh:
+            return
+        for pid in fresh:
+            _send(pid, signal.SIGSTOP)
+        stopped.update(fresh)
+        targets = _below(spared)
+
+
+def _outrank() -> None:
+    """Raise this process's priority where it may (CAP_SYS_NICE): equals can be outforked for minutes."""
+    with contextlib.suppress(OSError):
+        os.setpriority(os.PRIO_PROCESS, 0, -10)
+
+
+def _send(pid: int, signum: int) -> None:
+    """Signal a process if, held by a pidfd, it still descends from this one."""
+    try:
+        descriptor = pidfd.open_pidfd(pid)
+    except OSError:  # it has gone, or no descriptor is free: a child of ours can be named by its pid
+        if _is_own_child(pid):
+            with contextlib.suppress(OSError):
+                os.kill(pid, signum)
+        return
+    try:
+        if _descends(pid):
+            with contextlib.suppress(OSError):
+                pidfd.send_signal(descriptor, signum)
+    finally:
+        os.close(descriptor)
+
+
+def _is_own_child(pid: int) -> bool:
+    current = proc.stat(pid)
+    return current is not None and current.parent == os.getpid()
+
+
+def _descends(pid: int) -> bool:
+    """Whether the chain of parents leads here; it is read while the pidfd holds the process."""
+    own = os.getpid()
+    while pid > 1:
+        current = proc.stat(pid)
+        if current is None:
+            return False
+        if current.parent == own:
+            return True
+        pid = current.parent
+    return False

@@ -1,0 +1,187 @@
+"""What a supervisor decides: a state machine without a clock, a process or a descriptor.
+
+In go what the task said, readings of its usage, requests of the caller and the time; out come
+actions (send the soft signal, kill) and the moment to look again. The loop does the rest. Being
+pure, it can be driven through every order of events by a test.
+
+    waiting -> loading -> running -> outcome -> returned      (a task may end at any of them)
+
+Clocks and limits run in `running` and `outcome`, `startup_time` in `loading`. At `returned` the
+verdict is fixed and nothing here acts any more but a request of the caller's.
+"""
+
+from __future__ import annotations
+
+import signal
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+if TYPE_CHECKING:
+    from pynisher_exec.limits import Limits
+
+__all__ = ["STAGES", "Kill", "Reading", "Soft", "Watch"]
+
+STAGES: Final = ("waiting", "loading", "running", "outcome", "returned")
+
+GROWTH_RATE = 3 << 30
+"""Bytes that one core can touch in a second (measured): bounds how far memory can have grown."""
+
+SHORTEST_LOOK = 0.005
+LONGEST_LOOK = 0.1
+IDLE_LOOK = 0.5
+"""Seconds between two looks: near a limit, far from it, and at a lone process that sleeps."""
+
+SHORTEST_CPU_LOOK = 0.001
+LOOK_SHARE = 20
+"""Looking may take at most one part in this many of the time."""
+
+
+class Soft(NamedTuple):
+    """Send the soft signal of a limit to the task's first process."""
+
+    limit: str
+    signum: int
+
+
+class Kill(NamedTuple):
+    """End the whole tree, for this reason."""
+
+    reason: str
+
+
+class Reading(NamedTuple):
+    """What the tree uses: CPU seconds and bytes beyond the baseline, subprocesses, and the look's cost.
+
+    `memory` above the limit has been confirmed by whoever read it. `cost` is seconds.
+    """
+
+    cpu_time: float
+    memory: int
+    processes: int
+    cost: float = 0.0
+
+
+@dataclass
+class Watch:
+    """The watch over one task, from its START on. All times are `time.monotonic()` seconds."""
+
+    limits: Limits
+    cores: int
+    now: float
+    counts_processes: bool = False
+    stage: str = "waiting"
+    running_at: float | None = None
+    killed: str | None = None
+    limit_reached: str | None = None
+    used: float | None = None
+    what: str = ""
+    returned: dict[str, Any] | None = None
+    last: Reading = field(default_factory=lambda: Reading(0.0, 0, 0))
+    _since: float = 0.0
+    _kill_at: float | None = None
+    _look_at: float | None = None
+    _period: float = SHORTEST_LOOK
+    _over: int = 0
+
+    def told(self, kind: str, fields: dict[str, Any], now: float) -> None:
+        """Take what the task says; what is out of order or unknown is not believed."""
+        if kind not in STAGES or STAGES.index(kind) <= STAGES.index(self.stage):
+            return
+        self.stage, self._since = kind, now
+        if kind == "running":
+            self.running_at = now
+            self._look_at = now + SHORTEST_LOOK
+        elif kind == "outcome":
+            self.what = str(fields.get("what", ""))
+        elif kind == "returned":
+            self.returned = fields
+            self._look_at = self._kill_at = None
+
+    def asked(self, reason: str) -> Kill | None:
+        """The caller wants the task ended; a cancel wins until the future resolves."""
+        self.killed = reason
+        return Kill(reason)
+
+    def read(self, reading: Reading, now: float) -> Soft | Kill | None:
+        """Judge a reading, and settle when to look again."""
+        idle = reading.cpu_time - self.last.cpu_time < SHORTEST_CPU_LOOK
+        self.last = reading
+        if not self._bounded():
+            return None
+        self._schedule(reading, now, idle=idle)
+        limits = self.limits
+        if limits.memory is not None and reading.memory > limits.memory:
+            return self._kill("memory", reading.memory)
+        if limits.cpu_time is not None and reading.cpu_time >= limits.cpu_time:
+            return self._reach("cpu_time", signal.SIGXCPU, reading.cpu_time, now)
+        if self.counts_processes and limits.processes is not None:
+            self._over = self._over + 1 if reading.processes > limits.processes else 0
+            if self._over > 1:  # one reading never kills: a process may have been seen twice
+                return self._kill("processes", reading.processes)
+        return None
+
+    def tick(self, now: float) -> Soft | Kill | None:
+        """Judge the time."""
+        if self.killed is not None or self.stage == "returned":
+            return None
+        if self.stage == "loading" and self.limits.startup_time is not None:
+            if now >= self._since + self.limits.startup_time:
+                return self._kill("startup_time", now - self._since)
+            return None
+        if self._kill_at is not None:
+            return self._kill(str(self.limit_reached), self.used) if now >= self._kill_at else None
+        if self.running_at is not None and self.limits.wall_time is not None:
+            elapsed = now - self.running_at
+            if elapsed >= self.limits.wall_time:
+                return self._reach("wall_time", signal.SIGALRM, elapsed, now)
+        return None
+
+    def look_due(self, now: float) -> bool:
+        """Whether it is time for a reading."""
+        return self._bounded() and self._look_at is not None and now >= self._look_at
+
+    def deadline(self) -> float | None:
+        """When `tick` or a reading is due next; None: only an event can change anything."""
+        times = [self._look_at if self._bounded() else None]
+        if self.killed is None:
+            times.append(self._kill_at)
+            if self.stage == "loading" and self.limits.startup_time is not None:
+                times.append(self._since + self.limits.startup_time)
+            if self._kill_at is None and self._bounded() and self.limits.wall_time is not None:
+                times.append((self.running_at or 0.0) + self.limits.wall_time)
+        return min((time for time in times if time is not None), default=None)
+
+    def _bounded(self) -> bool:
+        return self.killed is None and self.stage in ("running", "outcome")
+
+    def _reach(self, limit: str, signum: int, used: float, now: float) -> Soft | Kill | None:
+        """A limit with a grace period is passed: the soft signal once, then the kill."""
+        if self._kill_at is not None:
+            return None
+        if self.limits.grace_period is None:
+            return self._kill(limit, used)
+        self.limit_reached, self.used = limit, used
+        self._kill_at = now + self.limits.grace_period
+        return Soft(limit, signum)
+
+    def _kill(self, reason: str, used: float | None) -> Kill:
+        self.killed, self.used = reason, used
+        if reason != "startup_time":
+            self.limit_reached = reason
+        return Kill(reason)
+
+    def _schedule(self, reading: Reading, now: float, *, idle: bool) -> None:
+        """Look again before a limit can have been passed by much, and no more often than that."""
+        longest = IDLE_LOOK if reading.processes == 0 else LONGEST_LOOK
+        self._period = min(self._period * 2, longest) if idle else SHORTEST_LOOK
+        period = self._period
+        if not idle:
+            period = LONGEST_LOOK
+            if self.limits.memory is not None:
+                room = max(0, self.limits.memory - reading.memory)
+                period = min(period, room / (GROWTH_RATE * self.cores))
+        period = max(period, SHORTEST_LOOK, reading.cost * LOOK_SHARE)
+        if self.limits.cpu_time is not None and self._kill_at is None:
+            left = (self.limits.cpu_time - reading.cpu_time) / self.cores
+            period = min(period, max(left, SHORTEST_CPU_LOOK))
+        self._look_at = now + period

@@ -1,0 +1,149 @@
+"""What came of the function: classified, pickled, tried, and ready to be sent.
+
+An outcome is a frame: first a JSON object (`outcome`, one of `verdict.RETURNED_STATUS`'s words,
+with errno, exit code, traceback and message as they apply), then the pickled value or exception
+and its buffers, if there is one to send.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import sys
+import traceback
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from pynisher_exec.errors import TaskError
+from pynisher_exec.protocol import payload
+from pynisher_exec.task import rlimits
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from pynisher_exec.limits import Limits
+    from pynisher_exec.task.soft import SoftSignals
+
+__all__ = ["Outcome", "classify", "exit_code_of", "pack", "text_of", "type_name"]
+
+_MAX_TEXT = 1 << 15
+_SENT = ("value", "exception", "os_error", "startup")  # the other endings need no object
+
+
+class Outcome(NamedTuple):
+    """The segments of the frame, and the facts that the supervisor is told."""
+
+    segments: list[bytes | memoryview]
+    facts: dict[str, Any]
+
+    @property
+    def size(self) -> int:
+        """Bytes that will travel."""
+        return sum(len(segment) for segment in self.segments)
+
+
+def type_name(value: object) -> str:
+    """Name a value's type as a person would: `train.Model`, `list`."""
+    kind = type(value)
+    plain = kind.__module__ == "builtins"
+    name = kind.__qualname__ if plain else f"{kind.__module__}.{kind.__qualname__}"
+    return name[:200]
+
+
+def text_of(error: BaseException) -> str:
+    """Format an exception with its traceback, cut to a bound; never raises."""
+    try:
+        text = "".join(traceback.format_exception(type(error), error, error.__traceback__))
+    except Exception as problem:  # noqa: BLE001  (a foreign __str__ may raise anything)
+        text = f"{type(error).__name__} (its text raises {type(problem).__name__})\n"
+    return text if len(text) <= _MAX_TEXT else text[:2000] + "\n[...]\n" + text[-_MAX_TEXT + 2100 :]
+
+
+def classify(
+    error: BaseException, limits: Limits, soft: SoftSignals, baseline: rlimits.Baseline
+) -> str:
+    """Say which kind of ending an exception that escaped the function is."""
+    if error is soft.raised:
+        return str(soft.reason)
+    if isinstance(error, SystemExit):
+        return "exit"
+    if isinstance(error, TaskError):  # of a task inside this one: its limit, not ours
+        return "exception"
+    if limits.memory is not None and _refused_memory(error, limits, baseline):
+        return "memory"
+    return "os_error" if isinstance(error, OSError) else "exception"
+
+
+def _refused_memory(error: BaseException, limits: Limits, baseline: rlimits.Baseline) -> bool:
+    if isinstance(error, MemoryError):
+        return True
+    if isinstance(error, OSError):
+        return error.errno == errno.ENOMEM
+    return (
+        isinstance(error, RuntimeError)
+        and "start new thread" in str(error)
+        and rlimits.memory_is_short(baseline, limits)
+    )
+
+
+def exit_code_of(error: SystemExit) -> int:
+    """Tell the exit code of `sys.exit(...)` as the interpreter would: text goes to stderr."""
+    if error.code is None:
+        return 0
+    if isinstance(error.code, int):
+        return error.code & 0xFF
+    print(error.code, file=sys.stderr)  # noqa: T201  (what the interpreter itself does)
+    return 1
+
+
+def pack(
+    kind: str, value: object, main_names: frozenset[str] | None, facts: dict[str, Any]
+) -> Outcome:
+    """Pickle what came, try to load it again, and make the frame; what fails there is said instead."""
+    facts = {**facts, "outcome": kind}
+    if kind not in _SENT:
+        return Outcome([json.dumps(facts).encode()], _without_traceback(facts))
+    noun = "value" if kind == "value" else "exception"
+    try:
+        segments = _attempt(noun, "pickled", value, lambda: payload.dump_outcome(value, main_names))
+        if not (payload.looks_plain(segments[0])):
+            _attempt(noun, "loaded again", value, lambda: payload.load_outcome(segments))
+    except _Untravelled as problem:
+        facts["message"] = str(problem)
+        if kind != "startup":
+            facts["outcome"] = "unpicklable"
+        facts.setdefault("traceback", problem.trace)
+        segments = []
+    head = json.dumps(facts).encode()
+    return Outcome([head, *segments], _without_traceback(facts))
+
+
+def _without_traceback(facts: dict[str, Any]) -> dict[str, Any]:
+    """The supervisor needs the facts only, and a datagram is bounded."""
+    return {name: fact for name, fact in facts.items() if name != "traceback"}
+
+
+class _Untravelled(Exception):  # noqa: N818  (never leaves this module)
+    def __init__(self, message: str, trace: str) -> None:
+        super().__init__(message)
+        self.trace = trace
+
+
+def _attempt(noun: str, verb: str, value: object, action: Callable[[], Any]) -> Any:
+    """Run the foreign code of a pickle, and turn whatever it raises into one clear sentence."""
+    pid = os.getpid()
+    try:
+        return action()
+    except BaseException as error:  # noqa: BLE001  (foreign __reduce__ and __setstate__: even SystemExit)
+        if os.getpid() != pid:  # a fork made in there came out here: it has no say
+            os._exit(0)
+        hint = ""
+        if type(value).__name__ in ("generator", "coroutine", "async_generator"):
+            hint = f"; a {type(value).__name__} cannot leave its task, return what it yields"
+        message = f"the {noun} of type {type_name(value)} cannot be {verb}: {_line(error)}{hint}"
+        raise _Untravelled(message, text_of(error)) from None
+
+
+def _line(error: BaseException) -> str:
+    text = traceback.format_exception_only(type(error), error)[-1].strip()
+    return text if len(text) <= 300 else text[:300] + "..."  # noqa: PLR2004

@@ -1,0 +1,254 @@
+"""The life of a task process, from the fork by its supervisor to `os._exit`.
+
+    wait for the call -> LOADING -> load it -> baseline, limits -> RUNNING -> the function
+    -> OUTCOME -> pickle and try what came -> RETURNED -> send it to the caller -> flush -> exit
+
+The words in capitals go to the supervisor, on a line of the task's own; the outcome goes straight
+to the caller. Only the process that was started as the task may say or send anything: a fork of
+the function that returns as well just exits. Nothing here is allowed to raise out of `main`.
+"""
+
+from __future__ import annotations
+
+import array
+import contextlib
+import json
+import os
+import signal
+import socket
+import sys
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
+
+from pynisher_exec.kernel import prctl
+from pynisher_exec.limits import Limits
+from pynisher_exec.protocol import messages
+from pynisher_exec.protocol.frames import FrameReader, FrameWriter
+from pynisher_exec.protocol.payload import load_call
+from pynisher_exec.task import outcome, rlimits, surroundings
+from pynisher_exec.task.soft import SoftSignals
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+__all__ = ["Call", "Endpoints", "main", "prepare"]
+
+EXIT_TIME = 5.0
+"""Seconds that multiprocessing's exit handlers and the flush of the standard streams may take."""
+
+_BOUNDLESS = 1 << 62  # what the caller sends is as large as it is; the task's own memory bounds it
+_ATOMS = (type(None), bool, int, float, str, bytes)
+_INTERNAL_ERROR = 70  # EX_SOFTWARE, sysexits.h
+
+
+@dataclass(frozen=True)
+class Endpoints:
+    """The descriptors of a task: its line to the supervisor, its stream to the caller, its output.
+
+    `inherited` is the call itself where the whole process was forked from the caller.
+    """
+
+    line: socket.socket
+    stream: socket.socket
+    stdout: int
+    stderr: int
+    inherited: Call | None = None
+
+
+class Call(NamedTuple):
+    """A function and what it is called with."""
+
+    function: Callable[..., Any]
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+
+
+def prepare(*, no_new_privs: bool, keep_main: bool) -> None:
+    """What can be done ahead of need: a session of its own, no new privileges, signals as usual.
+
+    `die_with_parent` is safe here: the supervisor that forks has one thread (the signal comes when
+    the forking *thread* ends, PR_SET_PDEATHSIG(2const)).
+    """
+    prctl.die_with_parent()
+    os.setsid()
+    if no_new_privs:
+        prctl.set_no_new_privs()
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())
+    surroundings.become_fresh_process(keep_main=keep_main)
+
+
+def main(ends: Endpoints) -> NoReturn:
+    """Serve one call and exit; never returns, whatever the call does."""
+    code = _INTERNAL_ERROR
+    try:
+        code = _Task(ends).serve()
+    except BaseException:  # noqa: BLE001  (a task must never fall back into its supervisor's loop)
+        with contextlib.suppress(BaseException):
+            sys.excepthook(*sys.exc_info())
+    finally:
+        os._exit(code)
+
+
+def _invoke(call: Call) -> Any:
+    """The one frame below which a soft signal may raise: see `SoftSignals`."""
+    return call.function(*call.args, **call.kwargs)
+
+
+class _Task:
+    """One call: what it is made of as it is learnt, step by step."""
+
+    def __init__(self, ends: Endpoints) -> None:
+        self._ends = ends
+        self._pid = os.getpid()
+        self._inodes = [os.fstat(end.fileno()).st_ino for end in (ends.line, ends.stream)]
+        self._main_names: frozenset[str] | None = None if ends.inherited else frozenset()
+        self._baseline: rlimits.Baseline | None = None
+
+    def serve(self) -> int:
+        """Go through the whole life, and say the exit code to end with."""
+        segments = self._receive()
+        if segments is None:
+            return 0  # the caller went, or retired this slot, before there was a call
+        self._tell("loading")
+        header = json.loads(segments[0])
+        self._limits = Limits(**header["limits"])
+        try:
+            call = self._load(header, segments)
+        except BaseException as error:  # noqa: BLE001  (imports and __setstate__ may raise anything)
+            self._exit_if_forked()
+            return self._deliver("startup", error, {"traceback": outcome.text_of(error)})
+        return self._run(call, soft_quit=header["soft_quit"])
+
+    def _receive(self) -> list[bytearray] | None:
+        """Wait for the call. Descriptors for input and output may come with its first byte."""
+        stream = self._ends.stream
+        first, ancillary, _, _ = stream.recvmsg(
+            1, socket.CMSG_SPACE(3 * array.array("i").itemsize), socket.MSG_CMSG_CLOEXEC
+        )
+        if not first:
+            return None
+        given = array.array("i")
+        for _, _, content in ancillary:
+            given.frombytes(content)
+        self._redirect(given.tolist())
+        return FrameReader(_BOUNDLESS).read(stream)
+
+    def _redirect(self, given: list[int]) -> None:
+        """Output goes to the caller's own descriptors, or else to the pipes of the supervisor.
+
+        Two given: standard output and error. Three: standard input before them; else it is empty.
+        """
+        targets = given or [self._ends.stdout, self._ends.stderr]
+        if len(targets) < 3:  # noqa: PLR2004  (the three standard streams)
+            targets.insert(0, os.open(os.devnull, os.O_RDONLY))
+        for number, source in enumerate(targets):
+            os.dup2(source, number)
+        for descriptor in {*targets, self._ends.stdout, self._ends.stderr} - {0, 1, 2}:
+            os.close(descriptor)
+
+    def _load(self, header: dict[str, Any], segments: list[bytearray]) -> Call:
+        """Take on the caller's surroundings, load the call, run the initializer."""
+        surroundings.put_on_momentary(surroundings.Momentary(**header["momentary"]))
+        surroundings.put_on(segments[1])
+        first = 2 + header["initializer"]
+        if header["initializer"]:
+            function, args = self._unpickle(segments[2:first])
+            function(*args)
+            self._exit_if_forked()
+        return self._ends.inherited or Call(*self._unpickle(segments[first:]))
+
+    def _unpickle(self, segments: list[bytearray]) -> tuple[Any, ...]:
+        loaded, names = load_call(segments)
+        if self._main_names is not None:
+            surroundings.adopt_main_names(names)
+            self._main_names |= names.keys()
+        values: tuple[Any, ...] = loaded
+        return values
+
+    def _run(self, call: Call, *, soft_quit: bool) -> int:
+        """Take the baseline and the limits, run the function, deliver what came of it."""
+        soft = SoftSignals(self._limits, on_quit=soft_quit, below=_invoke.__code__)
+        soft.install()
+        self._baseline = baseline = rlimits.measure()
+        mechanisms, listener = rlimits.impose(self._limits, baseline)
+        self._tell("running", listener, **baseline._asdict(), mechanisms=mechanisms)
+        try:
+            value = _invoke(call)
+        except BaseException as error:  # noqa: BLE001  (whatever the function raises is its outcome)
+            self._settle()
+            return self._deliver_error(error, soft, baseline)
+        self._settle()
+        if type(value) not in _ATOMS:
+            self._tell("outcome", what=outcome.type_name(value))
+        return self._deliver("value", value, {})
+
+    def _settle(self) -> None:
+        """The function has ended: no signal reaches this thread, a fork of it has no say."""
+        signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+        self._exit_if_forked()
+        rlimits.lift_memory()
+
+    def _deliver_error(
+        self, error: BaseException, soft: SoftSignals, baseline: rlimits.Baseline
+    ) -> int:
+        """Classify what escaped from the function, and deliver it."""
+        trace = error.__traceback__
+        for _ in range(2):  # our own frames say nothing to the user
+            trace = trace.tb_next if trace is not None else None
+        error.__traceback__ = trace
+        facts: dict[str, Any] = {"traceback": outcome.text_of(error)}
+        kind = outcome.classify(error, self._limits, soft, baseline)
+        if isinstance(error, SystemExit):
+            facts["exit_code"] = outcome.exit_code_of(error)
+        if isinstance(error, OSError):
+            facts["os_errno"] = error.errno
+        self._tell("outcome", what=outcome.type_name(error))
+        return self._deliver(kind, error, facts)
+
+    def _deliver(self, kind: str, value: object, facts: dict[str, Any]) -> int:
+        """Pickle and try, say RETURNED, send, flush; give the exit code."""
+        packed = outcome.pack(kind, value, self._main_names, facts)
+        self._exit_if_forked()
+        peak = 0 if self._baseline is None else rlimits.peak(self._baseline)
+        self._tell("returned", at=time.monotonic(), peak=peak, size=packed.size, **packed.facts)
+        if self._owns(self._ends.stream, self._inodes[1]):
+            with contextlib.suppress(ConnectionError):  # the caller has gone: nobody to tell
+                FrameWriter(packed.segments).write(self._ends.stream)
+        self._finish()
+        return int(packed.facts.get("exit_code", 0 if kind == "value" else 1))
+
+    def _tell(self, kind: str, descriptor: int | None = None, **fields: Any) -> None:
+        """Say something to the supervisor, and hand over `descriptor`."""
+        if self._owns(self._ends.line, self._inodes[0]):
+            given = () if descriptor is None else (descriptor,)
+            with contextlib.suppress(ConnectionError):  # it has gone: so shall we, in a moment
+                messages.send(self._ends.line, kind, given, **fields)
+        if descriptor is not None:
+            os.close(descriptor)
+
+    def _owns(self, end: socket.socket, inode: int) -> bool:
+        """Whether a descriptor is still what it was: the function may have closed and reused it."""
+        try:
+            return os.fstat(end.fileno()).st_ino == inode
+        except OSError:
+            return False
+
+    def _exit_if_forked(self) -> None:
+        """A fork made by the user's code that comes out of it too: only the first process counts."""
+        if os.getpid() != self._pid:
+            os._exit(0)
+
+    def _finish(self) -> None:
+        """Flush, and let multiprocessing clean up, for a bounded time: then SIGALRM ends it."""
+        signal.signal(signal.SIGALRM, signal.SIG_DFL)
+        signal.setitimer(signal.ITIMER_REAL, EXIT_TIME)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGALRM})
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(Exception):  # closed, or replaced by the function
+                stream.flush()
+        util = sys.modules.get("multiprocessing.util")
+        if util is not None:
+            with contextlib.suppress(Exception):
+                util._exit_function()  # noqa: SLF001  (what a multiprocessing child runs at its end)

@@ -1,0 +1,156 @@
+"""What the caller had around it when it submitted a call, and how the task takes it on.
+
+At the submit: current directory, environment, `sys.path`. At the dispatch: umask, soft rlimits,
+CPU affinity, nice value. An unchanged snapshot is shared between calls, pickled once.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing.process
+import os
+import pickle
+import resource
+import sys
+import time
+import types
+from typing import Any, NamedTuple
+
+from pynisher_exec.kernel import proc
+
+__all__ = ["Momentary", "Surroundings", "momentary", "put_on", "put_on_momentary", "snapshot"]
+
+_RLIMITS = sorted(
+    {number for name, number in vars(resource).items() if name.startswith("RLIMIT_")}
+)
+
+
+class Surroundings(NamedTuple):
+    """What a submit captures. `directory` is None where the caller's had been deleted."""
+
+    directory: str | None
+    environment: dict[bytes, bytes]
+    path: list[str]
+    pickled: bytes
+
+
+class Momentary(NamedTuple):
+    """What a dispatch captures; plain lists, since it travels as JSON."""
+
+    umask: int
+    soft_limits: list[tuple[int, int]]
+    affinity: list[int]
+    nice: int
+
+
+_latest: Surroundings | None = None
+
+
+def snapshot() -> Surroundings:
+    """Capture directory, environment and `sys.path`; the last snapshot again where nothing changed."""
+    global _latest  # noqa: PLW0603  (a cache of one: replaced whole, so threads cannot see half of it)
+    try:
+        directory = os.getcwd()
+    except FileNotFoundError:
+        directory = None
+    latest, environment, path = _latest, _environment(), sys.path
+    if (
+        latest is not None
+        and latest.directory == directory
+        and latest.path == path
+        and latest.environment == environment
+    ):
+        return latest
+    environment, path = dict(environment), list(path)
+    pickled = pickle.dumps((directory, environment, path), protocol=5)
+    _latest = Surroundings(directory, environment, path, pickled)
+    return _latest
+
+
+def _environment() -> dict[bytes, bytes]:
+    """The environment as bytes: `os.environ`'s own dict, since its public face decodes each item."""
+    data: dict[bytes, bytes] = os.environ._data  # type: ignore[attr-defined]  # noqa: SLF001
+    return data
+
+
+def momentary() -> Momentary:
+    """Capture what may change between the submit and the dispatch."""
+    return Momentary(
+        umask=proc.umask(),
+        soft_limits=[(kind, resource.getrlimit(kind)[0]) for kind in _RLIMITS],
+        affinity=sorted(os.sched_getaffinity(0)),
+        nice=os.getpriority(os.PRIO_PROCESS, 0),
+    )
+
+
+def put_on(pickled: bytes | bytearray) -> None:
+    """Take on directory, environment, time zone and `sys.path`.
+
+    Raises FileNotFoundError or another OSError when the directory is not there for this process.
+    """
+    directory, environment, path = pickle.loads(pickled)  # from the caller: builtins only
+    if environment != _environment():
+        os.environb.clear()
+        os.environb.update(environment)
+        time.tzset()
+    sys.path[:] = path
+    if directory is None:
+        msg = "the caller's current directory had been deleted when the call was submitted"
+        raise FileNotFoundError(msg)
+    os.chdir(directory)
+
+
+def put_on_momentary(values: Momentary) -> None:
+    """Take on umask, soft rlimits, affinity and nice value as far as this process may."""
+    os.umask(values.umask)
+    for kind, soft in values.soft_limits:
+        own_soft, hard = resource.getrlimit(kind)
+        if soft != own_soft:
+            with contextlib.suppress(OSError, ValueError):  # a hard limit below it stands
+                resource.setrlimit(kind, (soft, hard))
+    if set(values.affinity) != os.sched_getaffinity(0):
+        with contextlib.suppress(OSError):  # a CPU that went offline
+            os.sched_setaffinity(0, values.affinity)
+    if values.nice != os.getpriority(os.PRIO_PROCESS, 0):
+        with contextlib.suppress(OSError):  # lowering needs CAP_SYS_NICE
+            os.setpriority(os.PRIO_PROCESS, 0, values.nice)
+
+
+def become_fresh_process(*, keep_main: bool) -> None:
+    """Make multiprocessing, `__main__` and numpy's generator those of a process just started.
+
+    `keep_main`: this process has been forked from the caller, whose `__main__` the call refers to.
+    """
+    _reset_multiprocessing()
+    if not keep_main:
+        sys.modules["__main__"] = types.ModuleType("__main__")
+    random = sys.modules.get("numpy.random")
+    if random is not None:
+        random.seed()  # its global generator would draw the same numbers in every fork
+
+
+def _reset_multiprocessing() -> None:
+    """A task is no daemonic child of anybody's: it may start processes, and cleans up after itself.
+
+    The authentication key is kept, so that proxies of the caller's managers work here. The
+    resource trackers are forgotten, not inherited: the task's own are part of its tree.
+    """
+    process: Any = multiprocessing.process
+    key = bytes(process.current_process().authkey)
+    process._current_process = process._MainProcess()  # noqa: SLF001
+    process._current_process.authkey = key  # noqa: SLF001
+    process._parent_process = None  # noqa: SLF001
+    process._children = set()  # noqa: SLF001
+    util = sys.modules.get("multiprocessing.util")
+    if util is not None:
+        util._finalizer_registry.clear()  # noqa: SLF001
+    for name in ("multiprocessing.resource_tracker", "loky.backend.resource_tracker"):
+        module = sys.modules.get(name)
+        if module is not None:
+            module._resource_tracker._fd = None  # noqa: SLF001
+            module._resource_tracker._pid = None  # noqa: SLF001
+
+
+def adopt_main_names(names: dict[str, Any]) -> None:
+    """Make what travelled from the caller's `__main__` findable by name in this task's."""
+    vars(sys.modules["__main__"]).update(names)

@@ -1,0 +1,144 @@
+"""What this machine lets us do, found out by doing it, each once, in a throw-away process.
+
+    @requires("seccomp")
+    def test_fifth_fork_is_refused(): ...
+
+A probe that breaks for another reason than the machine's refusal counts as present: the tests then
+run and fail where everybody sees it, where skipping would hide a broken module.
+"""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from functools import cache
+from typing import NamedTuple
+
+import pytest
+
+__all__ = ["NAMES", "available", "describe", "missing_from", "requires", "skip_reason"]
+
+_MISSING = 77
+"""Exit code of a probe whose mechanism is absent; its last line says why."""
+
+_HEAD = """
+import os, sys
+sys.path[:] = {path!r}
+def absent(why):
+    print(why, flush=True)
+    os._exit({code})
+def probe():
+{body}
+try:
+    probe()
+except (OSError, NotImplementedError, ModuleNotFoundError) as error:
+    if isinstance(error, ModuleNotFoundError) and (error.name or "").startswith("pynisher_exec"):
+        raise
+    absent(f"{{type(error).__name__}}: {{error}}")
+os._exit(0)
+"""
+
+_CGROUP = """
+    lines = open("/proc/self/mountinfo").read().splitlines()
+    mounts = [line.split()[4] for line in lines if " - cgroup2 " in line]
+    own = [line[3:] for line in open("/proc/self/cgroup").read().split("\\n") if line[:3] == "0::"]
+    if not mounts or not own:
+        absent("no cgroup v2 is mounted")
+    parent = mounts[0] + own[0]
+    child = os.path.join(parent, f"pynisher_exec-probe-{os.getpid()}")
+    os.mkdir(child)
+    try:
+        controllers = open(os.path.join(child, "cgroup.controllers")).read().split()
+    finally:
+        os.rmdir(child)
+"""
+
+_PROBES = {
+    "root": """
+    if os.getuid() != 0:
+        absent(f"uid {os.getuid()}")
+""",
+    "seccomp": """
+    from pynisher_exec.kernel import prctl, seccomp
+    prctl.set_no_new_privs()
+    os.close(seccomp.install_gate())
+""",
+    "perf": """
+    from pynisher_exec.kernel import perf
+    os.close(perf.open_task_clock(os.getpid()))
+""",
+    "landlock": """
+    from pynisher_exec.kernel import landlock
+    if landlock.abi() < 6:
+        absent(f"landlock ABI {landlock.abi()}, signals need 6")
+""",
+    "cgroup": _CGROUP,
+    "cgroup_controllers": _CGROUP
+    + """
+    if not {"memory", "pids"} <= set(controllers):
+        absent(f"controllers of a cgroup made here: {controllers}")
+""",
+    "numpy": """
+    import numpy
+""",
+    "sklearn": """
+    import sklearn
+""",
+}
+
+NAMES = tuple(_PROBES)
+
+
+class _Finding(NamedTuple):
+    present: bool
+    why: str
+    """Why it is absent; or, for a probe that broke, how; empty when all is well."""
+
+
+@cache
+def _find(name: str) -> _Finding:
+    code = _HEAD.format(path=sys.path, code=_MISSING, body=_PROBES[name])
+    try:
+        done = subprocess.run(
+            [sys.executable, "-c", code],
+            capture_output=True,
+            check=False,
+            stdin=subprocess.DEVNULL,
+            text=True,
+            timeout=60,
+        )
+    except subprocess.TimeoutExpired:
+        return _Finding(present=True, why="probe hung")
+    if done.returncode in (0, _MISSING):
+        return _Finding(done.returncode == 0, done.stdout.strip())
+    last = done.stderr.strip().rpartition("\n")[2]
+    return _Finding(present=True, why=f"probe broke, exit code {done.returncode}: {last}")
+
+
+def available(name: str) -> bool:
+    """Whether the machine has it, for a test that goes two ways."""
+    return _find(name).present
+
+
+def describe(name: str) -> str:
+    """One entry of the list at the head of a test run."""
+    present, why = _find(name)
+    return f"{'' if present else 'no '}{name}" + (f" ({why})" if why else "")
+
+
+def skip_reason(name: str) -> str:
+    """What a skipped test shows; `missing_from` reads it back."""
+    return f"needs {name}: {_find(name).why}"
+
+
+def missing_from(reason: str) -> str | None:
+    """Return the capability that a skip reason names, if it is one of ours."""
+    match = re.search(r"\bneeds (\w+): ", reason)
+    return match[1] if match and match[1] in _PROBES else None
+
+
+def requires(*names: str) -> pytest.MarkDecorator:
+    """Mark a test that is skipped, with the reason shown, where a capability is absent."""
+    missing = [name for name in names if not available(name)]
+    return pytest.mark.skipif(bool(missing), reason=skip_reason(missing[0]) if missing else "")

@@ -1,0 +1,126 @@
+"""The check that runs after every test is itself held to what it promises, in pytest runs apart."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+import pynisher_exec
+
+pytest_plugins = ["pytester"]
+
+LEAKS = {
+    "child": """
+import subprocess
+kept = []
+def test_leaks():
+    kept.append(subprocess.Popen(["sleep", "61"]))
+""",
+    "zombie": """
+import os, subprocess
+kept = []
+def test_leaks():
+    kept.append(subprocess.Popen(["true"]))
+    os.waitid(os.P_PID, kept[0].pid, os.WEXITED | os.WNOWAIT)
+""",
+    "orphan": """
+import subprocess
+def test_leaks():
+    subprocess.run(["sh", "-c", "setsid sleep 62 & true"], check=True)
+""",
+    "descriptor": """
+import os
+def test_leaks():
+    os.pipe()
+""",
+    "thread": """
+import threading
+def test_leaks():
+    threading.Thread(target=threading.Event().wait, name="forgotten", daemon=True).start()
+""",
+}
+
+SHOWN = {
+    "child": "*process * (state S, child of *): sleep 61",
+    "zombie": "*process * (state Z, child of *): true",
+    "orphan": "*process * (state S, child of *): sleep 62",
+    "descriptor": "*descriptor *: pipe:*",
+    "thread": "*thread forgotten",
+}
+
+AFTERWARDS = """
+import pytest
+
+@pytest.fixture(scope="session")
+def patience():
+    return 0.2
+
+def test_after_it():
+    pass
+"""
+
+CLEAN = """
+import subprocess, tempfile, threading
+
+def test_clean():
+    subprocess.run(["true"], check=True)
+    thread = threading.Thread(target=print)
+    thread.start()
+    thread.join()
+    with tempfile.TemporaryFile():
+        pass
+
+def test_late():
+    child = subprocess.Popen(["sleep", "0.3"])
+    threading.Thread(target=child.wait).start()
+
+def test_helpers_of_the_interpreter():
+    import multiprocessing, loky.backend.resource_tracker
+    from multiprocessing import resource_tracker
+    resource_tracker.ensure_running()
+    loky.backend.resource_tracker.ensure_running()
+    process = multiprocessing.get_context("forkserver").Process(target=print)
+    process.start()
+    process.join()
+    process.close()
+"""
+
+
+def run(
+    pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch, text: str, *options: str
+) -> pytest.RunResult:
+    """Run these tests under the conftest of this folder, which is loaded as a plugin."""
+    folders = (Path(__file__).parent, Path(pynisher_exec.__file__).parents[1])
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(map(str, folders)))
+    pytester.makepyfile(test_inner=text)
+    return pytester.runpytest_subprocess("-p", "conftest", *options, timeout=50)
+
+
+@pytest.mark.parametrize("kind", LEAKS)
+def test_names_what_is_left_over(
+    pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    """A test that leaves something behind fails, it is named, and the next test starts clean."""
+    result = run(pytester, monkeypatch, LEAKS[kind] + AFTERWARDS, "-q")
+    result.assert_outcomes(passed=2, errors=1)
+    result.stdout.fnmatch_lines(["*ERROR at teardown of test_leaks*", "left over:", SHOWN[kind]])
+
+
+def test_passes_what_is_clean(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was tidied up, goes by itself in time or belongs to the interpreter fails nothing."""
+    run(pytester, monkeypatch, CLEAN, "-q").assert_outcomes(passed=3)
+
+
+def test_prints_what_is_tested(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run names the package it tests, and counts the tests that a capability was missing for."""
+    text = """
+import capabilities, pytest
+@pytest.mark.skipif(True, reason="needs perf: EPERM")
+def test_one(): pass
+"""
+    result = run(pytester, monkeypatch, text)
+    result.stdout.fnmatch_lines(
+        [f"tested: {pynisher_exec.__file__}", "1 skipped: this machine has no perf"]
+    )
