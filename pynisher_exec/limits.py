@@ -40,7 +40,9 @@ class Unset:
 UNSET = Unset()
 
 
-def _refuse(name: str, value: object, accepted: str, error: type[Exception] = ValueError) -> NoReturn:
+def _refuse(
+    name: str, value: object, accepted: str, error: type[Exception] = ValueError
+) -> NoReturn:
     msg = f"{name}={value!r} is not a valid limit: {accepted} is accepted"
     raise error(msg)
 
@@ -180,7 +182,9 @@ class Limits:
         if self.memory is None or self.address_space is not None:
             return
         if self.memory < MINIMUM_MEMORY:
-            msg = f"memory={self.memory} bytes is below 1 MiB, what a Python process needs to report"
+            msg = (
+                f"memory={self.memory} bytes is below 1 MiB, what a Python process needs to report"
+            )
             raise ValueError(msg)
 
     def _check_grace_period(self) -> None:

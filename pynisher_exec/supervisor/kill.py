@@ -100,7 +100,9 @@ def _send(pid: int, signum: int) -> None:
     """Signal a process if, held by a pidfd, it still descends from this one."""
     try:
         descriptor = pidfd.open_pidfd(pid)
-    except OSError:  # it has gone, or no descriptor is free: a child of ours can be named by its pid
+    except (
+        OSError
+    ):  # it has gone, or no descriptor is free: a child of ours can be named by its pid
         if _is_own_child(pid):
             with contextlib.suppress(OSError):
                 os.kill(pid, signum)

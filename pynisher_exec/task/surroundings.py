@@ -20,9 +20,7 @@ from pynisher_exec.kernel import proc
 
 __all__ = ["Momentary", "Surroundings", "momentary", "put_on", "put_on_momentary", "snapshot"]
 
-_RLIMITS = sorted(
-    {number for name, number in vars(resource).items() if name.startswith("RLIMIT_")}
-)
+_RLIMITS = sorted({number for name, number in vars(resource).items() if name.startswith("RLIMIT_")})
 
 
 class Surroundings(NamedTuple):

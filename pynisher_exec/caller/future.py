@@ -1,0 +1,96 @@
+"""The future of one task: the stdlib's, with a report, and a cancel that ends a running task.
+
+`concurrent.futures.Future` has one state between PENDING and done, RUNNING, and refuses to cancel
+it. Here `cancel` on a running task asks for the kill and answers True; the future becomes
+CANCELLED only when the tree is gone, so whoever waits for it may rely on that.
+"""
+
+from __future__ import annotations
+
+from concurrent.futures import Future
+from concurrent.futures._base import (
+    CANCELLED,
+    CANCELLED_AND_NOTIFIED,
+    FINISHED,
+    RUNNING,
+)
+from typing import TYPE_CHECKING, TypeVar
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from pynisher_exec.report import Report
+
+__all__ = ["LimitedFuture"]
+
+T = TypeVar("T")
+
+
+class LimitedFuture(Future[T]):
+    """What `submit` returns. Everything of `concurrent.futures.Future`, and `report`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._report: Report | None = None
+        self._stop: Callable[[], None] | None = None
+        self._cancel_asked = False
+
+    @property
+    def report(self) -> Report | None:
+        """The whole account of the task once the future is done; None before, and for a task that never started."""
+        return self._report if self.done() else None
+
+    def cancel(self) -> bool:
+        """Cancel the task, and end it where it runs; never blocks.
+
+        True means that the future will be cancelled: at once where it was pending, when the task's
+        last process has gone where it was running. False: it is done.
+        """
+        with self._condition:
+            if self._state != RUNNING or self._stop is None:
+                running = False
+            else:
+                running = self._cancel_asked = True
+        if not running:
+            return super().cancel()
+        if self._stop is not None:
+            self._stop()
+        return True
+
+    # -- for the pool ----------------------------------------------------------------------------
+
+    def begin(self, stop: Callable[[], None]) -> bool:
+        """Take the future as running; False when it has been cancelled before. `stop` ends it."""
+        if self.done() and self._state not in (CANCELLED, CANCELLED_AND_NOTIFIED):
+            return False
+        with self._condition:
+            if self._state == RUNNING:  # its call had to be sent a second time
+                self._stop = stop
+                return True
+        if not self.set_running_or_notify_cancel():
+            return False
+        self._stop = stop
+        return True
+
+    def conclude(self, report: Report, error: BaseException | None, *, cancelled: bool) -> None:
+        """Resolve with a value, an error, or as cancelled; a cancel that was promised wins."""
+        with self._condition:
+            self._report, self._stop = report, None
+            cancelled = cancelled or self._cancel_asked
+            if cancelled:
+                self._state = CANCELLED_AND_NOTIFIED
+            else:
+                if error is None:
+                    self._result = report.result
+                else:
+                    self._exception = error
+                self._state = FINISHED
+            for waiter in self._waiters:
+                if cancelled:
+                    waiter.add_cancelled(self)
+                elif error is None:
+                    waiter.add_result(self)
+                else:
+                    waiter.add_exception(self)
+            self._condition.notify_all()
+        self._invoke_callbacks()  # type: ignore[attr-defined]

@@ -1,0 +1,236 @@
+"""Starting the processes from which slot supervisors are forked.
+
+By default one template serves all slots of an executor: a fresh interpreter, started by loky's
+fork and exec in one C call, safe beside other threads. Nothing of the user's goes on its command
+line or into its environment: `sys.path` and module names travel by an inherited memory file.
+
+With a context, a process started by it becomes the template of one slot and one task. Two habits
+of multiprocessing are passed over there: its check against children of daemonic processes, and
+the import of the caller's `__main__` in the child (tasks get that by value), so that scripts need
+no guard and workers of any engine can start tasks.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import marshal
+import multiprocessing.spawn
+import os
+import signal
+import socket
+import subprocess
+import sys
+import types
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from loky.backend.fork_exec import fork_exec
+
+from pynisher_exec.kernel import pidfd
+from pynisher_exec.protocol import messages
+from pynisher_exec.template import loop
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from multiprocessing.context import BaseContext
+
+    from pynisher_exec.task.run import Call
+
+__all__ = ["Host", "is_fork", "start_in_context", "start_interpreter", "start_template"]
+
+_BOOTSTRAP = (
+    "import sys, marshal\n"
+    "with open(int(sys.argv[1]), 'rb') as file: path, module, args = marshal.load(file)\n"
+    "sys.path[:] = path\n"
+    "__import__(module)\n"
+    "sys.modules[module].serve(*args)\n"
+)
+
+
+@dataclass
+class Host:
+    """A process that forks supervisors: its control line, its pid, and a pidfd to see its end.
+
+    `process` is multiprocessing's object where a context started it, which must live as long.
+    """
+
+    pid: int
+    pidfd: int
+    line: socket.socket
+    process: Any = None
+
+    def kill(self) -> None:
+        """End it at once; its supervisors see the end of their lines by themselves."""
+        with contextlib.suppress(ProcessLookupError):
+            pidfd.send_signal(self.pidfd, signal.SIGKILL)
+
+    @property
+    def ended(self) -> bool:
+        """Whether the process has ended, reaped or not."""
+        return pidfd.exited(self.pidfd)
+
+    def close(self) -> None:
+        """Let go of it: it then ends its supervisors and itself."""
+        self.line.close()
+
+    def reap(self) -> None:
+        """Reap the ended process and close what is held of it."""
+        os.close(self.pidfd)
+        if self.process is not None:
+            with contextlib.suppress(ChildProcessError, OSError):
+                self.process.poll()
+            return
+        with contextlib.suppress(ChildProcessError):  # the user waits for any child, or ignores them
+            os.waitpid(self.pid, 0)
+
+
+def _above_standard(descriptor: int) -> int:
+    """A copy that is none of the standard streams' numbers, which a caller may have closed."""
+    return fcntl.fcntl(descriptor, fcntl.F_DUPFD_CLOEXEC, 3)
+
+
+@contextlib.contextmanager
+def _signals(change: int, signals: Iterable[int]) -> Iterator[None]:
+    before = signal.pthread_sigmask(change, signals)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def start_interpreter(
+    module: str, descriptors: Sequence[int], arguments: Sequence[object], path: Sequence[str]
+) -> int:
+    """Start a fresh interpreter that calls `module.serve(*descriptors, *arguments)`; give its pid.
+
+    It has the caller's interpreter flags, the `sys.path` given, and every signal blocked, so that
+    none can reach it before it has chosen how to take them.
+    """
+    setup = os.memfd_create("pynisher_exec setup", os.MFD_CLOEXEC)
+    passed: list[int] = []
+    try:
+        passed = [_above_standard(descriptor) for descriptor in (setup, *descriptors)]
+        data = marshal.dumps((list(path), module, [*passed[1:], *arguments]))
+        os.write(setup, data)
+        os.lseek(setup, 0, os.SEEK_SET)
+        executable = os.fsdecode(multiprocessing.spawn.get_executable())
+        flags = subprocess._args_from_interpreter_flags()  # type: ignore[attr-defined]  # noqa: SLF001
+        command = [executable, *flags, "-c", _BOOTSTRAP, str(passed[0])]
+        with _signals(signal.SIG_BLOCK, signal.valid_signals()):
+            pid: int = fork_exec(command, passed)
+            return pid
+    finally:
+        for descriptor in (setup, *passed):
+            os.close(descriptor)
+
+
+def start_template(modules: Sequence[str], path: Sequence[str], caller: int) -> Host:
+    """Start the template of an executor. `caller` is a pidfd of this process. OSError if it cannot."""
+    line, far_end = messages.pair()
+    try:
+        pid = start_interpreter(
+            loop.__name__, (far_end.fileno(), caller), (list(modules),), list(path)
+        )
+    except BaseException:
+        line.close()
+        raise
+    finally:
+        far_end.close()
+    line.setblocking(False)
+    return Host(pid, pidfd.open_pidfd(pid), line)
+
+
+# Through a context -------------------------------------------------------------------------------
+
+
+def is_fork(context: BaseContext) -> bool:
+    """Whether a context forks this very process, so that calls need no pickling."""
+    return context.get_start_method() == "fork"
+
+
+class _Passed:
+    """A descriptor that travels to the process being started, by its context's own means."""
+
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor: Any = descriptor
+
+    def __reduce__(self) -> tuple[Callable[[Any], _Passed], tuple[Any]]:
+        from multiprocessing.reduction import DupFd  # noqa: PLC0415  (only where one is started)
+
+        return _Passed, (DupFd(self._descriptor),)
+
+    def take(self) -> int:
+        """The number of the descriptor in this process."""
+        if isinstance(self._descriptor, int):
+            return self._descriptor
+        number: int = self._descriptor.detach()
+        return number
+
+
+def _target(control: _Passed, caller: _Passed, inherited: Call | None) -> None:
+    loop.serve_in_context(control.take(), caller.take(), inherited)
+
+
+def start_in_context(context: BaseContext, caller: int, inherited: Call | None) -> Host:
+    """Start the template of one task through a context. Raises what its way of starting raises."""
+    line, far_end = messages.pair()
+    descriptors = [_above_standard(descriptor) for descriptor in (far_end.fileno(), caller)]
+    far_end.close()
+    try:
+        process = context.Process(  # type: ignore[attr-defined]
+            target=_target, args=(*map(_Passed, descriptors), inherited), daemon=False
+        )
+        # A process that is started beside it (forkserver's server) keeps this mask for good.
+        with _signals(signal.SIG_SETMASK, ()):
+            popen = _starter(process)(process)  # past `start`, which refuses daemonic processes
+        # What `start` would have done as well: the arguments must not outlive the start.
+        del process._target, process._args, process._kwargs  # noqa: SLF001
+        host = Host(popen.pid, pidfd.open_pidfd(popen.pid), line, popen)
+    except BaseException:
+        line.close()
+        raise
+    finally:
+        for descriptor in descriptors:
+            os.close(descriptor)
+    line.setblocking(False)
+    return host
+
+
+def _starter(process: Any) -> Callable[[Any], Any]:
+    """What starts this process without the caller's `__main__` in it."""
+    if hasattr(process, "init_main_module"):  # loky's
+        process.init_main_module = False
+    method = process._start_method  # noqa: SLF001
+    if method == "spawn":
+        from multiprocessing import popen_spawn_posix as module  # noqa: PLC0415
+    elif method == "forkserver":
+        from multiprocessing import forkserver  # noqa: PLC0415
+        from multiprocessing import popen_forkserver as module  # type: ignore[no-redef]  # noqa: PLC0415
+
+        server = forkserver._forkserver  # type: ignore[attr-defined]  # noqa: SLF001
+        _rebound(type(server).ensure_running)(server)  # else it would import the main by itself
+    else:
+        starter: Callable[[Any], Any] = process._Popen  # noqa: SLF001
+        return starter
+    launch = _rebound(module.Popen._launch)  # type: ignore[attr-defined]  # noqa: SLF001
+    return type("Popen", (module.Popen,), {"_launch": launch})
+
+
+class _SpawnWithoutMain:
+    """multiprocessing's `spawn` module, but its preparation data leaves out the caller's main."""
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(multiprocessing.spawn, name)
+
+    def get_preparation_data(self, name: str) -> dict[str, Any]:
+        data: dict[str, Any] = multiprocessing.spawn.get_preparation_data(name)
+        return {key: value for key, value in data.items() if not key.startswith("init_main")}
+
+
+def _rebound(function: Any) -> Any:
+    """The same function, with `spawn` meaning the one above: nothing is patched for others."""
+    scope = {**function.__globals__, "spawn": _SpawnWithoutMain()}
+    return types.FunctionType(
+        function.__code__, scope, function.__name__, function.__defaults__, function.__closure__
+    )

@@ -1,0 +1,16 @@
+"""How the tasks of a slot are started; what of it travels is plain values."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+__all__ = ["SlotOptions"]
+
+
+@dataclass(frozen=True)
+class SlotOptions:
+    """`single`: the slot serves one task and ends. `kill_timeout` is in seconds."""
+
+    no_new_privs: bool = True
+    kill_timeout: float = 10.0
+    single: bool = False

@@ -1,0 +1,210 @@
+"""The life of a template: import, fork a supervisor for each slot asked for, clean up after them.
+
+From the caller: FORK(slot, options) with the supervisor's end of that slot's line. To the caller:
+FAILED when it cannot serve at all, GONE(slot, survivors) when a supervisor has ended and nothing
+of its task is left. When the caller dies or lets go, so does the template, after its supervisors.
+
+It is a child subreaper: when a supervisor dies before its task does (the task may kill it), the
+kernel hands the orphans to the template, which ends what it adopts.
+
+A process started through a multiprocessing context is such a template too, for one slot and one
+task: the caller then has one way to talk to all of them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import signal
+import socket
+import sys
+import time
+import traceback
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from pynisher_exec.kernel import pidfd, prctl
+from pynisher_exec.protocol import messages
+from pynisher_exec.supervisor import kill, loop
+from pynisher_exec.supervisor.options import SlotOptions
+from pynisher_exec.template import preload
+
+if TYPE_CHECKING:
+    from pynisher_exec.task.run import Call
+
+__all__ = ["serve", "serve_in_context"]
+
+GRACE_AT_END = 2.0
+"""Seconds beyond `kill_timeout` for supervisors to end their trees, once the caller has gone."""
+
+
+def serve(control: int, caller: int, modules: list[str]) -> NoReturn:
+    """Be the template of an executor; the interpreter has been started for nothing else."""
+    _begin(keep_streams=False)
+    line = socket.socket(fileno=control)
+    try:
+        preload.import_ahead(modules)
+        preload.settle()
+    except BaseException as error:  # noqa: BLE001  (an import may raise anything, SystemExit too)
+        _send(line, "failed", message=_last_line(error), traceback=traceback.format_exc()[-8000:])
+        os._exit(1)
+    _run(_Template(line, caller))
+
+
+def serve_in_context(control: int, caller: int, inherited: Call | None) -> NoReturn:
+    """Be the template of one slot with one task, in a process that a context has started.
+
+    `inherited` is the call where this process was forked from the caller's.
+    """
+    with contextlib.suppress(
+        BaseException
+    ):  # never back into the caller's code, which a fork holds
+        _begin(keep_streams=True)
+        _run(_Template(socket.socket(fileno=control), caller, single=True, inherited=inherited))
+    os._exit(1)
+
+
+def _begin(*, keep_streams: bool) -> None:
+    """Leave the terminal's job, take signals as a fresh process does, adopt orphans from now on."""
+    with contextlib.suppress(PermissionError):  # a process that a context has made a leader already
+        os.setsid()
+    prctl.become_subreaper()
+    with contextlib.suppress(ValueError):
+        signal.set_wakeup_fd(-1)
+    for number in signal.valid_signals():
+        with contextlib.suppress(OSError, ValueError):  # SIGKILL, SIGSTOP, the C library's own
+            signal.signal(number, signal.SIG_DFL)
+    for number in (signal.SIGINT, signal.SIGPIPE):
+        signal.signal(number, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_SETMASK, {signal.SIGCHLD})
+    if not keep_streams:
+        _close_streams()
+        prctl.set_name("limited-template")
+
+
+def _close_streams() -> None:
+    """Standard input and output lead nowhere here; errors of the interpreter stay visible."""
+    null = os.open(os.devnull, os.O_RDWR)
+    os.dup2(null, 0)
+    os.dup2(null, 1)
+    try:
+        os.fstat(2)
+    except OSError:
+        os.dup2(null, 2)
+    if null > 2:  # noqa: PLR2004  (the standard streams)
+        os.close(null)
+
+
+def _run(template: _Template) -> NoReturn:
+    try:
+        template.serve()
+    except BaseException:  # noqa: BLE001  (say it where somebody may read it, then go)
+        with contextlib.suppress(BaseException):
+            sys.excepthook(*sys.exc_info())
+        os._exit(1)
+    os._exit(0)
+
+
+def _send(line: socket.socket, kind: str, **fields: Any) -> None:
+    with contextlib.suppress(OSError):  # the caller has gone, and will be missed in the next round
+        messages.send(line, kind, **fields)
+
+
+def _last_line(error: BaseException) -> str:
+    return traceback.format_exception_only(type(error), error)[-1].strip()[:500]
+
+
+class _Template:
+    """The supervisors by pid, each with its slot's number and a pidfd."""
+
+    def __init__(
+        self,
+        line: socket.socket,
+        caller: int,
+        *,
+        single: bool = False,
+        inherited: Call | None = None,
+    ) -> None:
+        self._line = line
+        self._caller = caller
+        self._single = single
+        self._inherited = inherited
+        self._supervisors: dict[int, tuple[int, int]] = {}
+        self._patience = 0.0
+        self._poll = select.poll()
+        self._poll.register(line.fileno(), select.POLLIN)
+        self._poll.register(caller, select.POLLIN)
+
+    def serve(self) -> None:
+        """Serve until the caller goes, or the one slot has."""
+        served = False
+        while not (self._single and served and not self._supervisors):
+            ready = {descriptor for descriptor, _ in self._poll.poll()}
+            if self._caller in ready:
+                break
+            if self._line.fileno() in ready:
+                message = messages.receive(self._line)
+                if message is None:
+                    break
+                if message.kind == "fork" and message.descriptors:
+                    self._fork(message)
+                    served = True
+                else:
+                    message.close()
+            if any(pidfd.exited(descriptor) for _, descriptor in self._supervisors.values()):
+                self._clean_up()
+        self._end()
+
+    def _fork(self, message: messages.Message) -> None:
+        """Fork the supervisor of a slot."""
+        slot = int(message.fields["slot"])
+        options = SlotOptions(**message.fields["options"], single=self._single)
+        self._patience = max(self._patience, options.kill_timeout)
+        try:
+            pid = os.fork()
+        except OSError as error:
+            message.close()
+            _send(self._line, "gone", slot=slot, survivors=[], error=f"fork: {error.strerror}")
+            return
+        if pid == 0:
+            self._become_supervisor(message.descriptors[0], options)
+        message.close()
+        descriptor = pidfd.open_pidfd(pid)
+        self._supervisors[pid] = slot, descriptor
+        self._poll.register(descriptor, select.POLLIN)
+
+    def _become_supervisor(self, control: int, options: SlotOptions) -> NoReturn:
+        code = 1
+        try:
+            self._line.close()
+            for _, descriptor in self._supervisors.values():
+                os.close(descriptor)
+            loop.serve(socket.socket(fileno=control), self._caller, options, self._inherited)
+            code = 0
+        except BaseException:  # noqa: BLE001  (a supervisor must never fall back into this loop)
+            with contextlib.suppress(BaseException):
+                sys.excepthook(*sys.exc_info())
+        finally:
+            os._exit(code)
+
+    def _clean_up(self) -> None:
+        """Supervisors have died: whatever else is a child now was theirs, so end it."""
+        dead: list[int] = []
+
+        def note(pid: int, _status: int) -> None:
+            if pid in self._supervisors:
+                dead.append(pid)
+
+        survivors = kill.end_tree(note, self._patience, self._supervisors.keys())
+        for pid in dead:
+            slot, descriptor = self._supervisors.pop(pid)
+            self._poll.unregister(descriptor)
+            os.close(descriptor)
+            _send(self._line, "gone", slot=slot, survivors=survivors[:100])
+
+    def _end(self) -> None:
+        """Supervisors see the same signs and end their trees: wait, then end what is still there."""
+        deadline = time.monotonic() + self._patience + GRACE_AT_END
+        while not kill.reap(lambda _pid, _status: None) and time.monotonic() < deadline:
+            signal.sigtimedwait({signal.SIGCHLD}, max(0.0, deadline - time.monotonic()))
+        kill.end_tree(lambda _pid, _status: None, self._patience)
