@@ -16,10 +16,10 @@ from concurrent.futures._base import (
 )
 from typing import TYPE_CHECKING, TypeVar
 
+from pynisher_exec.report import Report, Status
+
 if TYPE_CHECKING:
     from collections.abc import Callable
-
-    from pynisher_exec.report import Report
 
 __all__ = ["LimitedFuture"]
 
@@ -56,6 +56,18 @@ class LimitedFuture(Future[T]):
         if self._stop is not None:
             self._stop()
         return True
+
+    def wait_for_report(self) -> Report:
+        """Wait until the task has ended, whatever way, and give its report."""
+        with self._condition:
+            while self._state not in (CANCELLED, CANCELLED_AND_NOTIFIED, FINISHED):
+                self._condition.wait()
+            if self._report is not None:
+                return self._report
+            error = self._exception
+        if error is not None:  # refused before it came to a task
+            return Report(Status.EXCEPTION, exception=error, message=str(error))
+        return Report(Status.CANCELLED, message="cancelled before it began")
 
     # -- for the pool ----------------------------------------------------------------------------
 

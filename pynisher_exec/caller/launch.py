@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, Any
 
 from loky.backend.fork_exec import fork_exec
 
+from pynisher_exec.caller.reactor import private
 from pynisher_exec.kernel import pidfd
 from pynisher_exec.protocol import messages
 from pynisher_exec.template import loop
@@ -59,16 +60,17 @@ class Host:
     pidfd: int
     line: socket.socket
     process: Any = None
+    reaped: bool = False
 
     def kill(self) -> None:
-        """End it at once; its supervisors see the end of their lines by themselves."""
+        """End it at once; its supervisors go on until their own lines end."""
         with contextlib.suppress(ProcessLookupError):
             pidfd.send_signal(self.pidfd, signal.SIGKILL)
 
     @property
     def ended(self) -> bool:
         """Whether the process has ended, reaped or not."""
-        return pidfd.exited(self.pidfd)
+        return self.reaped or pidfd.exited(self.pidfd)
 
     def close(self) -> None:
         """Let go of it: it then ends its supervisors and itself."""
@@ -76,6 +78,7 @@ class Host:
 
     def reap(self) -> None:
         """Reap the ended process and close what is held of it."""
+        self.reaped = True
         os.close(self.pidfd)
         if self.process is not None:
             with contextlib.suppress(ChildProcessError, OSError):
@@ -128,6 +131,7 @@ def start_interpreter(
 def start_template(modules: Sequence[str], path: Sequence[str], caller: int) -> Host:
     """Start the template of an executor. `caller` is a pidfd of this process. OSError if it cannot."""
     line, far_end = messages.pair()
+    private(line)
     try:
         pid = start_interpreter(
             loop.__name__, (far_end.fileno(), caller), (list(modules),), list(path)
@@ -175,6 +179,7 @@ def _target(control: _Passed, caller: _Passed, inherited: Call | None) -> None:
 def start_in_context(context: BaseContext, caller: int, inherited: Call | None) -> Host:
     """Start the template of one task through a context. Raises what its way of starting raises."""
     line, far_end = messages.pair()
+    private(line)  # before a context forks this process: the fork must not keep it open
     descriptors = [_above_standard(descriptor) for descriptor in (far_end.fileno(), caller)]
     far_end.close()
     try:

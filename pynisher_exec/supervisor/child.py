@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
+import sys
 from typing import TYPE_CHECKING
 
 from pynisher_exec.kernel import pidfd
@@ -40,6 +42,8 @@ class Child:
                 keep_main = inherited is not None
                 run.prepare(no_new_privs=options.no_new_privs, keep_main=keep_main)
             except BaseException:  # noqa: BLE001  (the fork must not go on as a second supervisor)
+                with contextlib.suppress(BaseException):
+                    sys.excepthook(*sys.exc_info())
                 os._exit(1)
             run.main(run.Endpoints(line, stream, out_write, err_write, inherited))
         for end in (line, stream):

@@ -115,5 +115,9 @@ class _Slot:
     def _send_unstarted(self, generation: int) -> None:
         """That START was for a child that had died: its call has not run, and can run elsewhere."""
         messages.send(
-            self._control, "ended", stage="waiting", generation=generation, unstarted=True
+            self._control,
+            "ended",
+            generation=generation,
+            next_generation=self._generation,
+            unstarted=True,
         )

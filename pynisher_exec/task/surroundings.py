@@ -127,6 +127,22 @@ def become_fresh_process(*, keep_main: bool) -> None:
         random.seed()  # its global generator would draw the same numbers in every fork
 
 
+class _MainProcess(multiprocessing.process.BaseProcess):
+    """What `multiprocessing.current_process()` is in a process that it did not start.
+
+    multiprocessing has such a class, and deletes it after its one use.
+    """
+
+    def __init__(self, authkey: bytes) -> None:
+        self._identity = ()
+        self._name = "MainProcess"
+        self._parent_pid = None
+        self._popen = None
+        self._closed = False
+        self._config = {"authkey": multiprocessing.process.AuthenticationString(authkey)}
+        self._config["semprefix"] = "/mp"
+
+
 def _reset_multiprocessing() -> None:
     """A task is no daemonic child of anybody's: it may start processes, and cleans up after itself.
 
@@ -134,9 +150,7 @@ def _reset_multiprocessing() -> None:
     resource trackers are forgotten, not inherited: the task's own are part of its tree.
     """
     process: Any = multiprocessing.process
-    key = bytes(process.current_process().authkey)
-    process._current_process = process._MainProcess()  # noqa: SLF001
-    process._current_process.authkey = key  # noqa: SLF001
+    process._current_process = _MainProcess(process.current_process().authkey)  # noqa: SLF001
     process._parent_process = None  # noqa: SLF001
     process._children = set()  # noqa: SLF001
     util = sys.modules.get("multiprocessing.util")

@@ -1,0 +1,294 @@
+"""What the supervisor told and what arrived from the task, as the future's answer."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from dataclasses import fields as fields_of
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from pynisher_exec import errors
+from pynisher_exec.caller.item import name_of
+from pynisher_exec.protocol import payload
+from pynisher_exec.report import Enforced, Report, Status, signal_name
+from pynisher_exec.verdict import Evidence, Verdict, judge
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from pynisher_exec.caller.item import Item
+
+__all__ = ["Answer", "Ending", "account", "never_started"]
+
+_log = logging.getLogger("pynisher_exec")
+_log.addHandler(logging.NullHandler())
+
+_EVIDENCE = {field.name for field in fields_of(Evidence)} - {"limits", "survivors"}
+_LIMITS = (Status.MEMORY, Status.CPU_TIME, Status.WALL_TIME, Status.PROCESSES)
+
+
+class Ending(NamedTuple):
+    """Everything that is known of a task's end: what the supervisor told (empty where it was lost),
+    the outcome's segments or why there are none, and the captured output."""
+
+    told: dict[str, Any]
+    outcome: Sequence[bytes | bytearray] | None = None
+    trouble: str = ""
+    output: tuple[str, str] | None = None
+
+
+class Answer(NamedTuple):
+    """What a future is resolved with."""
+
+    report: Report
+    error: BaseException | None
+    cancelled: bool
+
+
+def account(item: Item, ending: Ending) -> Answer:
+    """Judge, load the outcome, and make report and exception; logs each limit that was hit."""
+    told = ending.told
+    if item.cancelled:
+        told = {**told, "killed": "cancelled"}
+    evidence = _evidence(item, told)
+    verdict = judge(evidence, delivered=ending.outcome is not None)
+    if not ending.told:
+        verdict = Verdict(Status.SUPERVISOR_LOST)
+    made = _Made(evidence, verdict, ending)
+    try:
+        made.open()
+    except Exception as error:  # noqa: BLE001  (what a task sends may be anything, forged too)
+        made.refuse(error)
+    report = made.report()
+    error = made.error
+    if isinstance(error, errors.TaskError) and error.report is None:
+        error.report = report
+    if report.limit_reached is not None:
+        _log_limit(item, report)
+    return Answer(report, error, verdict.status is Status.CANCELLED)
+
+
+def never_started(message: str, cause: BaseException | None, status: Status) -> Answer:
+    """The answer for a call that could not be sent to any task."""
+    error: BaseException
+    if status is Status.STARTUP:
+        error = errors.PynisherError(message)
+        error.__cause__ = cause
+    else:
+        error = cause if cause is not None else errors.AnythingException(message)
+    report = Report(status, exception=error, message=message)
+    if isinstance(error, errors.TaskError):
+        error.report = report
+    return Answer(report, error, cancelled=False)
+
+
+def _evidence(item: Item, told: dict[str, Any]) -> Evidence:
+    mechanisms = told.get("mechanisms", {})
+    limits = {
+        name: Enforced(value, mechanisms.get(name, "not reached"))
+        for name, value in item.limits.as_message().items()
+        if name != "address_space"
+    }
+    known = {name: value for name, value in told.items() if name in _EVIDENCE}
+    return Evidence(
+        **{"stage": "waiting", **known},
+        survivors=tuple(told.get("survivors", ())),
+        limits=limits,
+    )
+
+
+class _Made:
+    """The report and the exception in the making."""
+
+    def __init__(self, evidence: Evidence, verdict: Verdict, ending: Ending) -> None:
+        self._evidence = evidence
+        self._verdict = verdict
+        self._ending = ending
+        self._status = verdict.status
+        self._facts: dict[str, Any] = dict(evidence.returned or {})
+        self._value: Any = None
+        self.error: BaseException | None = None
+
+    def open(self) -> None:
+        """Take what the outcome holds, and find the exception that goes with the status."""
+        sent: Any = None
+        outcome = self._ending.outcome
+        if outcome and self._status is not Status.CANCELLED:
+            self._facts = {**json.loads(bytes(outcome[0])), **self._facts}
+            if len(outcome) > 1:
+                sent = payload.load_outcome(outcome[1:])
+        if self._status is Status.OK:
+            self._value = sent
+        elif self._facts.get("outcome") in ("exception", "os_error") and self._status in (
+            Status.EXCEPTION,
+            Status.OS_ERROR,
+        ):
+            self._take_exception(sent)
+        else:
+            self.error = self._own_exception()
+            if self._status is Status.STARTUP and isinstance(sent, BaseException):
+                self.error.__cause__ = sent
+                sent.__cause__ = self._remote_traceback()
+
+    def _take_exception(self, sent: Any) -> None:
+        if not isinstance(sent, BaseException):
+            msg = "what the task sent as its exception is none"
+            raise TypeError(msg)
+        sent.__cause__ = self._remote_traceback()
+        self.error = sent
+
+    def refuse(self, problem: BaseException) -> None:
+        """The outcome arrived and could not be loaded here."""
+        self._status, self._value = Status.EXCEPTION, None
+        reason = f"{type(problem).__name__}: {problem}"[:500]
+        self.error = errors.UnpicklableError(f"the outcome cannot be loaded: {reason}")
+        self.error.__cause__ = problem
+
+    def _remote_traceback(self) -> errors.RemoteTraceback | None:
+        text = self._facts.get("traceback")
+        return errors.RemoteTraceback(text) if isinstance(text, str) else None
+
+    def _own_exception(self) -> errors.TaskError:
+        """One of the seven names, with a sentence."""
+        errno = self._os_errno()
+        if self._facts.get("outcome") == "unpicklable":
+            error: errors.TaskError = errors.UnpicklableError(str(self._facts.get("message")))
+        else:
+            status = Report(self._status, signal=self._verdict.signal).exit_status
+            assert not isinstance(status, int)  # noqa: S101  (only OK has 0)
+            error = status(_sentence(self._status, self._evidence, self._verdict, self._facts))
+            error.args = (error.args[0] + self._details(),)
+        error.os_errno = errno
+        error.__cause__ = self._remote_traceback()
+        return error
+
+    def _details(self) -> str:
+        told = self._status in (Status.TRANSFER, Status.SUPERVISOR_LOST)
+        trouble = f": {self._ending.trouble}" if self._ending.trouble and told else ""
+        lines = (self._ending.output or ("", ""))[1].strip().splitlines()
+        return trouble + (f"; last line of stderr: {lines[-1][:300]}" if lines else "")
+
+    def _os_errno(self) -> int | None:
+        errno = self._facts.get("os_errno")
+        return errno if isinstance(errno, int) else None
+
+    def report(self) -> Report:
+        """The report, once the exception is known."""
+        evidence, verdict = self._evidence, self._verdict
+        out, err = self._ending.output or (None, None)
+        return Report(
+            status=self._status,
+            result=self._value,
+            exception=self.error,
+            message=_text(self.error),
+            exit_code=verdict.exit_code,
+            signal=verdict.signal,
+            os_errno=self._os_errno(),
+            wall_time=evidence.wall_time,
+            cpu_time=evidence.cpu_time,
+            peak_memory=evidence.peak_memory,
+            peak_processes=evidence.peak_processes,
+            limit_reached=verdict.limit_reached,
+            stdout=out,
+            stderr=err,
+            limits=evidence.limits,
+            started_at=evidence.started_at,
+            pid=evidence.pid,
+        )
+
+
+def _text(error: BaseException | None) -> str:
+    try:
+        return "" if error is None else str(error) or type(error).__name__
+    except Exception:  # noqa: BLE001  (a foreign __str__ may raise anything)
+        return type(error).__name__
+
+
+def _mebibytes(count: float) -> str:
+    return f"{count / (1 << 20):.1f} MiB"
+
+
+def _sentence(
+    status: Status, evidence: Evidence, verdict: Verdict, facts: dict[str, Any]
+) -> str:
+    """Say in one line what happened."""
+    limit = evidence.limits.get(status.value)
+    value = 0.0 if limit is None else limit.value
+    used = evidence.used
+    match status:
+        case Status.MEMORY:
+            held = f"held {_mebibytes(used)}" if used else "an allocation was refused"
+            detail = f" ({evidence.detail})" if evidence.detail and used else ""
+            return f"memory limit of {_mebibytes(value)} passed: {held}{detail}"
+        case Status.CPU_TIME:
+            spent = evidence.cpu_time if used is None else used
+            return f"cpu_time limit of {value:g} s passed: used {spent:.3f} s"
+        case Status.WALL_TIME:
+            return f"wall_time limit of {value:g} s passed after {evidence.wall_time:.3f} s"
+        case Status.PROCESSES:
+            return f"limit of {value:g} subprocesses met: {evidence.refused_forks} forks refused"
+        case Status.STARTUP:
+            return _startup_sentence(evidence, verdict, facts)
+        case Status.EXCEPTION:
+            return (
+                f"the outcome of type {evidence.what} could not be pickled and tried: "
+                f"{_end(evidence, verdict)}"
+            )
+        case _:
+            return _other_sentence(status, evidence, verdict)
+
+
+def _startup_sentence(evidence: Evidence, verdict: Verdict, facts: dict[str, Any]) -> str:
+    if facts.get("outcome") == "startup":
+        lines = str(facts.get("traceback", "")).strip().splitlines()
+        return f"the call could not be loaded in its task: {lines[-1] if lines else 'no reason'}"
+    if evidence.killed == "startup_time":
+        return f"the call was not loaded within startup_time, {evidence.used:.1f} s"
+    return f"the task ended while its call was being loaded: {_end(evidence, verdict)}"
+
+
+def _other_sentence(status: Status, evidence: Evidence, verdict: Verdict) -> str:
+    match status:
+        case Status.SIGNAL if verdict.signal is not None:
+            return f"ended by {signal_name(verdict.signal)}"
+        case Status.EXIT:
+            return f"exited with code {verdict.exit_code} before the function returned"
+        case Status.TRANSFER:
+            return "the outcome could not be delivered"
+        case Status.CANCELLED:
+            return "cancelled while it ran"
+        case Status.SUPERVISOR_LOST:
+            return "the supervisor of this task has gone, killed perhaps by the task"
+        case Status.UNKILLABLE:
+            return f"processes that cannot be killed: {', '.join(map(str, evidence.survivors))}"
+        case _:
+            return status.value
+
+
+def _end(evidence: Evidence, verdict: Verdict) -> str:
+    if evidence.limit_reached:
+        return f"{evidence.limit_reached} limit passed"
+    if verdict.signal is not None:
+        return f"ended by {signal_name(verdict.signal)}"
+    if verdict.exit_code is not None:
+        return f"exited with code {verdict.exit_code}"
+    return "ended"
+
+
+def _log_limit(item: Item, report: Report) -> None:
+    limit = report.limits.get(str(report.limit_reached))
+    _log.info(
+        "limit=%s value=%s status=%s wall_time=%.3f cpu_time=%.3f peak_memory=%d "
+        "peak_processes=%d pid=%s caller=%d function=%s",
+        report.limit_reached,
+        None if limit is None else limit.value,
+        report.status,
+        report.wall_time,
+        report.cpu_time,
+        report.peak_memory,
+        report.peak_processes,
+        report.pid,
+        os.getpid(),
+        name_of(item.call.function),
+    )

@@ -1,0 +1,378 @@
+"""`LimitedProcessExecutor`: the front of a pool, with the stdlib's contract and a few words more."""
+
+from __future__ import annotations
+
+import itertools
+import time
+import weakref
+from collections import deque
+from concurrent.futures import Executor
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from loky import cpu_count
+from loky.backend.context import get_context
+
+from pynisher_exec.caller.future import LimitedFuture
+from pynisher_exec.caller.item import CAPTURE_BOUND, Item, refuse_unfit
+from pynisher_exec.caller.pool import Pool, PoolOptions
+from pynisher_exec.limits import UNSET, Limits, Unset, duration, size
+from pynisher_exec.task.run import Call
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from multiprocessing.context import BaseContext
+    from types import TracebackType
+    from typing import ParamSpec, Self
+
+    from pynisher_exec.report import Report
+
+    P = ParamSpec("P")
+
+__all__ = ["LimitedExecutor", "LimitedProcessExecutor", "capture_bound", "take_context"]
+
+T = TypeVar("T")
+_CONTEXTS = ("loky", "spawn", "forkserver", "fork")
+
+
+def capture_bound(value: object) -> int:
+    """Turn `capture_output` into bytes a stream: 0 for False, 1 MiB for True, or a bound given."""
+    if value is None or value is False:
+        return 0
+    if value is True:
+        return CAPTURE_BOUND
+    return size("capture_output", value)
+
+
+def take_context(value: object) -> BaseContext | None:
+    """Turn `context` into a context object. ValueError or TypeError names what is accepted."""
+    if value is None:
+        return None
+    if isinstance(value, str):
+        if value not in _CONTEXTS:
+            msg = f"context={value!r} is unknown: {', '.join(_CONTEXTS)} or a context object is accepted"
+            raise ValueError(msg)
+        context: BaseContext = get_context(value)
+        return context
+    if not (hasattr(value, "Process") and hasattr(value, "get_context")):
+        msg = f"context={value!r} is no context: {', '.join(_CONTEXTS)} or such an object is accepted"
+        raise TypeError(msg)
+    found: BaseContext = value.get_context()
+    return found
+
+
+def _workers(value: object) -> int:
+    if value is None:
+        count: int = cpu_count()
+        return count
+    if isinstance(value, bool) or not hasattr(value, "__index__"):
+        msg = f"max_workers={value!r} must be a whole number, 1 or more"
+        raise TypeError(msg)
+    number = int(value.__index__())
+    if number < 1:
+        msg = f"max_workers={value!r} must be 1 or more"
+        raise ValueError(msg)
+    return number
+
+
+class LimitedExecutor(Executor):
+    """What executors and their views have in common: tasks go to a pool, under given limits."""
+
+    def __init__(
+        self,
+        pool: Pool,
+        limits: Limits,
+        capture: int,
+        initializer: tuple[Callable[..., object], tuple[Any, ...]] | None = None,
+    ) -> None:
+        self._pool = pool
+        self._limits = limits
+        self._capture = capture
+        self._initializer = initializer
+        self._shut = False
+
+    def submit(
+        self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs
+    ) -> LimitedFuture[T]:
+        """Have `fn(*args, **kwargs)` run in a process of its own, under this executor's limits.
+
+        The future raises what the function raised, or one of the `TaskError`s, and carries the
+        `Report`. A call that is unfit (a coroutine or generator function) or cannot be pickled
+        fails its own future. RuntimeError after `shutdown`.
+        """
+        if self._shut:
+            msg = "cannot schedule new futures after shutdown"
+            raise RuntimeError(msg)
+        future: LimitedFuture[T] = LimitedFuture()
+        item = Item(future, Call(fn, args, kwargs), self._limits, self._capture, self._initializer)
+        try:
+            refuse_unfit(fn)
+        except TypeError as error:
+            self._pool.check_open()
+            future.set_exception(error)
+            return future
+        self._pool.submit(item)
+        return future
+
+    def limit(
+        self,
+        *,
+        memory: int | str | Unset | None = UNSET,
+        cpu_time: float | str | Unset | None = UNSET,
+        wall_time: float | str | Unset | None = UNSET,
+        processes: int | Unset | None = UNSET,
+        grace_period: float | str | Unset | None = UNSET,
+        open_files: int | Unset | None = UNSET,
+        file_size: int | str | Unset | None = UNSET,
+        core_size: int | str | Unset | None = UNSET,
+        capture_output: bool | int | str | Unset = UNSET,
+    ) -> LimitedExecutor:
+        """Give an executor over the same slots with other limits; what is left out is inherited.
+
+        None removes a limit. Its `shutdown` closes only the view.
+        """
+        limits = self._limits.changed(
+            memory=memory,
+            cpu_time=cpu_time,
+            wall_time=wall_time,
+            processes=processes,
+            grace_period=grace_period,
+            open_files=open_files,
+            file_size=file_size,
+            core_size=core_size,
+        )
+        capture = self._capture
+        if not isinstance(capture_output, Unset):
+            capture = capture_bound(capture_output)
+        return _View(self, limits, capture)
+
+    def map(  # type: ignore[override]  (buffersize and keyword-only as in Python 3.14)
+        self,
+        fn: Callable[..., T],
+        *iterables: Iterable[Any],
+        timeout: float | None = None,
+        chunksize: int = 1,
+        buffersize: int | None = None,
+    ) -> Iterator[T]:
+        """Yield `fn`'s values in the order of its arguments, as `concurrent.futures` does.
+
+        Each item is a task of its own under its own limits, whatever `chunksize` says.
+        `buffersize` bounds how many tasks are submitted ahead of the value being waited for.
+        Raises the first failure met; closing the iterator, or its failure, cancels what still runs.
+        """
+        if chunksize < 1:
+            msg = "chunksize must be >= 1"
+            raise ValueError(msg)
+        _check_buffersize(buffersize)
+        deadline = None if timeout is None else time.monotonic() + timeout
+        calls = zip(*iterables) if iterables else iter(())  # noqa: B905  (the stdlib's rule: shortest)
+        ahead = deque(self.submit(fn, *args) for args in itertools.islice(calls, buffersize))
+        return _results(self, fn, calls, ahead, deadline)
+
+    def reports(
+        self,
+        fn: Callable[..., Any],
+        *iterables: Iterable[Any],
+        ordered: bool = True,
+        buffersize: int | None = None,
+    ) -> Iterator[Report]:
+        """Yield one `Report` for each item, failures included: in order, or as they are done.
+
+        Closing the iterator early cancels its own tasks that have not ended.
+        """
+        _check_buffersize(buffersize)
+        calls = zip(*iterables) if iterables else iter(())  # noqa: B905  (as in `map`)
+        ahead = deque(self.submit(fn, *args) for args in itertools.islice(calls, buffersize))
+        return _reports(self, fn, calls, ahead, ordered=ordered)
+
+    def terminate_workers(self) -> None:
+        """End running tasks by SIGTERM, after 5 s by SIGKILL; cancel pending ones; shut down."""
+        self._shut = True
+        self._pool.close(cancel_queued=True, force="gently")
+        self._pool.join()
+
+    def kill_workers(self) -> None:
+        """End running tasks at once; cancel pending ones; shut down."""
+        self._shut = True
+        self._pool.close(cancel_queued=True, force="kill")
+        self._pool.join()
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        value: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Wait for all tasks; after Ctrl-C, end them."""
+        if kind is not None and issubclass(kind, KeyboardInterrupt):
+            self.kill_workers()
+        else:
+            self.shutdown(wait=True)
+
+
+def _check_buffersize(value: object) -> None:
+    if value is None:
+        return
+    if isinstance(value, bool) or not isinstance(value, int):
+        msg = "buffersize must be an integer or None"
+        raise TypeError(msg)
+    if value < 1:
+        msg = "buffersize must be None or > 0"
+        raise ValueError(msg)
+
+
+def _results(
+    executor: LimitedExecutor,
+    fn: Callable[..., T],
+    calls: Iterator[tuple[Any, ...]],
+    ahead: deque[LimitedFuture[T]],
+    deadline: float | None,
+) -> Iterator[T]:
+    try:
+        while ahead:
+            left = None if deadline is None else max(0.0, deadline - time.monotonic())
+            value = ahead[0].result(left)
+            ahead.popleft()
+            ahead.extend(executor.submit(fn, *args) for args in itertools.islice(calls, 1))
+            yield value
+    finally:
+        for future in ahead:
+            future.cancel()
+
+
+def _reports(
+    executor: LimitedExecutor,
+    fn: Callable[..., Any],
+    calls: Iterator[tuple[Any, ...]],
+    ahead: deque[LimitedFuture[Any]],
+    *,
+    ordered: bool,
+) -> Iterator[Report]:
+    try:
+        while ahead:
+            future = ahead[0] if ordered else _first_done(ahead)
+            report = future.wait_for_report()
+            ahead.remove(future)
+            ahead.extend(executor.submit(fn, *args) for args in itertools.islice(calls, 1))
+            yield report
+    finally:
+        for future in ahead:
+            future.cancel()
+
+
+def _first_done(ahead: deque[LimitedFuture[Any]]) -> LimitedFuture[Any]:
+    from concurrent.futures import FIRST_COMPLETED, wait  # noqa: PLC0415
+
+    return wait(ahead, return_when=FIRST_COMPLETED).done.pop()  # type: ignore[return-value]
+
+
+class _View(LimitedExecutor):
+    """Other limits, same slots. Keeps the executor that it came from alive."""
+
+    def __init__(self, parent: LimitedExecutor, limits: Limits, capture: int) -> None:
+        super().__init__(parent._pool, limits, capture, parent._initializer)  # noqa: SLF001
+        self._parent = parent
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:  # noqa: ARG002, FBT001, FBT002
+        """Take no more tasks through this view; the executor that it came from goes on."""
+        self._shut = True
+
+
+class LimitedProcessExecutor(LimitedExecutor):
+    """An executor whose every task runs in a fresh process of its own, under limits.
+
+    Limits (None: none; each covers the task's whole tree of processes unless said otherwise)
+
+    memory: bytes held beyond what the process held when the function started; an int, or a string
+        such as "2GiB", "500MB", "50%" (of the machine's). ValueError below 1 MiB.
+    cpu_time: CPU seconds of all processes together, ended and orphaned ones included.
+    wall_time: seconds from the start of the function. Durations are numbers or "90s", "1h30min".
+    processes: subprocesses alive at once, threads do not count; 0: none may be started.
+    grace_period: seconds between the soft signal (an exception inside the function) and the kill,
+        for `cpu_time` and `wall_time`. Without it the tree is killed at once.
+    open_files, file_size, core_size: the rlimits RLIMIT_NOFILE, RLIMIT_FSIZE, RLIMIT_CORE of each
+        process (setrlimit(2)).
+    startup_time: seconds that loading a call may take (imports, unpickling, `initializer`).
+
+    The rest
+
+    max_workers: tasks that run at once; default `loky.cpu_count()`.
+    kill_timeout: seconds after which a process that does not die makes its task `unkillable`.
+    no_new_privs: set that flag in tasks (PR_SET_NO_NEW_PRIVS): sudo and ping do not work there.
+        Without it a normal user's `processes` limit is counted, not gated.
+    capture_output: keep what is written to descriptors 1 and 2, True for 1 MiB a stream, or a
+        bound in bytes; beyond it head and tail are kept.
+    preload: names of modules to import once, ahead of all tasks.
+    initializer, initargs: called in every task before its limits begin.
+    context: None, or how each task's processes are started: "loky", "spawn", "forkserver", "fork",
+        or such a context object.
+    strict: ValueError where a limit that is set is less than hard on this machine, see `supports`.
+
+    Raises ValueError or TypeError at once for what is no limit, naming argument and value.
+    """
+
+    def __init__(
+        self,
+        max_workers: int | None = None,
+        *,
+        memory: int | str | None = None,
+        cpu_time: float | str | None = None,
+        wall_time: float | str | None = None,
+        processes: int | None = None,
+        grace_period: float | str | None = None,
+        open_files: int | None = None,
+        file_size: int | str | None = None,
+        core_size: int | str | None = None,
+        startup_time: float | str = 60.0,
+        kill_timeout: float | str = 10.0,
+        no_new_privs: bool = True,
+        capture_output: bool | int | str = False,
+        preload: Sequence[str] = (),
+        initializer: Callable[..., object] | None = None,
+        initargs: tuple[Any, ...] = (),
+        context: str | BaseContext | None = None,
+        strict: bool = False,
+    ) -> None:
+        limits = Limits(
+            memory=memory,  # type: ignore[arg-type]  (Limits turns strings into numbers)
+            cpu_time=cpu_time,  # type: ignore[arg-type]
+            wall_time=wall_time,  # type: ignore[arg-type]
+            processes=processes,
+            grace_period=grace_period,  # type: ignore[arg-type]
+            open_files=open_files,
+            file_size=file_size,  # type: ignore[arg-type]
+            core_size=core_size,  # type: ignore[arg-type]
+            startup_time=startup_time,  # type: ignore[arg-type]
+        )
+        if initializer is not None and not callable(initializer):
+            msg = f"initializer={initializer!r} is not callable"
+            raise TypeError(msg)
+        options = PoolOptions(
+            max_workers=_workers(max_workers),
+            no_new_privs=bool(no_new_privs),
+            kill_timeout=duration("kill_timeout", kill_timeout),
+            startup_time=limits.startup_time or 60.0,
+            preload=_names(preload),
+            context=take_context(context),
+        )
+        if strict:
+            from pynisher_exec.caller.support import refuse_less_than_hard  # noqa: PLC0415
+
+            refuse_less_than_hard(limits, no_new_privs=options.no_new_privs)
+        capture = capture_bound(capture_output)
+        begin = None if initializer is None else (initializer, tuple(initargs))
+        super().__init__(Pool(options), limits, capture, begin)
+        weakref.finalize(self, Pool.close, self._pool).atexit = False
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:  # noqa: FBT001, FBT002
+        """Take no more tasks; wait for those there are, unless told not to, or cancel the pending."""
+        self._shut = True
+        self._pool.close(cancel_queued=cancel_futures)
+        if wait:
+            self._pool.join()
+
+
+def _names(value: object) -> tuple[str, ...]:
+    if isinstance(value, str) or not all(isinstance(each, str) for each in value):  # type: ignore[attr-defined]
+        msg = f"preload={value!r} must be a sequence of module names"
+        raise TypeError(msg)
+    return tuple(value)  # type: ignore[arg-type]

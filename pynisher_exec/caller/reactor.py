@@ -1,0 +1,93 @@
+"""What the monitor thread waits on: descriptors with their handlers, and a bell.
+
+Descriptors of this process that must not live on in a fork of it are noted here too: a fork that
+kept one end of a control line open would hide the caller's end from a supervisor.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import threading
+import weakref
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import socket
+    from collections.abc import Callable
+
+__all__ = ["READ", "WRITE", "Reactor", "private"]
+
+READ, WRITE = select.EPOLLIN, select.EPOLLOUT
+
+_private: weakref.WeakSet[socket.socket] = weakref.WeakSet()
+
+
+def private(line: socket.socket) -> socket.socket:
+    """Note a socket as this process's own: a fork of this process closes its copy."""
+    _private.add(line)
+    return line
+
+
+def _close_private() -> None:
+    for line in list(_private):
+        line.close()
+
+
+os.register_at_fork(after_in_child=_close_private)
+
+
+class Reactor:
+    """One epoll. Everything but `ring` belongs to the monitor thread."""
+
+    def __init__(self) -> None:
+        self._epoll = select.epoll()
+        self._bell = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self._bell_lock = threading.RLock()
+        self._handlers: dict[int, Callable[[], None]] = {}
+        self.listen(self._bell, self._answer)
+
+    def ring(self) -> None:
+        """Wake the monitor thread, from any thread or signal handler; in vain once closed."""
+        with self._bell_lock:  # the number of a closed bell may be somebody's file by now
+            if self._bell >= 0:
+                with contextlib.suppress(BlockingIOError):  # full: it is awake already
+                    os.eventfd_write(self._bell, 1)
+
+    def _answer(self) -> None:
+        with contextlib.suppress(BlockingIOError):
+            os.eventfd_read(self._bell)
+
+    def listen(self, descriptor: int, handler: Callable[[], None], events: int = READ) -> None:
+        """Call `handler` whenever the descriptor is ready; replaces what was there."""
+        if descriptor in self._handlers:
+            self._epoll.modify(descriptor, events)
+        else:
+            self._epoll.register(descriptor, events)
+        self._handlers[descriptor] = handler
+
+    def ignore(self, descriptor: int) -> None:
+        """Stop listening; must come before the descriptor is closed."""
+        if self._handlers.pop(descriptor, None) is not None:
+            self._epoll.unregister(descriptor)
+
+    def turn(self, timeout: float | None) -> None:
+        """Wait until something is ready or `timeout` seconds are over, and handle it."""
+        for descriptor, _ in self._epoll.poll(timeout):
+            handler = self._handlers.get(descriptor)  # an earlier handler may have dropped it
+            if handler is not None:
+                handler()
+
+    def close(self) -> None:
+        """Close what is held."""
+        with self._bell_lock:
+            bell, self._bell = self._bell, -1
+        self._epoll.close()
+        if bell >= 0:
+            os.close(bell)
+
+    def forget(self) -> None:
+        """In a fork: close the copies. The lock may be held by a thread that is not here."""
+        self._bell_lock = threading.RLock()
+        self.close()
