@@ -6,6 +6,7 @@ The supervisor only collects evidence (it knows why *it* killed, what the task t
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 from dataclasses import dataclass, field
@@ -13,7 +14,7 @@ from typing import Any, Final
 
 from pynisher_exec.report import Enforced, Status
 
-__all__ = ["Evidence", "Verdict", "judge"]
+__all__ = ["FORK_FILTER", "Evidence", "Verdict", "judge"]
 
 LIMIT_STATUS: Final = {
     "memory": Status.MEMORY,
@@ -23,6 +24,9 @@ LIMIT_STATUS: Final = {
     "startup_time": Status.STARTUP,
 }
 """Reasons for which a supervisor kills by itself, and the status of a task that died of it."""
+
+FORK_FILTER: Final = "seccomp filter"
+"""The mechanism of `processes=0` inside another task's gate: it refuses without being asked."""
 
 RETURNED_STATUS: Final = {
     "value": Status.OK,
@@ -102,8 +106,7 @@ def _status(evidence: Evidence, exit_code: int | None, *, delivered: bool) -> St
     if evidence.killed == "cancelled":
         return Status.CANCELLED
     if evidence.returned is not None:
-        said = RETURNED_STATUS.get(str(evidence.returned.get("outcome")))
-        return said if delivered and said is not None else Status.TRANSFER
+        return _said(evidence, evidence.returned, delivered=delivered)
     if evidence.stage == "outcome":
         # The function had ended; what it left behind could not be pickled and tried. A limit or a
         # signal that struck there is in the report, but the object is the cause.
@@ -113,6 +116,20 @@ def _status(evidence: Evidence, exit_code: int | None, *, delivered: bool) -> St
     if evidence.stage in ("waiting", "loading"):
         return Status.STARTUP
     return _ended_by_itself(evidence, exit_code)
+
+
+def _said(evidence: Evidence, returned: dict[str, Any], *, delivered: bool) -> Status:
+    """The task's own word, unless its outcome did not arrive."""
+    said = RETURNED_STATUS.get(str(returned.get("outcome")))
+    if not delivered and evidence.killed in LIMIT_STATUS:
+        return LIMIT_STATUS[evidence.killed]  # it returned just as the limit struck: a tie
+    if not delivered or said is None:
+        return Status.TRANSFER
+    if said is Status.OS_ERROR and returned.get("os_errno") == errno.EAGAIN:
+        gate = evidence.limits.get("processes")
+        if evidence.refused_forks or (gate is not None and gate.mechanism == FORK_FILTER):
+            return Status.PROCESSES  # EAGAIN is the limit only if it can have come from the gate
+    return said
 
 
 def _is_our_kill(exit_code: int | None) -> bool:

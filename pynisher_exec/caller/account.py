@@ -209,9 +209,7 @@ def _mebibytes(count: float) -> str:
     return f"{count / (1 << 20):.1f} MiB"
 
 
-def _sentence(
-    status: Status, evidence: Evidence, verdict: Verdict, facts: dict[str, Any]
-) -> str:
+def _sentence(status: Status, evidence: Evidence, verdict: Verdict, facts: dict[str, Any]) -> str:
     """Say in one line what happened."""
     limit = evidence.limits.get(status.value)
     value = 0.0 if limit is None else limit.value

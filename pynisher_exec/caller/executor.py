@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import multiprocessing
 import time
 import weakref
 from collections import deque
@@ -10,7 +11,7 @@ from concurrent.futures import Executor
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from loky import cpu_count
-from loky.backend.context import get_context
+from loky.backend import context as loky_context
 
 from pynisher_exec.caller.future import LimitedFuture
 from pynisher_exec.caller.item import CAPTURE_BOUND, Item, refuse_unfit
@@ -51,10 +52,14 @@ def take_context(value: object) -> BaseContext | None:
         if value not in _CONTEXTS:
             msg = f"context={value!r} is unknown: {', '.join(_CONTEXTS)} or a context object is accepted"
             raise ValueError(msg)
-        context: BaseContext = get_context(value)
+        # loky's own `get_context` warns of "fork", which was asked for here by name
+        source = loky_context if value == "loky" else multiprocessing
+        context: BaseContext = source.get_context(value)
         return context
     if not (hasattr(value, "Process") and hasattr(value, "get_context")):
-        msg = f"context={value!r} is no context: {', '.join(_CONTEXTS)} or such an object is accepted"
+        msg = (
+            f"context={value!r} is no context: {', '.join(_CONTEXTS)} or such an object is accepted"
+        )
         raise TypeError(msg)
     found: BaseContext = value.get_context()
     return found
@@ -90,9 +95,7 @@ class LimitedExecutor(Executor):
         self._initializer = initializer
         self._shut = False
 
-    def submit(
-        self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs
-    ) -> LimitedFuture[T]:
+    def submit(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> LimitedFuture[T]:
         """Have `fn(*args, **kwargs)` run in a process of its own, under this executor's limits.
 
         The future raises what the function raised, or one of the `TaskError`s, and carries the

@@ -103,7 +103,9 @@ def refuse_unfit(function: object) -> None:
     called = target if inspect.isroutine(target) else getattr(type(target), "__call__", target)
     name = name_of(target)
     if inspect.iscoroutinefunction(called) or asyncio.iscoroutinefunction(called):
-        msg = f"{name} is a coroutine function: submit a function that calls asyncio.run({name}(...))"
+        msg = (
+            f"{name} is a coroutine function: submit a function that calls asyncio.run({name}(...))"
+        )
         raise TypeError(msg)
     if inspect.isgeneratorfunction(called) or inspect.isasyncgenfunction(called):
         msg = f"{name} is a generator function: submit one that returns list({name}(...))"

@@ -84,7 +84,9 @@ class Host:
             with contextlib.suppress(ChildProcessError, OSError):
                 self.process.poll()
             return
-        with contextlib.suppress(ChildProcessError):  # the user waits for any child, or ignores them
+        with contextlib.suppress(
+            ChildProcessError
+        ):  # the user waits for any child, or ignores them
             os.waitpid(self.pid, 0)
 
 

@@ -96,6 +96,11 @@ class Pool:
             self._queue.append(item)
         self._reactor.ring()
 
+    @property
+    def is_open(self) -> bool:
+        """Whether tasks are taken."""
+        return not (self._closed or self._forgotten)
+
     def check_open(self) -> None:
         """Raise what `submit` would raise now."""
         with self._lock:
@@ -235,7 +240,11 @@ class Pool:
                     self._run(slot, item)
                     return True
         starting = sum(slot.state == "starting" for slot in self._slots.values())
-        if starting and not self._forks_caller and starting >= min(self._waiting(), STARTING_AT_ONCE):
+        if (
+            starting
+            and not self._forks_caller
+            and starting >= min(self._waiting(), STARTING_AT_ONCE)
+        ):
             return False
         if self._retry_at is not None or not self._has_room(key):
             return False

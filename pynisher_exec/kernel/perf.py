@@ -28,9 +28,9 @@ def open_task_clock(pid: int) -> int:
     """Open the clock of a process, as a descriptor; OSError where the kernel does not allow it."""
     bits = _INHERIT | _EXCLUDE_KERNEL | _EXCLUDE_HV
     attribute = ctypes.create_string_buffer(
-        _ATTRIBUTE.pack(
-            _PERF_TYPE_SOFTWARE, 64, _PERF_COUNT_SW_TASK_CLOCK, 0, 0, 0, bits
-        ).ljust(64, b"\0"),
+        _ATTRIBUTE.pack(_PERF_TYPE_SOFTWARE, 64, _PERF_COUNT_SW_TASK_CLOCK, 0, 0, 0, bits).ljust(
+            64, b"\0"
+        ),
         64,
     )
     any_cpu, no_group = -1, -1

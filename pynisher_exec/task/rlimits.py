@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 from pynisher_exec.kernel import proc, seccomp
 from pynisher_exec.limits import RLIMITS, Limits
+from pynisher_exec.verdict import FORK_FILTER
 
 __all__ = ["MEMORY_RESERVE", "MEMORY_SLACK", "Baseline", "impose", "lift_memory", "measure", "peak"]
 
@@ -108,7 +109,7 @@ def _close_gate(processes: int) -> tuple[int | None, str]:
         if processes == 0 and error.errno == errno.EBUSY:  # inside another gate
             with contextlib.suppress(OSError):
                 seccomp.deny_forks()
-                return None, "seccomp filter"
+                return None, FORK_FILTER
     return None, "counted"
 
 

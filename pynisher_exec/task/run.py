@@ -21,7 +21,7 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
-from pynisher_exec.kernel import prctl
+from pynisher_exec.kernel import landlock, prctl
 from pynisher_exec.limits import Limits
 from pynisher_exec.protocol import messages
 from pynisher_exec.protocol.frames import FrameReader, FrameWriter
@@ -74,6 +74,8 @@ def prepare(*, no_new_privs: bool, keep_main: bool) -> None:
     os.setsid()
     if no_new_privs:
         prctl.set_no_new_privs()
+        with contextlib.suppress(OSError):  # before Linux 6.12: a task may then signal anybody
+            landlock.scope_signals()
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
     surroundings.become_fresh_process(keep_main=keep_main)
