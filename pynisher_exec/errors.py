@@ -75,7 +75,7 @@ class TimeoutException(TaskError):
 
 
 class MemorylimitException(TaskError, MemoryError):
-    """The task met its `memory` limit: an allocation was refused, or its processes held too much."""
+    """The task met its `memory` limit: an allocation was refused, or too much was held."""
 
 
 class SubprocessException(TaskError):
@@ -98,7 +98,7 @@ class UnpicklableError(AnythingException, pickle.PicklingError):
     """A call, a value or an exception cannot travel between processes; the message names it."""
 
 
-class RemoteTraceback(Exception):  # noqa: N818  (a carrier of text, as the stdlib's `_RemoteTraceback`)
+class RemoteTraceback(Exception):
     """The traceback as it was printed inside the task: the `__cause__` of what a future raises."""
 
     def __init__(self, text: str) -> None:

@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import functools
 import threading
-from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar, cast, overload
 
 from pynisher_exec.caller.executor import LimitedExecutor, capture_bound, take_context
-from pynisher_exec.caller.future import LimitedFuture
 from pynisher_exec.caller.pool import Pool, PoolOptions
 from pynisher_exec.limits import Limits
 
@@ -19,6 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from multiprocessing.context import BaseContext
 
+    from pynisher_exec.caller.future import LimitedFuture
     from pynisher_exec.report import Report
 
 __all__ = ["Limited", "hidden_pool", "limited", "shutdown"]
@@ -34,7 +34,7 @@ _pools: dict[object, Pool] = {}
 
 
 def hidden_pool(context: BaseContext | None) -> Pool:
-    """Give the hidden executor's pool for a way of starting; a fork of this process gets its own."""
+    """Give the hidden executor's pool for a way of starting; a fork gets one of its own."""
     name = None if context is None else context.get_start_method()
     with _lock:
         pool = _pools.get(name)
@@ -97,7 +97,7 @@ class Limited(Generic[P, T]):
 
     def __get__(self, instance: object, owner: type | None = None) -> Any:
         """Bind as a function does: a limited method takes its instance along."""
-        return self if instance is None else functools.partial(self, instance)
+        return self if instance is None else functools.partial(cast("Any", self), instance)
 
     def __repr__(self) -> str:
         limits = ", ".join(f"{name}={value!r}" for name, value in self._given.items())

@@ -61,7 +61,7 @@ def _integer(name: str, value: object, accepted: str) -> int:
     """Take ints and what says it is one (numpy's integers), but no bool and no float."""
     if isinstance(value, (bool, float)) or not hasattr(value, "__index__"):
         _refuse(name, value, accepted, TypeError)
-    return int(value.__index__())  # type: ignore[attr-defined]
+    return int(value.__index__())
 
 
 def _size_of_text(name: str, text: str) -> int:
@@ -143,8 +143,9 @@ def _duration_of_text(name: str, text: str) -> float:
 class Limits:
     """What one task may use. None means no limit. Sizes are bytes, durations seconds.
 
-    `address_space` is not for users: the shim of pynisher 0.6 sets it, and `memory` then counts
-    from zero, as that library's limit did.
+    The last two are not for users. `from_zero`: `memory` counts from zero, not from a baseline, and
+    is held over the tree alone (the command line, whose process becomes another program).
+    `address_space`: RLIMIT_AS, as pynisher 0.6 set it for its memory limit.
     """
 
     memory: int | None = None
@@ -157,6 +158,7 @@ class Limits:
     core_size: int | None = None
     startup_time: float | None = None
     address_space: int | None = None
+    from_zero: bool = False
 
     def __post_init__(self) -> None:
         self._take("memory", size)
@@ -215,7 +217,11 @@ class Limits:
 
     def as_message(self) -> dict[str, Any]:
         """Those that are set, as plain values for a control message."""
-        return {name: value for name, value in asdict(self).items() if value is not None}
+        return {
+            name: value
+            for name, value in asdict(self).items()
+            if value is not None and value is not False
+        }
 
 
 RLIMITS = {

@@ -117,7 +117,7 @@ class Report:
         return exit_status_of(self.status, self.signal)
 
     def to_dict(self) -> dict[str, Any]:
-        """Give the report as what `json.dumps` takes: names for classes, text for foreign objects."""
+        """Give what `json.dumps` takes: names for classes, text for foreign objects."""
         exit_status = self.exit_status
         return {
             "status": self.status.value,

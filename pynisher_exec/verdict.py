@@ -14,7 +14,7 @@ from typing import Any, Final
 
 from pynisher_exec.report import Enforced, Status
 
-__all__ = ["FORK_FILTER", "Evidence", "Verdict", "judge"]
+__all__ = ["FORK_FILTER", "SOFT_SIGNALS", "Evidence", "Verdict", "judge"]
 
 LIMIT_STATUS: Final = {
     "memory": Status.MEMORY,
@@ -24,6 +24,9 @@ LIMIT_STATUS: Final = {
     "startup_time": Status.STARTUP,
 }
 """Reasons for which a supervisor kills by itself, and the status of a task that died of it."""
+
+SOFT_SIGNALS: Final = {"cpu_time": signal.SIGXCPU, "wall_time": signal.SIGALRM}
+"""What the supervisor sends at a limit when there is a grace period."""
 
 FORK_FILTER: Final = "seccomp filter"
 """The mechanism of `processes=0` inside another task's gate: it refuses without being asked."""
@@ -145,6 +148,9 @@ def _ended_by_itself(evidence: Evidence, exit_code: int | None) -> Status:
     """Without a kill of ours: a signal, an exit, or the kernel's own RLIMIT_CPU behind ours."""
     if exit_code is None or exit_code >= 0:
         return Status.EXIT
+    if SOFT_SIGNALS.get(str(evidence.limit_reached)) == -exit_code:
+        # The function had put the signal's default action back, or become another program.
+        return LIMIT_STATUS[str(evidence.limit_reached)]
     limit = evidence.limits.get("cpu_time")
     passed = limit is not None and evidence.cpu_time >= limit.value
     if passed and -exit_code in (signal.SIGXCPU, signal.SIGKILL):

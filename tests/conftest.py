@@ -169,7 +169,7 @@ def helpers() -> tuple[set[int | None], set[int | None]]:
 def open_descriptors() -> dict[int, str]:
     """Each open descriptor and what it is open on: a path, or kind and inode ("pipe:[4711]")."""
     found = {}
-    for name in os.listdir("/proc/self/fd"):  # noqa: PTH208 - closes its own descriptor first
+    for name in os.listdir("/proc/self/fd"):
         with contextlib.suppress(FileNotFoundError):  # the one that listdir used
             found[int(name)] = os.readlink(f"/proc/self/fd/{name}")  # noqa: PTH115 - no path
     return found
@@ -184,7 +184,7 @@ def holdings() -> Holdings:
         frozenset(Process(pid, int(found[19])) for pid, found in fields.items() if found),
         {fd: link for fd, link in open_descriptors().items() if fd not in known_descriptors},
         frozenset(threading.enumerate()),
-        len(os.listdir("/proc/self/task")),  # noqa: PTH208 - only counted
+        len(os.listdir("/proc/self/task")),
     )
 
 

@@ -29,8 +29,11 @@ _LIMITS = (Status.MEMORY, Status.CPU_TIME, Status.WALL_TIME, Status.PROCESSES)
 
 
 class Ending(NamedTuple):
-    """Everything that is known of a task's end: what the supervisor told (empty where it was lost),
-    the outcome's segments or why there are none, and the captured output."""
+    """Everything that is known of a task's end.
+
+    What the supervisor told (empty where it was lost), the outcome's segments or why there are
+    none, and the captured output.
+    """
 
     told: dict[str, Any]
     outcome: Sequence[bytes | bytearray] | None = None
@@ -58,15 +61,14 @@ def account(item: Item, ending: Ending) -> Answer:
     made = _Made(evidence, verdict, ending)
     try:
         made.open()
-    except Exception as error:  # noqa: BLE001  (what a task sends may be anything, forged too)
-        made.refuse(error)
+    except Exception as problem:  # noqa: BLE001  (what a task sends may be anything, forged too)
+        made.refuse(problem)
     report = made.report()
-    error = made.error
-    if isinstance(error, errors.TaskError) and error.report is None:
-        error.report = report
+    if isinstance(made.error, errors.TaskError) and made.error.report is None:
+        made.error.report = report
     if report.limit_reached is not None:
         _log_limit(item, report)
-    return Answer(report, error, verdict.status is Status.CANCELLED)
+    return Answer(report, made.error, verdict.status is Status.CANCELLED)
 
 
 def never_started(message: str, cause: BaseException | None, status: Status) -> Answer:
@@ -88,7 +90,7 @@ def _evidence(item: Item, told: dict[str, Any]) -> Evidence:
     limits = {
         name: Enforced(value, mechanisms.get(name, "not reached"))
         for name, value in item.limits.as_message().items()
-        if name != "address_space"
+        if name not in ("address_space", "from_zero")
     }
     known = {name: value for name, value in told.items() if name in _EVIDENCE}
     return Evidence(
@@ -200,7 +202,7 @@ class _Made:
 
 def _text(error: BaseException | None) -> str:
     try:
-        return "" if error is None else str(error) or type(error).__name__
+        return "" if error is None else str(error) or type(error).__qualname__
     except Exception:  # noqa: BLE001  (a foreign __str__ may raise anything)
         return type(error).__name__
 
@@ -261,7 +263,7 @@ def _other_sentence(status: Status, evidence: Evidence, verdict: Verdict) -> str
         case Status.UNKILLABLE:
             return f"processes that cannot be killed: {', '.join(map(str, evidence.survivors))}"
         case _:
-            return status.value
+            return str(status)
 
 
 def _end(evidence: Evidence, verdict: Verdict) -> str:

@@ -1,4 +1,4 @@
-"""`LimitedProcessExecutor`: the front of a pool, with the stdlib's contract and a few words more."""
+"""`LimitedProcessExecutor`: the stdlib's contract over a pool, and a few words more."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import multiprocessing
 import time
 import weakref
 from collections import deque
+from collections.abc import Iterable
 from concurrent.futures import Executor
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -20,10 +21,10 @@ from pynisher_exec.limits import UNSET, Limits, Unset, duration, size
 from pynisher_exec.task.run import Call
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
     from multiprocessing.context import BaseContext
     from types import TracebackType
-    from typing import ParamSpec, Self
+    from typing import ParamSpec
 
     from pynisher_exec.report import Report
 
@@ -50,7 +51,8 @@ def take_context(value: object) -> BaseContext | None:
         return None
     if isinstance(value, str):
         if value not in _CONTEXTS:
-            msg = f"context={value!r} is unknown: {', '.join(_CONTEXTS)} or a context object is accepted"
+            known = ", ".join(_CONTEXTS)
+            msg = f"context={value!r} is unknown: {known} or a context object is accepted"
             raise ValueError(msg)
         # loky's own `get_context` warns of "fork", which was asked for here by name
         source = loky_context if value == "loky" else multiprocessing
@@ -148,7 +150,7 @@ class LimitedExecutor(Executor):
             capture = capture_bound(capture_output)
         return _View(self, limits, capture)
 
-    def map(  # type: ignore[override]  (buffersize and keyword-only as in Python 3.14)
+    def map(
         self,
         fn: Callable[..., T],
         *iterables: Iterable[Any],
@@ -335,8 +337,9 @@ class LimitedProcessExecutor(LimitedExecutor):
         context: str | BaseContext | None = None,
         strict: bool = False,
     ) -> None:
+        # Limits turns strings into numbers.
         limits = Limits(
-            memory=memory,  # type: ignore[arg-type]  (Limits turns strings into numbers)
+            memory=memory,  # type: ignore[arg-type]
             cpu_time=cpu_time,  # type: ignore[arg-type]
             wall_time=wall_time,  # type: ignore[arg-type]
             processes=processes,
@@ -346,9 +349,7 @@ class LimitedProcessExecutor(LimitedExecutor):
             core_size=core_size,  # type: ignore[arg-type]
             startup_time=startup_time,  # type: ignore[arg-type]
         )
-        if initializer is not None and not callable(initializer):
-            msg = f"initializer={initializer!r} is not callable"
-            raise TypeError(msg)
+        _check_initializer(initializer)
         options = PoolOptions(
             max_workers=_workers(max_workers),
             no_new_privs=bool(no_new_privs),
@@ -367,15 +368,22 @@ class LimitedProcessExecutor(LimitedExecutor):
         weakref.finalize(self, Pool.close, self._pool).atexit = False
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:  # noqa: FBT001, FBT002
-        """Take no more tasks; wait for those there are, unless told not to, or cancel the pending."""
+        """Take no more tasks; wait for those there are, unless told not to, or cancel pending."""
         self._shut = True
         self._pool.close(cancel_queued=cancel_futures)
         if wait:
             self._pool.join()
 
 
+def _check_initializer(value: object) -> None:
+    if value is not None and not callable(value):
+        msg = f"initializer={value!r} is not callable"
+        raise TypeError(msg)
+
+
 def _names(value: object) -> tuple[str, ...]:
-    if isinstance(value, str) or not all(isinstance(each, str) for each in value):  # type: ignore[attr-defined]
+    names = tuple(value) if isinstance(value, Iterable) and not isinstance(value, str) else (None,)
+    if not all(isinstance(name, str) for name in names):
         msg = f"preload={value!r} must be a sequence of module names"
         raise TypeError(msg)
-    return tuple(value)  # type: ignore[arg-type]
+    return names

@@ -37,7 +37,10 @@ class LimitedFuture(Future[T]):
 
     @property
     def report(self) -> Report | None:
-        """The whole account of the task once the future is done; None before, and for a task that never started."""
+        """The whole account of the task once the future is done.
+
+        None before, and for a task that was cancelled or refused before it began.
+        """
         return self._report if self.done() else None
 
     def cancel(self) -> bool:

@@ -86,7 +86,7 @@ def _pickled(what: str, thing: object) -> list[bytes | memoryview]:
     """Pickle, and turn whatever that raises into one clear sentence."""
     try:
         return payload.dump_call(thing)
-    except Exception as error:  # noqa: BLE001  (a foreign __reduce__ may raise anything)
+    except Exception as error:
         reason = f"{type(error).__name__}: {error}"[:500]
         msg = f"the {what} cannot be pickled: {reason}"
         raise UnpicklableError(msg) from error
@@ -100,7 +100,8 @@ def refuse_unfit(function: object) -> None:
     target = inspect.unwrap(function) if hasattr(function, "__wrapped__") else function
     while hasattr(target, "func") and not inspect.isfunction(target):  # partials
         target = target.func
-    called = target if inspect.isroutine(target) else getattr(type(target), "__call__", target)
+    # An object is called through its class, and a coroutine function may hide there.
+    called = target if inspect.isroutine(target) else type(target).__call__
     name = name_of(target)
     if inspect.iscoroutinefunction(called) or asyncio.iscoroutinefunction(called):
         msg = (

@@ -18,11 +18,10 @@ import marshal
 import multiprocessing.spawn
 import os
 import signal
-import socket
 import subprocess
-import sys
 import types
 from dataclasses import dataclass
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from loky.backend.fork_exec import fork_exec
@@ -33,6 +32,7 @@ from pynisher_exec.protocol import messages
 from pynisher_exec.template import loop
 
 if TYPE_CHECKING:
+    import socket
     from collections.abc import Callable, Iterable, Iterator, Sequence
     from multiprocessing.context import BaseContext
 
@@ -131,7 +131,7 @@ def start_interpreter(
 
 
 def start_template(modules: Sequence[str], path: Sequence[str], caller: int) -> Host:
-    """Start the template of an executor. `caller` is a pidfd of this process. OSError if it cannot."""
+    """Start an executor's template. `caller` is a pidfd of this process. OSError if it cannot."""
     line, far_end = messages.pair()
     private(line)
     try:
@@ -145,6 +145,13 @@ def start_template(modules: Sequence[str], path: Sequence[str], caller: int) -> 
         far_end.close()
     line.setblocking(False)
     return Host(pid, pidfd.open_pidfd(pid), line)
+
+
+_WITH_MAIN = {
+    "spawn": "multiprocessing.popen_spawn_posix",
+    "forkserver": "multiprocessing.popen_forkserver",
+}
+"""Ways of starting that import the caller's `__main__`, and the module whose `Popen` does so."""
 
 
 # Through a context -------------------------------------------------------------------------------
@@ -209,18 +216,14 @@ def _starter(process: Any) -> Callable[[Any], Any]:
     if hasattr(process, "init_main_module"):  # loky's
         process.init_main_module = False
     method = process._start_method  # noqa: SLF001
-    if method == "spawn":
-        from multiprocessing import popen_spawn_posix as module  # noqa: PLC0415
-    elif method == "forkserver":
-        from multiprocessing import forkserver  # noqa: PLC0415
-        from multiprocessing import popen_forkserver as module  # type: ignore[no-redef]  # noqa: PLC0415
-
-        server = forkserver._forkserver  # type: ignore[attr-defined]  # noqa: SLF001
-        _rebound(type(server).ensure_running)(server)  # else it would import the main by itself
-    else:
+    if method not in _WITH_MAIN:
         starter: Callable[[Any], Any] = process._Popen  # noqa: SLF001
         return starter
-    launch = _rebound(module.Popen._launch)  # type: ignore[attr-defined]  # noqa: SLF001
+    if method == "forkserver":
+        server = import_module("multiprocessing.forkserver")._forkserver  # noqa: SLF001
+        _rebound(type(server).ensure_running)(server)  # else it would import the main by itself
+    module = import_module(_WITH_MAIN[method])
+    launch = _rebound(module.Popen._launch)  # noqa: SLF001
     return type("Popen", (module.Popen,), {"_launch": launch})
 
 

@@ -143,7 +143,7 @@ class Pool:
             self._reactor.ring()
 
     def join(self) -> None:
-        """Wait until everything is done; at once from a callback, which runs in the thread itself."""
+        """Wait until everything is done; not from a callback, which runs in the thread itself."""
         thread = self._thread
         if thread is not None and thread is not threading.current_thread() and not self._forgotten:
             thread.join()
@@ -356,7 +356,7 @@ class Pool:
             self._conclude_lost(slot, survivors)
 
     def _conclude_lost(self, slot: Slot, survivors: list[int]) -> None:
-        """Its task, if it had one, has lost its supervisor; a slot that never came up is a failure."""
+        """A task has lost its supervisor, or a slot never came up, which is a failure to start."""
         item, slot.item = slot.item, None
         came_up = slot.idle_since > 0
         self._retire(slot)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import socket
@@ -32,15 +33,18 @@ LIMITS = (
 
 
 class Support(str):
-    """ "hard", "soft" or "none"; `mechanism` says what holds the limit, `bound` how far it can be
-    passed, `harder` what would make it hard (empty where it is)."""
+    """The word "hard", "soft" or "none", and why.
+
+    `mechanism` says what holds the limit, `bound` how far it can be passed, `harder` what would
+    make it hard (empty where it is).
+    """
 
     __slots__ = ("bound", "harder", "mechanism")
     mechanism: str
     bound: str
     harder: str
 
-    def __new__(cls, level: str, mechanism: str, bound: str, harder: str = "") -> Support:
+    def __new__(cls, level: str, mechanism: str, bound: str, harder: str = "") -> Support:  # noqa: PYI034  (typing.Self is 3.11's)
         """Make one; `level` is the string itself."""
         self = super().__new__(cls, level)
         self.mechanism, self.bound, self.harder = mechanism, bound, harder
@@ -114,10 +118,8 @@ def _probed(no_new_privs: bool) -> tuple[tuple[str, str], ...]:  # noqa: FBT001 
         data = b""
         while part := near.recv(1 << 16):
             data += part
-    try:
+    with contextlib.suppress(ChildProcessError):  # the user waits for any child, or ignores them
         os.waitpid(pid, 0)
-    except ChildProcessError:  # the user waits for any child, or ignores them
-        pass
     if not data:
         msg = "the process that probes this machine ended without an answer; stderr may say why"
         raise PynisherError(msg)

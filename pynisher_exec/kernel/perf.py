@@ -21,7 +21,7 @@ _PERF_COUNT_SW_TASK_CLOCK = 1
 _PERF_FLAG_FD_CLOEXEC = 1 << 3
 _INHERIT, _EXCLUDE_KERNEL, _EXCLUDE_HV = 1 << 1, 1 << 5, 1 << 6
 _ATTRIBUTE = struct.Struct("=IIQQQQQ8x")
-"""struct perf_event_attr, version 0 (64 bytes): type, size, config, period, sample and read format, bits."""
+"""struct perf_event_attr, version 0: type, size, config, period, two formats, bits; 64 bytes."""
 
 
 def open_task_clock(pid: int) -> int:

@@ -40,7 +40,7 @@ _OFFSET_NUMBER, _OFFSET_ARCH, _OFFSET_FLAGS = 0, 4, 16  # struct seccomp_data, l
 
 
 class Request(NamedTuple):
-    """A fork that waits for its answer, and the thread that asks (as this pid namespace sees it)."""
+    """A fork that waits for its answer, and the thread that asks (in this pid namespace)."""
 
     id: int
     tid: int
@@ -128,7 +128,7 @@ def _size() -> int:
 
 
 def receive(listener: int) -> Request | None:
-    """Take one request; None when it was withdrawn (its process died). Blocks when there is none."""
+    """Take one request, wait for one; None when it was withdrawn (its process died)."""
     room = bytearray(_size())  # the kernel wants it zeroed
     try:
         fcntl.ioctl(listener, _RECEIVE, room)

@@ -29,7 +29,7 @@ _NAMED_GLOBALS = frozenset(b"\x82\x83\x84\x93")
 """Opcodes by which a pickle names a module's attribute: GLOBAL, EXT1, EXT2, EXT4, STACK_GLOBAL."""
 
 
-class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]  (cloudpickle has no type information)
+class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
     """cloudpickle's, with large buffers set aside in `buffers`."""
 
     def __init__(self, stream: io.BytesIO) -> None:
@@ -49,7 +49,7 @@ class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]  (cloudpickle has no 
 
 
 def _in_main(thing: object) -> str | None:
-    """Tell the name under which a function or class stands in this process's `__main__`, if it does."""
+    """Tell under which name a function or class stands in this process's `__main__`, if any."""
     if not isinstance(thing, (type, FunctionType)) or thing.__module__ != "__main__":
         return None
     name = thing.__qualname__
@@ -85,7 +85,7 @@ class _OutcomePickler(_Pickler):
 
 
 def dump_call(call: object) -> list[bytes | memoryview]:
-    """Pickle what a task shall load: the pickle first, then its buffers. Raises what pickling does."""
+    """Pickle what a task shall load: the pickle, then its buffers. Raises what pickling does."""
     stream = io.BytesIO()
     pickler = _CallPickler(stream)
     pickler.dump(call)

@@ -42,9 +42,11 @@ class PerfClock:
         self._before = _clock(pid) - perf.read_seconds(self._descriptor)
 
     def read(self) -> float:
+        """See `CpuClock`."""
         return perf.read_seconds(self._descriptor) + self._before
 
     def close(self) -> None:
+        """See `CpuClock`."""
         os.close(self._descriptor)
 
 
@@ -62,6 +64,7 @@ class SummedClocks:
         self._reaped_before = _reaped()
 
     def read(self) -> float:
+        """See `CpuClock`."""
         total = _reaped() - self._reaped_before
         for pid in proc.descendants(os.getpid()):
             current = proc.stat(pid)
@@ -83,7 +86,7 @@ def open_clock(pid: int) -> CpuClock:
 
 
 def _clock(pid: int) -> float:
-    """The CPU clock of another process: the kernel's encoding of its clock id (clock_getcpuclockid(3))."""
+    """The CPU clock of another process, by its clock id's encoding (clock_getcpuclockid(3))."""
     return time.clock_gettime((~pid << 3) | 2)
 
 

@@ -14,14 +14,15 @@ import contextlib
 import os
 import signal
 import time
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from pynisher_exec.kernel import pidfd, proc
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection
+    from collections.abc import Collection
 
-__all__ = ["end_tree", "reap"]
+__all__ = ["Reaped", "end_tree", "ignore", "reap"]
 
 ROUND = 0.002
 """Seconds to wait for the next death before looking for more to kill."""
@@ -30,21 +31,27 @@ HURRY_AFTER = 20
 """Rounds after which a tree counts as a fork bomb: it is stopped first, and outranked."""
 
 
-def reap(reaped: Callable[[int, int], None]) -> bool:
-    """Reap all that has ended, telling each pid and wait status; True when no child is left at all."""
+Reaped = Callable[[int, int, int], None]
+"""Told of each process that is reaped: its pid, wait status, and high-water mark in bytes."""
+
+
+def ignore(_pid: int, _status: int, _high_water: int) -> None:
+    """Take no notice of what is reaped."""
+
+
+def reap(reaped: Reaped) -> bool:
+    """Reap all that has ended, telling of each; True when no child is left at all."""
     while True:
         try:
-            pid, status = os.waitpid(-1, os.WNOHANG)
+            pid, status, usage = os.wait4(-1, os.WNOHANG)
         except ChildProcessError:
             return True
         if pid == 0:
             return False
-        reaped(pid, status)
+        reaped(pid, status, usage.ru_maxrss << 10)
 
 
-def end_tree(
-    reaped: Callable[[int, int], None], patience: float, spared: Collection[int] = ()
-) -> list[int]:
+def end_tree(reaped: Reaped, patience: float, spared: Collection[int] = ()) -> list[int]:
     """Kill and reap every process below this one; SIGCHLD must be blocked.
 
     `spared` children are left alone (a template's supervisors). Gives the pids that are still there
@@ -91,7 +98,7 @@ def _stop_all(targets: list[int], spared: Collection[int]) -> None:
 
 
 def _outrank() -> None:
-    """Raise this process's priority where it may (CAP_SYS_NICE): equals can be outforked for minutes."""
+    """Raise this process's priority where it may: equals can be outforked for minutes."""
     with contextlib.suppress(OSError):
         os.setpriority(os.PRIO_PROCESS, 0, -10)
 

@@ -74,7 +74,7 @@ class _Slot:
 
     def abandon(self) -> None:
         """Nobody wants an account any more: end what is there."""
-        kill.end_tree(lambda _pid, _status: None, self._options.kill_timeout)
+        kill.end_tree(kill.ignore, self._options.kill_timeout)
 
     def serve_one(self) -> bool:
         """Fork a child ahead, wait for a call, see it through; False when a child is stuck."""
@@ -84,7 +84,7 @@ class _Slot:
         child.stream.close()
         start = self._await_start(child)
         if start is None:  # the idle child has died; another takes its place
-            kill.end_tree(lambda _pid, _status: None, self._options.kill_timeout)
+            kill.end_tree(kill.ignore, self._options.kill_timeout)
             child.close()
             return True
         return Watching(self._control, self._caller, child, start, self._options).see_through()
@@ -100,17 +100,25 @@ class _Slot:
         while True:
             ready = {descriptor for descriptor, _ in poll.poll()}
             if self._control.fileno() in ready:
-                message = messages.receive(self._control)
-                if message is None:
-                    raise CallerGone
-                if message.kind == "start":
-                    if message.fields["generation"] == self._generation:
-                        return message.fields
-                    self._send_unstarted(message.fields["generation"])
+                start = self._hear_start()
+                if start is not None:
+                    return start
             elif self._caller in ready:
                 raise CallerGone
             elif child.pidfd in ready:
                 return None
+
+    def _hear_start(self) -> dict[str, Any] | None:
+        """Take a message; None when it is no START for the child that waits."""
+        message = messages.receive(self._control)
+        if message is None:
+            raise CallerGone
+        if message.kind != "start":
+            return None
+        if message.fields["generation"] == self._generation:
+            return message.fields
+        self._send_unstarted(message.fields["generation"])
+        return None
 
     def _send_unstarted(self, generation: int) -> None:
         """That START was for a child that had died: its call has not run, and can run elsewhere."""

@@ -26,7 +26,7 @@ class Holder(NamedTuple):
 
 
 class MemoryGauge:
-    """Reads one tree. `baseline` is RssAnon + RssShmem of its first process, 0 to count from zero."""
+    """Reads one tree. `baseline` is its first process's RssAnon + RssShmem, 0 for none."""
 
     def __init__(self, baseline: int) -> None:
         self._baseline = baseline

@@ -84,7 +84,7 @@ class Stream:
 
 
 def to_memory_file(contents: list[bytes]) -> int:
-    """Put output where a control message can carry it: a memfd, of any size. The caller closes it."""
+    """Put output where a control message can carry it: a memfd, for the caller to close."""
     descriptor = os.memfd_create("pynisher_exec output", os.MFD_CLOEXEC)
     for content in contents:
         view = memoryview(content)

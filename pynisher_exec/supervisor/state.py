@@ -12,9 +12,10 @@ verdict is fixed and nothing here acts any more but a request of the caller's.
 
 from __future__ import annotations
 
-import signal
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+from pynisher_exec.verdict import SOFT_SIGNALS
 
 if TYPE_CHECKING:
     from pynisher_exec.limits import Limits
@@ -50,7 +51,7 @@ class Kill(NamedTuple):
 
 
 class Reading(NamedTuple):
-    """What the tree uses: CPU seconds and bytes beyond the baseline, subprocesses, and the look's cost.
+    """What the tree uses: CPU seconds, bytes beyond the baseline, subprocesses; what the look cost.
 
     `memory` above the limit has been confirmed by whoever read it. `cost` is seconds.
     """
@@ -113,7 +114,7 @@ class Watch:
         if limits.memory is not None and reading.memory > limits.memory:
             return self._kill("memory", reading.memory)
         if limits.cpu_time is not None and reading.cpu_time >= limits.cpu_time:
-            return self._reach("cpu_time", signal.SIGXCPU, reading.cpu_time, now)
+            return self._reach("cpu_time", reading.cpu_time, now)
         if self.counts_processes and limits.processes is not None:
             self._over = self._over + 1 if reading.processes > limits.processes else 0
             if self._over > 1:  # one reading never kills: a process may have been seen twice
@@ -133,7 +134,7 @@ class Watch:
         if self.running_at is not None and self.limits.wall_time is not None:
             elapsed = now - self.running_at
             if elapsed >= self.limits.wall_time:
-                return self._reach("wall_time", signal.SIGALRM, elapsed, now)
+                return self._reach("wall_time", elapsed, now)
         return None
 
     def look_due(self, now: float) -> bool:
@@ -154,7 +155,7 @@ class Watch:
     def _bounded(self) -> bool:
         return self.killed is None and self.stage in ("running", "outcome")
 
-    def _reach(self, limit: str, signum: int, used: float, now: float) -> Soft | Kill | None:
+    def _reach(self, limit: str, used: float, now: float) -> Soft | Kill | None:
         """A limit with a grace period is passed: the soft signal once, then the kill."""
         if self._kill_at is not None:
             return None
@@ -162,7 +163,7 @@ class Watch:
             return self._kill(limit, used)
         self.limit_reached, self.used = limit, used
         self._kill_at = now + self.limits.grace_period
-        return Soft(limit, signum)
+        return Soft(limit, SOFT_SIGNALS[limit])
 
     def _kill(self, reason: str, used: float | None) -> Kill:
         self.killed, self.used = reason, used

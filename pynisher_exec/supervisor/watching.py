@@ -11,6 +11,7 @@ import os
 import select
 import signal
 import time
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from pynisher_exec.kernel import pidfd
@@ -66,6 +67,7 @@ class Watching:
         self._wall: tuple[float, float | None] | None = None
         self._started_at: float | None = None
         self._status: int | None = None
+        self._high_water = self._resident_before = 0
         self._read_at: float | None = None
         self._streams: list[output.Stream] = []
         self._poll = select.poll()
@@ -77,7 +79,7 @@ class Watching:
         if capture:
             self._streams = [output.Stream(pipe, capture) for pipe in child.pipes]
             for stream in self._streams:
-                self._listen(stream.fileno(), lambda stream=stream: self._drain(stream))
+                self._listen(stream.fileno(), partial(self._drain, stream))
         self._listen(self._control.fileno(), self._hear_caller)
         self._listen(self._caller, self._caller_died)
         self._listen(child.line.fileno(), self._hear_task)
@@ -94,7 +96,7 @@ class Watching:
     # -- the loop ------------------------------------------------------------------------------
 
     def see_through(self) -> bool:
-        """Watch until the child has ended, end what is left, account; False when it cannot be ended."""
+        """Watch until the child has ended, end what is left, account; False when it is stuck."""
         while self._watch.killed is None:
             ready = [descriptor for descriptor, _ in self._poll.poll(self._timeout())]
             for descriptor in ready:
@@ -181,15 +183,16 @@ class Watching:
             self._take_returned()
 
     def _take_running(self, message: messages.Message) -> None:
-        """The function starts: from what the process holds and has used by now, the limits count."""
+        """The function starts: limits count from what the process holds and has used by now."""
         fields = message.fields
         at = float(fields["at"])
         self._watch.told("running", fields, at)
         self._wall = (at, None)
         self._started_at = time.time() - (time.monotonic() - at)
         self._cpu_before = float(fields["cpu_time"])
-        if self._limits.address_space is None:
+        if self._limits.address_space is None and not self._limits.from_zero:
             self._gauge = memory.MemoryGauge(int(fields["held"]))
+            self._resident_before = int(fields["resident"])
         self._mechanisms = dict(fields["mechanisms"])
         if message.descriptors and self._limits.processes is not None:
             self._gate = Gate(message.descriptors[0], self._limits.processes, self._child.pid)
@@ -242,9 +245,10 @@ class Watching:
         self._child.close()
         return not survivors
 
-    def _note_status(self, pid: int, status: int) -> None:
+    def _note_status(self, pid: int, status: int, high_water: int) -> None:
         if pid == self._child.pid:
             self._status = status
+            self._high_water = high_water
 
     def _wait_for_the_stuck(self) -> None:
         """The caller has replaced this slot; what the kernel frees late must still be reaped."""
@@ -290,10 +294,19 @@ class Watching:
             "cpu_time": max(0.0, self._child.clock.read() - self._cpu_before)
             if self._wall
             else 0.0,
-            "peak_memory": max(self._peak_memory, int(said.get("peak") or 0)),
+            "peak_memory": self._peak_of(said),
             "peak_processes": max(self._peak_processes, peak),
-            "detail": f"{largest.name} (pid {largest.pid}) held {largest.held}" if largest else "",
+            "detail": f"most of it by {largest.name}, pid {largest.pid}" if largest else "",
         }
+
+    def _peak_of(self, said: dict[str, Any]) -> int:
+        """The largest sample, or the high water that the task told itself.
+
+        Where a task ended untold before the first sample, getrusage(2) has its high water, file
+        pages included.
+        """
+        peak = max(self._peak_memory, int(said.get("peak") or 0))
+        return peak or max(0, self._high_water - self._resident_before)
 
     def _send_with_output(self, fields: dict[str, Any]) -> None:
         if not self._streams:

@@ -99,7 +99,7 @@ def exit_code_of(error: SystemExit) -> int:
 def pack(
     kind: str, value: object, main_names: frozenset[str] | None, facts: dict[str, Any]
 ) -> Outcome:
-    """Pickle what came, try to load it again, and make the frame; what fails there is said instead."""
+    """Pickle what came, try to load it, and make the frame; what fails there is said instead."""
     facts = {**facts, "outcome": kind}
     if kind not in _SENT:
         return Outcome([json.dumps(facts).encode()], _without_traceback(facts))

@@ -21,10 +21,10 @@ from pynisher_exec.verdict import FORK_FILTER
 __all__ = ["MEMORY_RESERVE", "MEMORY_SLACK", "Baseline", "impose", "lift_memory", "measure", "peak"]
 
 MEMORY_SLACK = 16 << 20
-"""Bytes above `memory` at which an allocation is refused: room for reserved but untouched memory."""
+"""Bytes above `memory` at which an allocation is refused: room for what is only reserved."""
 
 MEMORY_RESERVE = 32 << 20
-"""Bytes between the soft and the hard RLIMIT_DATA: a heap that is full can still pickle its report."""
+"""Bytes between soft and hard RLIMIT_DATA: a full heap can still pickle its report."""
 
 CPU_BACKSTOP = 2
 """Seconds after which the kernel ends a process by itself, should its supervisor be gone.
@@ -79,6 +79,8 @@ def impose(limits: Limits, baseline: Baseline) -> tuple[dict[str, str], int | No
     if limits.address_space is not None:
         _lower(resource.RLIMIT_AS, limits.address_space, limits.address_space)
         mechanisms["memory"] = "RLIMIT_AS, tree sampled"
+    elif limits.memory is not None and limits.from_zero:
+        mechanisms["memory"] = "tree sampled and confirmed by PSS"
     elif limits.memory is not None:
         soft = baseline.reserved + limits.memory + MEMORY_SLACK
         _lower(resource.RLIMIT_DATA, soft, soft + MEMORY_RESERVE)

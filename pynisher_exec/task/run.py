@@ -238,7 +238,7 @@ class _Task:
             return False
 
     def _exit_if_forked(self) -> None:
-        """A fork made by the user's code that comes out of it too: only the first process counts."""
+        """A fork by the user's code that comes out of it too: only the first process counts."""
         if os.getpid() != self._pid:
             os._exit(0)
 

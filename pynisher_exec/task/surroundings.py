@@ -45,8 +45,8 @@ _latest: Surroundings | None = None
 
 
 def snapshot() -> Surroundings:
-    """Capture directory, environment and `sys.path`; the last snapshot again where nothing changed."""
-    global _latest  # noqa: PLW0603  (a cache of one: replaced whole, so threads cannot see half of it)
+    """Capture directory, environment, `sys.path`; the last snapshot where nothing changed."""
+    global _latest  # noqa: PLW0603  (a cache of one, replaced whole)
     try:
         directory = os.getcwd()
     except FileNotFoundError:
@@ -66,7 +66,7 @@ def snapshot() -> Surroundings:
 
 
 def _environment() -> dict[bytes, bytes]:
-    """The environment as bytes: `os.environ`'s own dict, since its public face decodes each item."""
+    """The environment as bytes: `os.environ`'s own dict; its public face decodes each item."""
     data: dict[bytes, bytes] = os.environ._data  # type: ignore[attr-defined]  # noqa: SLF001
     return data
 
@@ -139,8 +139,8 @@ class _MainProcess(multiprocessing.process.BaseProcess):
         self._parent_pid = None
         self._popen = None
         self._closed = False
-        self._config = {"authkey": multiprocessing.process.AuthenticationString(authkey)}
-        self._config["semprefix"] = "/mp"
+        kind = type(multiprocessing.process.current_process().authkey)
+        self._config = {"authkey": kind(authkey), "semprefix": "/mp"}
 
 
 def _reset_multiprocessing() -> None:

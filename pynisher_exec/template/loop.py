@@ -191,7 +191,7 @@ class _Template:
         """Supervisors have died: whatever else is a child now was theirs, so end it."""
         dead: list[int] = []
 
-        def note(pid: int, _status: int) -> None:
+        def note(pid: int, _status: int, _high_water: int) -> None:
             if pid in self._supervisors:
                 dead.append(pid)
 
@@ -203,8 +203,8 @@ class _Template:
             _send(self._line, "gone", slot=slot, survivors=survivors[:100])
 
     def _end(self) -> None:
-        """Supervisors see the same signs and end their trees: wait, then end what is still there."""
+        """Supervisors see the same signs and end their trees: wait, then end what is left."""
         deadline = time.monotonic() + self._patience + GRACE_AT_END
-        while not kill.reap(lambda _pid, _status: None) and time.monotonic() < deadline:
+        while not kill.reap(kill.ignore) and time.monotonic() < deadline:
             signal.sigtimedwait({signal.SIGCHLD}, max(0.0, deadline - time.monotonic()))
-        kill.end_tree(lambda _pid, _status: None, self._patience)
+        kill.end_tree(kill.ignore, self._patience)

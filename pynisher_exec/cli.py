@@ -1,0 +1,203 @@
+"""The command line: run any program under limits, tell what this machine can hold, demo."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import signal
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn
+
+from pynisher_exec.caller.future import LimitedFuture
+from pynisher_exec.caller.item import Item
+from pynisher_exec.caller.pool import Pool, PoolOptions
+from pynisher_exec.caller.support import LIMITS, supports
+from pynisher_exec.limits import Limits
+from pynisher_exec.report import Report, Status
+from pynisher_exec.task.run import Call
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from types import FrameType
+
+__all__ = ["main"]
+
+TIMED_OUT, OVER_LIMIT, OWN_FAILURE, CANNOT_EXECUTE, NOT_FOUND = 124, 137, 125, 126, 127
+_SIGNALLED = 128
+
+_EPILOG = """\
+exit status:
+  the command's own, 128 + n when signal n ended it;
+  124 when it passed --wall-time or --cpu-time; 137 when it passed --memory or --processes;
+  125 when pynisher_exec itself failed; 126 or 127 when the command could not be run or found.
+
+Limits hold for everything that the command starts. Sizes: 500MB, 2GiB, 50%. Durations: 90,
+1.5s, 5min, 1h30min. With --grace-period the command gets SIGALRM (wall) or SIGXCPU (CPU) first.
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Parse the command line, do what it says, and give the exit status."""
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    status: int = options.action(options, parser)
+    return status
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m pynisher_exec",
+        description="Run programs and Python functions under limits that they cannot outgrow.",
+    )
+    actions = parser.add_subparsers(required=True, metavar="ACTION")
+    _add_run(actions)
+    doctor = actions.add_parser("doctor", help="tell which limits this machine holds, and how")
+    doctor.set_defaults(action=_doctor)
+    demo = actions.add_parser("demo", help="search scikit-learn models, some of which run away")
+    demo.add_argument("--output", default="reports.jsonl", help="default: %(default)s")
+    demo.set_defaults(action=_demo)
+    return parser
+
+
+def _add_run(actions: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    run = actions.add_parser(
+        "run",
+        help="run a command under limits",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        usage="%(prog)s [LIMITS] [--json FILE] -- COMMAND [ARG ...]",
+    )
+    limits = run.add_argument_group("limits")
+    limits.add_argument("--memory", metavar="SIZE", help="held by all its processes together")
+    limits.add_argument("--cpu-time", metavar="TIME", help="used by all its processes together")
+    limits.add_argument("--wall-time", metavar="TIME", help="from start to end")
+    limits.add_argument("--processes", metavar="N", type=int, help="it may start, alive at once")
+    limits.add_argument("--grace-period", metavar="TIME", help="between soft signal and kill")
+    limits.add_argument("--open-files", metavar="N", type=int, help="in each process")
+    limits.add_argument("--file-size", metavar="SIZE", help="of each file written")
+    limits.add_argument("--core-size", metavar="SIZE", help="of each core dump")
+    run.add_argument("--json", metavar="FILE", type=Path, help="write the report there")
+    run.add_argument("command", nargs=argparse.REMAINDER, metavar="COMMAND", help="after --")
+    run.set_defaults(action=_run)
+
+
+# run ---------------------------------------------------------------------------------------------
+
+
+def _number_or_text(value: str | None) -> str | float | None:
+    """A bare number is seconds."""
+    with contextlib.suppress(ValueError):
+        return None if value is None else float(value)
+    return value
+
+
+def _size_or_text(value: str | None) -> str | int | None:
+    """A bare number is bytes."""
+    return int(value) if value is not None and value.isdecimal() else value
+
+
+def _run(options: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
+    command = options.command[1:] if options.command[:1] == ["--"] else options.command
+    if not command:
+        parser.error("run: no command given; it goes after --")
+    try:
+        limits = Limits(
+            memory=_size_or_text(options.memory),  # type: ignore[arg-type]
+            cpu_time=_number_or_text(options.cpu_time),  # type: ignore[arg-type]
+            wall_time=_number_or_text(options.wall_time),  # type: ignore[arg-type]
+            processes=options.processes,
+            grace_period=_number_or_text(options.grace_period),  # type: ignore[arg-type]
+            open_files=options.open_files,
+            file_size=_size_or_text(options.file_size),  # type: ignore[arg-type]
+            core_size=_size_or_text(options.core_size),  # type: ignore[arg-type]
+            startup_time=60.0,
+            from_zero=True,
+        )
+    except (TypeError, ValueError) as error:
+        parser.error(f"run: {error}")
+    report = _report_of(command, limits)
+    if options.json is not None:
+        text = json.dumps({"command": command, **report.to_dict()}, indent=2)
+        options.json.write_text(text + "\n", encoding="utf-8")
+    return _exit_status(report, command)
+
+
+def _report_of(command: list[str], limits: Limits) -> Report:
+    """Run the command as a task with this process's own standard streams."""
+    pool = Pool(PoolOptions(max_workers=1, no_new_privs=True))
+    future: LimitedFuture[None] = LimitedFuture()
+    item = Item(future, Call(become, (command,), {}), limits, streams=(0, 1, 2))
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, _interrupt)
+    try:
+        pool.submit(item)
+        return _ok_if_zero(future.wait_for_report())
+    except KeyboardInterrupt:
+        future.cancel()
+        return future.wait_for_report()
+    finally:
+        pool.close(cancel_queued=True)
+        pool.join()
+
+
+def _ok_if_zero(report: Report) -> Report:
+    """For a function, to exit is not to return; for a command, to exit with 0 is success."""
+    if report.status is Status.EXIT and report.exit_code == 0:
+        return replace(report, status=Status.OK, exception=None, message="")
+    return report
+
+
+def _interrupt(_signum: int, _frame: FrameType | None) -> NoReturn:
+    raise KeyboardInterrupt
+
+
+def become(command: list[str]) -> NoReturn:
+    """In the task: turn into the command. Python ignores two signals that programs rely on."""
+    for number in (signal.SIGPIPE, signal.SIGXFSZ):
+        signal.signal(number, signal.SIG_DFL)
+    os.execvp(command[0], command)  # noqa: S606  (running it is what was asked for)
+
+
+def _exit_status(report: Report, command: list[str]) -> int:
+    """Pass on how the command ended; say on stderr what the user cannot see from that."""
+    status = report.status
+    if status in (Status.OK, Status.EXIT):
+        return report.exit_code or 0
+    if status is Status.SIGNAL and report.signal is not None:
+        return _SIGNALLED + report.signal
+    message = report.message
+    if status is Status.OS_ERROR and isinstance(report.exception, OSError):
+        message = f"{command[0]}: {report.exception.strerror}"
+    print(f"pynisher_exec: {message}", file=sys.stderr)  # noqa: T201  (a command line's voice)
+    if status in (Status.WALL_TIME, Status.CPU_TIME):
+        return TIMED_OUT
+    if status in (Status.MEMORY, Status.PROCESSES):
+        return OVER_LIMIT
+    if status is Status.OS_ERROR:
+        return NOT_FOUND if isinstance(report.exception, FileNotFoundError) else CANNOT_EXECUTE
+    return _SIGNALLED + signal.SIGINT if status is Status.CANCELLED else OWN_FAILURE
+
+
+# doctor and demo ---------------------------------------------------------------------------------
+
+
+def _doctor(_options: argparse.Namespace, _parser: argparse.ArgumentParser) -> int:
+    lines = [f"Linux {os.uname().release}, {os.uname().machine}, uid {os.getuid()}", ""]
+    for name in LIMITS:
+        found = supports(name)
+        lines.append(f"{name:13} {found:5} {found.mechanism}; passed by: {found.bound}")
+        if found.harder:
+            lines.append(f"{'':19} to make it hard: {found.harder}")
+    print("\n".join(lines))  # noqa: T201  (a command line's voice)
+    return 0
+
+
+def _demo(options: argparse.Namespace, _parser: argparse.ArgumentParser) -> int:
+    from pynisher_exec import demo  # noqa: PLC0415  (needs the extra `demo`)
+
+    status: int = demo.run(Path(options.output))
+    return status
