@@ -1,0 +1,333 @@
+"""The monitor thread: gives tasks to slots, hears how they ended, resolves futures.
+
+It alone talks to supervisors, pickles calls and resolves futures, so none of that needs a lock.
+It may be late (somebody may hold the interpreter lock): the limits are not, since supervisors keep
+them. It ends when its inbox has been closed and everything is done.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING
+
+from pynisher_exec.caller.account import Ending, account, never_started
+from pynisher_exec.caller.hosts import Hosts
+from pynisher_exec.caller.item import Item, Key, key_of
+from pynisher_exec.caller.launch import is_fork
+from pynisher_exec.caller.slot import Slot
+from pynisher_exec.errors import UnpicklableError
+from pynisher_exec.report import Status
+
+if TYPE_CHECKING:
+    from pynisher_exec.caller.inbox import Inbox, PoolOptions
+    from pynisher_exec.caller.launch import Host
+    from pynisher_exec.caller.reactor import Reactor
+
+__all__ = ["Monitor"]
+
+RETRY_AFTER = 0.5
+"""Seconds before a slot is started again when one could not be, while others work."""
+
+STARTING_AT_ONCE = 32
+"""Slots asked for at one moment: their requests must fit into a template's line."""
+
+MOST_TRIES = 3
+"""Times that a call whose child died before it began is sent."""
+
+TERMINATE_TIME = 5.0
+"""Seconds between SIGTERM and SIGKILL in `terminate_workers`."""
+
+END_TIME = 5.0
+"""Seconds beyond `kill_timeout` that a closed pool waits for its hosts, then it kills them."""
+
+
+class Monitor:
+    """The slots of a pool, and what is done with them. Everything here is the thread's alone."""
+
+    def __init__(self, inbox: Inbox, reactor: Reactor, options: PoolOptions) -> None:
+        self._inbox = inbox
+        self._reactor = reactor
+        self._options = options
+        self._forks_caller = options.context is not None and is_fork(options.context)
+        self._hosts = Hosts(reactor, self, options.context, options.preload)
+        self._slots: dict[int, Slot] = {}
+        self._numbers = 0
+        self._retry_at: float | None = None
+        self._force_at: float | None = None
+
+    def serve(self) -> None:
+        """Run until the inbox is closed and all is done; what the thread executes."""
+        while not self._is_done():
+            self._obey()
+            self._dispatch()
+            self._mind_deadlines()
+            if not self._is_done():
+                self._reactor.turn(self._timeout())
+        self._wind_up()
+
+    def _is_done(self) -> bool:
+        if not self._inbox.closed or len(self._inbox):
+            return False
+        return all(slot.item is None for slot in self._slots.values())
+
+    def _wind_up(self) -> None:
+        """All futures are resolved: let the processes go, and see them gone."""
+        for slot in list(self._slots.values()):
+            slot.close()
+        self._hosts.release_all()
+        self._await_hosts(time.monotonic() + self._options.kill_timeout + END_TIME)
+        self._hosts.kill_all()
+        self._await_hosts(time.monotonic() + END_TIME)
+        self.release()
+
+    def _await_hosts(self, deadline: float) -> None:
+        while self._hosts.living and (left := deadline - time.monotonic()) > 0:
+            self._reactor.turn(left)
+
+    def release(self) -> None:
+        """Close what is held; nothing of it runs any more, or never did."""
+        self._hosts.close()
+        self._reactor.close()
+
+    def _obey(self) -> None:
+        """Do what other threads have asked for."""
+        dropped, force = self._inbox.orders()
+        for item in dropped:
+            item.future.cancel()
+            item.future.begin(lambda: None)  # notifies those who wait for a cancelled future
+        if force is not None:
+            self._force(force)
+        for slot in self._slots.values():
+            if slot.item is not None and slot.item.cancelled == "asked":
+                slot.item.cancelled = "kill"
+                slot.kill("cancelled")
+
+    def _force(self, how: str) -> None:
+        """End what runs: "kill" at once, "gently" by SIGTERM first."""
+        for slot in self._slots.values():
+            if slot.item is not None and slot.item.cancelled != "kill":
+                slot.item.cancelled = how
+                slot.kill("cancelled", gently=how == "gently")
+        if how == "gently":
+            self._force_at = time.monotonic() + TERMINATE_TIME
+
+    # -- giving out tasks ------------------------------------------------------------------------
+
+    def _dispatch(self) -> None:
+        while True:
+            item = self._inbox.take()
+            if item is None:
+                return
+            if item.future.cancelled():
+                item.future.begin(lambda: None)
+            elif not self._give_out(item):
+                self._inbox.put_back(item)
+                return
+
+    def _give_out(self, item: Item) -> bool:
+        """Start an item, or a slot for it; False when it has to wait."""
+        key = self._key(item)
+        if not self._forks_caller:
+            for slot in self._slots.values():
+                if slot.state == "idle" and slot.key == key:
+                    self._run(slot, item)
+                    return True
+        starting = sum(slot.state == "starting" for slot in self._slots.values())
+        if (
+            starting
+            and not self._forks_caller
+            and starting >= min(len(self._inbox) + 1, STARTING_AT_ONCE)
+        ):
+            return False
+        if self._retry_at is not None or not self._has_room(key):
+            return False
+        return self._start_slot(item, key)
+
+    def _key(self, item: Item) -> Key:
+        if self._options.context is not None:
+            return ()
+        return key_of(item.surroundings, with_path=bool(self._options.preload))
+
+    def _has_room(self, key: Key) -> bool:
+        """Whether one more slot may be; an idle one of another key gives way."""
+        most = self._options.max_workers
+        if most is None or len(self._slots) < most:
+            return True
+        for slot in list(self._slots.values()):
+            if slot.state == "idle" and slot.key != key:
+                self._retire(slot)
+                return True
+        return False
+
+    def _start_slot(self, item: Item, key: Key) -> bool:
+        """Start a slot. True when the item is off the queue: it runs in it, or has failed."""
+        self._numbers += 1
+        deadline = time.monotonic() + self._options.startup_time
+        options = {
+            "no_new_privs": self._options.no_new_privs,
+            "kill_timeout": self._options.kill_timeout,
+        }
+        try:
+            host = self._hosts.for_item(item, key)
+            slot = Slot(self._numbers, host, key, self._reactor, self, deadline)
+            slot.open(options)
+        except Exception as error:  # noqa: BLE001  (a context's way of starting may raise anything)
+            return self._could_not_start(item, error)
+        self._slots[slot.number] = slot
+        if self._forks_caller:
+            slot.item = item
+            return True
+        return False
+
+    def _could_not_start(self, item: Item, error: BaseException) -> bool:
+        """Wait while other slots work; else this item fails, and the next one tries anew."""
+        if any(slot.state in ("busy", "idle", "starting") for slot in self._slots.values()):
+            self._retry_at = time.monotonic() + RETRY_AFTER
+            return False
+        self._fail(item, f"no process could be started for the task: {error}", error)
+        return True
+
+    def _fail(
+        self, item: Item, message: str, cause: BaseException | None, status: Status = Status.STARTUP
+    ) -> None:
+        if item.future.begin(lambda: None):
+            answer = never_started(message, cause, status)
+            item.future.conclude(answer.report, answer.error, cancelled=False)
+
+    def _run(self, slot: Slot, item: Item) -> None:
+        """Pickle a call and send it to a waiting child."""
+
+        def stop() -> None:
+            if not item.cancelled:
+                item.cancelled = "asked"
+            self._reactor.ring()
+
+        if not item.future.begin(stop):
+            if self._forks_caller:  # the slot holds this very call
+                slot.item = None
+                self._retire(slot)
+            return
+        try:
+            segments = item.bare_segments() if self._forks_caller else item.segments()
+        except (UnpicklableError, MemoryError) as error:
+            self._fail(item, str(error), error, Status.EXCEPTION)
+        else:
+            slot.run(item, segments)
+
+    # -- what slots and hosts tell ---------------------------------------------------------------
+
+    def finished(self, slot: Slot, item: Item, ending: Ending) -> None:
+        """A task's tree has gone: resolve its future."""
+        slot.deadline = time.monotonic() + self._options.startup_time  # for the next child
+        if self._options.context is not None or slot.host.ended or ending.told.get("survivors"):
+            self._retire(slot)
+        self._resolve(item, ending)
+
+    def _resolve(self, item: Item, ending: Ending) -> None:
+        begun = ending.told.get("stage") != "waiting" or ending.told.get("killed") is not None
+        if not begun and item.tries < MOST_TRIES:
+            self.requeue(item)
+            return
+        answer = account(item, ending)
+        item.future.conclude(answer.report, answer.error, cancelled=answer.cancelled)
+
+    def requeue(self, item: Item) -> None:
+        """The call never began: it comes first again."""
+        item.tries += 1
+        self._inbox.put_back(item)
+
+    def slot_gone(self, number: int, survivors: list[int], error: str) -> None:
+        """A supervisor has ended, and what it had below it."""
+        slot = self._slots.get(number)
+        if slot is not None:
+            slot.failure = error or slot.failure
+            self._conclude_lost(slot, survivors)
+
+    def _conclude_lost(self, slot: Slot, survivors: list[int]) -> None:
+        """A task has lost its supervisor, or a slot never came up, which is a failure to start."""
+        item, slot.item = slot.item, None
+        came_up = slot.idle_since > 0
+        self._retire(slot)
+        reason = slot.failure or "its supervisor ended before it was ready"
+        if item is not None and came_up:
+            told = {"stage": "running", "survivors": survivors} if survivors else {}
+            answer = account(item, Ending(told, None, slot.failure))
+            item.future.conclude(answer.report, answer.error, cancelled=answer.cancelled)
+        elif item is not None:
+            self._fail(item, f"no process could be started for the task: {reason}", None)
+        elif not came_up:
+            self._fail_next(reason)
+
+    def _fail_next(self, reason: str) -> None:
+        """A slot did not come up: while none works, that is the answer to the next item."""
+        if any(slot.state in ("busy", "idle") for slot in self._slots.values()):
+            self._retry_at = time.monotonic() + RETRY_AFTER
+            return
+        item = self._inbox.take()
+        if item is not None:
+            self._fail(item, f"no process could be started for the task: {reason}", None)
+
+    def host_failed(self, host: Host, message: str, traceback: str) -> None:
+        """A template cannot import what `preload` names: whoever waits for it hears of it."""
+        for slot in self._slots_of(host):
+            slot.failure = f"preload failed: {message}\n{traceback}".strip()
+
+    def host_ended(self, host: Host) -> None:
+        """Slots that it has not brought up never will; those that run go on without it."""
+        for slot in self._slots_of(host):
+            if slot.state in ("starting", "lost") or slot.item is None:
+                self._conclude_lost(slot, [])
+
+    def _slots_of(self, host: Host) -> list[Slot]:
+        return [slot for slot in self._slots.values() if slot.host is host]
+
+    def _retire(self, slot: Slot) -> None:
+        self._slots.pop(slot.number, None)
+        slot.close()
+        if not self._slots_of(slot.host):
+            self._hosts.release(slot.host)
+
+    # -- time ------------------------------------------------------------------------------------
+
+    def _mind_deadlines(self) -> None:
+        now = time.monotonic()
+        if self._retry_at is not None and now >= self._retry_at:
+            self._retry_at = None
+            self._dispatch()
+        if self._force_at is not None and now >= self._force_at:
+            self._force_at = None
+            self._force("kill")
+        for slot in list(self._slots.values()):
+            if self._forks_caller and slot.state == "idle" and slot.item is not None:
+                self._run(slot, slot.item)
+            if slot.due(now):
+                self._pass_deadline(slot)
+            elif self._has_lingered(slot, now):
+                self._retire(slot)
+
+    def _pass_deadline(self, slot: Slot) -> None:
+        """A returned task does not deliver, or a slot does not come up."""
+        slot.deadline = None
+        if slot.state == "busy":
+            slot.kill("transfer")
+            return
+        slot.failure = slot.failure or "nothing came up within startup_time"
+        if not any(each.idle_since for each in self._slots_of(slot.host)):
+            slot.host.kill()  # it hangs in an import, and does not hear
+        self._conclude_lost(slot, [])
+
+    def _has_lingered(self, slot: Slot, now: float) -> bool:
+        linger = self._options.linger
+        return linger is not None and slot.state == "idle" and now >= slot.idle_since + linger
+
+    def _timeout(self) -> float | None:
+        times = [slot.deadline for slot in self._slots.values()]
+        times += [self._retry_at, self._force_at]
+        if self._options.linger is not None:
+            times += [
+                slot.idle_since + self._options.linger
+                for slot in self._slots.values()
+                if slot.state == "idle"
+            ]
+        known = [each for each in times if each is not None]
+        return max(0.0, min(known) - time.monotonic()) if known else None
