@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import json
+import os
 import socket
 import subprocess
 import sys
@@ -40,7 +41,11 @@ Key = tuple[object, ...]
 
 @dataclass(eq=False)
 class Item:
-    """A task that waits or runs. `streams` are descriptors to use as they are, for the task."""
+    """A task that waits or runs.
+
+    `streams`: descriptors that become the task's standard input, output and error as they are.
+    Without, and not captured: the caller's own output and error.
+    """
 
     future: LimitedFuture[Any]
     call: Call
@@ -116,18 +121,40 @@ def refuse_unfit(function: object) -> None:
 class CallWriter:
     """Sends an item's frame to the task, in as many turns as the socket needs."""
 
-    def __init__(self, segments: list[bytes | memoryview], streams: tuple[int, ...]) -> None:
+    def __init__(self, item: Item, segments: list[bytes | memoryview]) -> None:
         self._frame = FrameWriter(segments)
-        self._streams = streams
+        self._captured = bool(item.capture)
+        self._streams = item.streams
         self._prefixed = False
 
     def write(self, stream: socket.socket) -> bool:
         """Send what fits; True when all is sent. OSError when the task has gone."""
         if not self._prefixed:
-            rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array("i", self._streams))]
-            stream.sendmsg([b"\0"], rights if self._streams else [])
+            self._send_prefix(stream)
             self._prefixed = True
         return self._frame.write(stream)
+
+    def _send_prefix(self, stream: socket.socket) -> None:
+        """The byte before the frame carries the task's standard streams, unless captured."""
+        if self._captured:
+            stream.send(b"\0")
+            return
+        null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+        try:
+            given = [each if _is_open(each) else null for each in self._streams or (1, 2)]
+            rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array("i", given))]
+            stream.sendmsg([b"\0"], rights)
+        finally:
+            os.close(null)
+
+
+def _is_open(descriptor: int) -> bool:
+    """Whether this process has the descriptor: a daemon may have closed its standard streams."""
+    try:
+        os.fstat(descriptor)
+    except OSError:
+        return False
+    return True
 
 
 _keys: dict[int, tuple[Surroundings, Key]] = {}

@@ -100,7 +100,7 @@ class Slot:
                 limits=item.limits.as_message(),
                 capture=item.capture,
             )
-        self._writer = CallWriter(segments, item.streams)
+        self._writer = CallWriter(item, segments)
         self._write()
 
     def _write(self) -> None:

@@ -17,7 +17,7 @@ import gc
 import os
 import select
 import signal
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from pynisher_exec.kernel import prctl
 from pynisher_exec.protocol import messages
@@ -36,7 +36,7 @@ __all__ = ["serve"]
 
 def serve(
     control: socket.socket, caller: int, options: SlotOptions, inherited: Call | None = None
-) -> None:
+) -> NoReturn:
     """Be the supervisor of one slot until the caller lets go. `caller` is its pidfd."""
     prctl.become_subreaper()
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGCHLD})
@@ -51,6 +51,7 @@ def serve(
         slot.abandon()
         with contextlib.suppress(OSError):
             messages.send(control, "failed", message=f"no task process: {error.strerror}")
+    os._exit(0)
 
 
 class _Slot:

@@ -174,18 +174,16 @@ class _Template:
         self._poll.register(descriptor, select.POLLIN)
 
     def _become_supervisor(self, control: int, options: SlotOptions) -> NoReturn:
-        code = 1
         try:
             self._line.close()
             for _, descriptor in self._supervisors.values():
                 os.close(descriptor)
             loop.serve(socket.socket(fileno=control), self._caller, options, self._inherited)
-            code = 0
         except BaseException:  # noqa: BLE001  (a supervisor must never fall back into this loop)
             with contextlib.suppress(BaseException):
                 sys.excepthook(*sys.exc_info())
         finally:
-            os._exit(code)
+            os._exit(1)
 
     def _clean_up(self) -> None:
         """Supervisors have died: whatever else is a child now was theirs, so end it."""
