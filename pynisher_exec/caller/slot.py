@@ -110,7 +110,11 @@ class Slot:
             done = self._writer.write(self._stream)
         except BlockingIOError:
             done = False
-        except OSError:  # the task has ended, and why is about to be told
+        except ConnectionError:  # the task has ended, and why is about to be told
+            done = True
+        except OSError as error:  # no descriptor is free here
+            self._trouble = str(error)
+            self.kill("transfer")
             done = True
         if done:
             self._writer = None
