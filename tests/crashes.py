@@ -1,4 +1,4 @@
-"""What the tasks of the crash table do. Each is bounded: by its own limits, and by what it asks for."""
+"""What the tasks of the crash table do, each bounded by what it asks for."""
 
 from __future__ import annotations
 
@@ -46,8 +46,8 @@ def open_nothing() -> None:
 
 
 def hoard() -> None:
-    pieces = []
-    while sum(map(len, pieces)) < 1 << 30:
+    pieces: list[bytearray] = []
+    while len(pieces) * PIECE < 1 << 30:
         pieces.append(bytearray(PIECE))
 
 
@@ -169,7 +169,8 @@ class TwoArguments(Exception):  # noqa: N818
 
 
 def raise_two_arguments() -> NoReturn:
-    raise TwoArguments("first", "second")
+    msg = "first"
+    raise TwoArguments(msg, "second")
 
 
 class AbortsWhenPickled:
@@ -227,7 +228,7 @@ def daemonize(mark: str, then: str) -> str:
         os.setsid()
         if os.fork() == 0:
             signal.signal(signal.SIGTERM, signal.SIG_IGN)
-            os.set_inheritable(tell, True)  # noqa: FBT003
+            os.set_inheritable(tell, True)
             code = "import os, sys, time; os.write(int(sys.argv[1]), b'x'); time.sleep(60)"
             os.execve(  # noqa: S606
                 sys.executable, [sys.executable, "-S", "-c", code, str(tell)], {"CRASH_MARK": mark}

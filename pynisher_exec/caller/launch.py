@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
     from multiprocessing.context import BaseContext
 
-    from pynisher_exec.task.run import Call
+    from pynisher_exec.task.run import Inherited
 
 __all__ = ["Host", "is_fork", "start_in_context", "start_interpreter", "start_template"]
 
@@ -80,9 +80,10 @@ class Host:
         """Reap the ended process and close what is held of it."""
         self.reaped = True
         os.close(self.pidfd)
-        if self.process is not None:
+        process, self.process = self.process, None  # its descriptors go with the object
+        if process is not None:
             with contextlib.suppress(ChildProcessError, OSError):
-                self.process.poll()
+                process.poll()
             return
         with contextlib.suppress(
             ChildProcessError
@@ -181,11 +182,11 @@ class _Passed:
         return number
 
 
-def _target(control: _Passed, caller: _Passed, inherited: Call | None) -> None:
+def _target(control: _Passed, caller: _Passed, inherited: Inherited | None) -> None:
     loop.serve_in_context(control.take(), caller.take(), inherited)
 
 
-def start_in_context(context: BaseContext, caller: int, inherited: Call | None) -> Host:
+def start_in_context(context: BaseContext, caller: int, inherited: Inherited | None) -> Host:
     """Start the template of one task through a context. Raises what its way of starting raises."""
     line, far_end = messages.pair()
     private(line)  # before a context forks this process: the fork must not keep it open

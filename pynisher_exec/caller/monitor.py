@@ -210,7 +210,8 @@ class Monitor:
         try:
             segments = item.bare_segments() if self._forks_caller else item.segments()
         except (UnpicklableError, MemoryError) as error:
-            self._fail(item, str(error), error, Status.EXCEPTION)
+            # Its traceback would keep this thread's frames, and the slot in them, alive.
+            self._fail(item, str(error), error.with_traceback(None), Status.EXCEPTION)
         else:
             slot.run(item, segments)
 
@@ -225,14 +226,17 @@ class Monitor:
 
     def _resolve(self, item: Item, ending: Ending) -> None:
         begun = ending.told.get("stage") != "waiting" or ending.told.get("killed") is not None
-        if not begun and item.tries < MOST_TRIES:
+        if not begun and not item.cancelled and item.tries < MOST_TRIES:
             self.requeue(item)
             return
         answer = account(item, ending)
         item.future.conclude(answer.report, answer.error, cancelled=answer.cancelled)
 
     def requeue(self, item: Item) -> None:
-        """The call never began: it comes first again."""
+        """The call never began: it comes first again, unless it has been cancelled."""
+        if item.cancelled:
+            self._resolve(item, Ending({"stage": "waiting"}))
+            return
         item.tries += 1
         self._inbox.put_back(item)
 

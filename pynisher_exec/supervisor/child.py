@@ -25,7 +25,7 @@ class Child:
     """The process that is, or will be, the task, and what this supervisor holds of it."""
 
     def __init__(
-        self, forget: Callable[[], None], options: SlotOptions, inherited: run.Call | None
+        self, forget: Callable[[], None], options: SlotOptions, inherited: run.Inherited | None
     ) -> None:
         self.line, line = messages.pair()
         self.stream, stream = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)

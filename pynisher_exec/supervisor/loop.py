@@ -29,13 +29,13 @@ if TYPE_CHECKING:
     import socket
 
     from pynisher_exec.supervisor.options import SlotOptions
-    from pynisher_exec.task.run import Call
+    from pynisher_exec.task.run import Inherited
 
 __all__ = ["serve"]
 
 
 def serve(
-    control: socket.socket, caller: int, options: SlotOptions, inherited: Call | None = None
+    control: socket.socket, caller: int, options: SlotOptions, inherited: Inherited | None = None
 ) -> NoReturn:
     """Be the supervisor of one slot until the caller lets go. `caller` is its pidfd."""
     prctl.become_subreaper()
@@ -58,7 +58,7 @@ class _Slot:
     """One slot: the line to the caller, the child ahead, and the task being watched."""
 
     def __init__(
-        self, control: socket.socket, caller: int, options: SlotOptions, inherited: Call | None
+        self, control: socket.socket, caller: int, options: SlotOptions, inherited: Inherited | None
     ) -> None:
         self._control = control
         self._caller = caller

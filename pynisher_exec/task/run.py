@@ -32,7 +32,7 @@ from pynisher_exec.task.soft import SoftSignals
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["Call", "Endpoints", "main", "prepare"]
+__all__ = ["Call", "Endpoints", "Inherited", "main", "prepare"]
 
 EXIT_TIME = 5.0
 """Seconds that multiprocessing's exit handlers and the flush of the standard streams may take."""
@@ -53,7 +53,7 @@ class Endpoints:
     stream: socket.socket
     stdout: int
     stderr: int
-    inherited: Call | None = None
+    inherited: Inherited | None = None
 
 
 class Call(NamedTuple):
@@ -62,6 +62,13 @@ class Call(NamedTuple):
     function: Callable[..., Any]
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
+
+
+class Inherited(NamedTuple):
+    """What a task that was forked from the caller has by memory: its call, and the initializer."""
+
+    call: Call
+    initializer: tuple[Callable[..., object], tuple[Any, ...]] | None = None
 
 
 def prepare(*, no_new_privs: bool, keep_main: bool) -> None:
@@ -156,10 +163,16 @@ class _Task:
         surroundings.put_on(segments[1])
         first = 2 + header["initializer"]
         if header["initializer"]:
-            function, args = self._unpickle(segments[2:first])
-            function(*args)
-            self._exit_if_forked()
-        return self._ends.inherited or Call(*self._unpickle(segments[first:]))
+            self._initialize(*self._unpickle(segments[2:first]))
+        elif self._ends.inherited is not None and self._ends.inherited.initializer is not None:
+            self._initialize(*self._ends.inherited.initializer)
+        if self._ends.inherited is None:
+            return Call(*self._unpickle(segments[first:]))
+        return self._ends.inherited.call
+
+    def _initialize(self, function: Callable[..., object], args: tuple[Any, ...]) -> None:
+        function(*args)
+        self._exit_if_forked()
 
     def _unpickle(self, segments: list[bytearray]) -> tuple[Any, ...]:
         loaded, names = load_call(segments)

@@ -30,7 +30,7 @@ from pynisher_exec.supervisor.options import SlotOptions
 from pynisher_exec.template import preload
 
 if TYPE_CHECKING:
-    from pynisher_exec.task.run import Call
+    from pynisher_exec.task.run import Inherited
 
 __all__ = ["serve", "serve_in_context"]
 
@@ -51,7 +51,7 @@ def serve(control: int, caller: int, modules: list[str]) -> NoReturn:
     _run(_Template(line, caller))
 
 
-def serve_in_context(control: int, caller: int, inherited: Call | None) -> NoReturn:
+def serve_in_context(control: int, caller: int, inherited: Inherited | None) -> NoReturn:
     """Be the template of one slot with one task, in a process that a context has started.
 
     `inherited` is the call where this process was forked from the caller's.
@@ -123,7 +123,7 @@ class _Template:
         caller: int,
         *,
         single: bool = False,
-        inherited: Call | None = None,
+        inherited: Inherited | None = None,
     ) -> None:
         self._line = line
         self._caller = caller
