@@ -169,7 +169,8 @@ def test_names_of_main_are_found_by_workers_inside_a_task(function: str, method:
     if function == "in_joblib":
         pytest.importorskip("joblib")
     done = run_script(MAIN_INSIDE.format(function=function, method=method))
-    assert (done.stdout, done.returncode) == ("[0, 1, 4, 9]\n", 0), done.stderr
+    # joblib's own workers may complain before it that their pool has gone while they started.
+    assert (done.stdout.splitlines()[-1], done.returncode) == ("[0, 1, 4, 9]", 0), done.stderr
 
 
 def test_value_of_a_class_of_main_comes_back_as_the_callers_own() -> None:

@@ -62,12 +62,14 @@ def send(line: socket.socket, kind: str, descriptors: Sequence[int] = (), **fiel
 def receive(line: socket.socket) -> Message | None:
     """Take one message; None at the end of the line. BlockingIOError when there is none yet.
 
-    A reset by the other end (it died with our messages unread) counts as the end.
+    A reset (the other end died with messages of ours unread) is reported by the kernel once, before
+    what it had sent: so look again.
     """
     try:
-        data, ancillary, flags, _ = line.recvmsg(MAX_BYTES, _ANCILLARY, socket.MSG_CMSG_CLOEXEC)
-    except ConnectionError:
-        return None
+        received = line.recvmsg(MAX_BYTES, _ANCILLARY, socket.MSG_CMSG_CLOEXEC)
+    except ConnectionResetError:
+        received = line.recvmsg(MAX_BYTES, _ANCILLARY, socket.MSG_CMSG_CLOEXEC)
+    data, ancillary, flags, _ = received
     descriptors = array.array("i")
     for level, kind, content in ancillary:
         if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
