@@ -38,7 +38,10 @@ class MemoryGauge:
         if limit is None or sum(resident for resident, _ in sizes) - self._baseline <= limit:
             return sum(max(0, size - shared - self._baseline) for size, shared in sizes)
         exact = sum(proc.anonymous_memory(pid) for pid in pids) - self._baseline
-        if exact <= limit:
+        if exact > limit and len(pids) == 1:  # nothing to divide: looked at twice is confirmed
+            self.largest = Holder(pids[0], proc.command_name(pids[0]), exact)
+            exact = min(exact, proc.anonymous_memory(pids[0]) - self._baseline)
+        if exact <= limit or len(pids) == 1:
             return max(0, exact)
         first = self._fair(pids)
         return min(first, self._fair(pids)) if first > limit else first

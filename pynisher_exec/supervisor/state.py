@@ -34,7 +34,12 @@ IDLE_LOOK = 0.5
 
 SHORTEST_CPU_LOOK = 0.001
 LOOK_SHARE = 20
-"""Looking may take at most one part in this many of the time."""
+DEAREST_LOOK = 0.03
+"""Looking takes at most one part in this many of the time, up to that many seconds between looks.
+
+A tree that shares much memory has to be confirmed at each look, at milliseconds a look; to look
+less often would let it grow unseen.
+"""
 
 
 class Soft(NamedTuple):
@@ -181,7 +186,8 @@ class Watch:
             if self.limits.memory is not None:
                 room = max(0, self.limits.memory - reading.memory)
                 period = min(period, room / (GROWTH_RATE * self.cores))
-        period = max(period, SHORTEST_LOOK, reading.cost * LOOK_SHARE)
+        dear = min(reading.cost * LOOK_SHARE, DEAREST_LOOK)
+        period = max(period, SHORTEST_LOOK, dear)
         if self.limits.cpu_time is not None and self._kill_at is None:
             left = (self.limits.cpu_time - reading.cpu_time) / self.cores
             period = min(period, max(left, SHORTEST_CPU_LOOK))

@@ -1,0 +1,25 @@
+"""The same promises to a normal user, who has no capability at all."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from other_user import OtherUser
+
+
+@pytest.mark.timeout(280)
+@pytest.mark.parametrize(
+    ("module", "fewest"), [("test_crash_table.py", 250), ("test_limits_held.py", 15)]
+)
+def test_suite_passes_as_a_normal_user(as_nobody: OtherUser, module: str, fewest: int) -> None:
+    """Run there from copies that this user may read; enough of it must have passed."""
+    done = as_nobody.pytest(module, "-q", timeout=270)
+    closing = done.stdout.strip().splitlines()[-1]
+    assert done.returncode == 0, done.stdout[-3000:]
+    passed = re.search(r"(\d+) passed", closing)
+    assert passed is not None
+    assert int(passed[1]) >= fewest, closing
