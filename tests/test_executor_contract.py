@@ -401,3 +401,32 @@ def test_one_line_is_logged_for_each_limit_that_was_hit(caplog: pytest.LogCaptur
     (record,) = caplog.records
     assert "limit=wall_time value=0.2 status=wall_time" in record.getMessage()
     assert "function=sleep_long" in record.getMessage()
+
+
+def test_callback_that_exits_harms_no_other_task() -> None:
+    """`sys.exit` in a callback ends nothing but the callback."""
+
+    def leave(_: object) -> None:
+        raise SystemExit
+
+    with LimitedProcessExecutor(1) as executor:
+        executor.submit(add, 1).add_done_callback(leave)
+        assert executor.submit(add, 2).result(PATIENCE) == 2
+
+
+def test_defect_of_the_monitor_thread_leaves_nobody_waiting(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Should it ever fail, running and queued futures say so, and submit refuses."""
+    executor = LimitedProcessExecutor(1)
+    futures = [executor.submit(crashes.sleep_long) for _ in range(2)]
+    while not futures[0].running():
+        pass
+    monkeypatch.setattr(threading, "excepthook", lambda _: None)
+    monkeypatch.setattr(executor._pool._monitor, "_obey", lambda: 1 / 0)
+    executor._pool._reactor.ring()
+    for future in futures:
+        assert "monitor thread has failed" in str(future.exception(PATIENCE))
+    with pytest.raises(RuntimeError):
+        executor.submit(add, 1)
+    executor.shutdown()

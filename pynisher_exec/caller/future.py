@@ -7,11 +7,13 @@ CANCELLED only when the tree is gone, so whoever waits for it may rely on that.
 
 from __future__ import annotations
 
+import logging
 from concurrent.futures import Future
 from concurrent.futures._base import (
     CANCELLED,
     CANCELLED_AND_NOTIFIED,
     FINISHED,
+    PENDING,
     RUNNING,
 )
 from typing import TYPE_CHECKING, TypeVar
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
 __all__ = ["LimitedFuture"]
 
 T = TypeVar("T")
+_log = logging.getLogger("pynisher_exec")
 
 
 class LimitedFuture(Future[T]):
@@ -50,15 +53,23 @@ class LimitedFuture(Future[T]):
         last process has gone where it was running. False: it is done.
         """
         with self._condition:
-            if self._state != RUNNING or self._stop is None:
-                running = False
-            else:
-                running = self._cancel_asked = True
-        if not running:
-            return super().cancel()
-        if self._stop is not None:
-            self._stop()
+            stop = self._stop if self._state == RUNNING else None
+            if stop is not None:
+                self._cancel_asked = True
+        if stop is None:
+            cancelled = super().cancel()
+            self._tell_waiters()
+            return cancelled
+        stop()
         return True
+
+    def _tell_waiters(self) -> None:
+        """Let `wait` and `as_completed` know at once, not when the queue comes to this future."""
+        with self._condition:
+            if self._state == CANCELLED:
+                self._state = CANCELLED_AND_NOTIFIED
+                for waiter in self._waiters:
+                    waiter.add_cancelled(self)
 
     def wait_for_report(self) -> Report:
         """Wait until the task has ended, whatever way, and give its report."""
@@ -75,17 +86,16 @@ class LimitedFuture(Future[T]):
     # -- for the pool ----------------------------------------------------------------------------
 
     def begin(self, stop: Callable[[], None]) -> bool:
-        """Take the future as running; False when it has been cancelled before. `stop` ends it."""
-        if self.done() and self._state not in (CANCELLED, CANCELLED_AND_NOTIFIED):
-            return False
+        """Take the future as running; False when it has been cancelled before. `stop` ends it.
+
+        A second time where its call had to be sent again.
+        """
         with self._condition:
-            if self._state == RUNNING:  # its call had to be sent a second time
-                self._stop = stop
+            if self._state in (PENDING, RUNNING):
+                self._state, self._stop = RUNNING, stop
                 return True
-        if not self.set_running_or_notify_cancel():
-            return False
-        self._stop = stop
-        return True
+        self._tell_waiters()
+        return False
 
     def conclude(self, report: Report, error: BaseException | None, *, cancelled: bool) -> None:
         """Resolve with a value, an error, or as cancelled; a cancel that was promised wins."""
@@ -108,4 +118,7 @@ class LimitedFuture(Future[T]):
                 else:
                     waiter.add_exception(self)
             self._condition.notify_all()
-        self._invoke_callbacks()  # type: ignore[attr-defined]
+        try:
+            self._invoke_callbacks()  # type: ignore[attr-defined]
+        except BaseException:  # noqa: BLE001  (SystemExit must not end the thread all rely on)
+            _log.exception("a callback of %r raised", self)

@@ -39,7 +39,8 @@ class Inbox:
     """The queue of tasks, first come first served, and the flags that a shutdown sets."""
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
+        # Reentrant: a collection in the midst of this may finalize the very executor, and close us.
+        self._lock = threading.RLock()
         self._queue: deque[Item] = deque()
         self._cancel_queued = False
         self._force: str | None = None

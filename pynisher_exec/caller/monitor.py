@@ -57,6 +57,24 @@ class Monitor:
 
     def serve(self) -> None:
         """Run until the inbox is closed and all is done; what the thread executes."""
+        try:
+            self._serve()
+        except BaseException as error:
+            self._give_up(error)
+            raise
+
+    def _give_up(self, error: BaseException) -> None:
+        """A defect of ours: nobody shall wait for what this thread will not do any more."""
+        self._inbox.close(cancel_queued=False, force=None)
+        message = f"the monitor thread has failed: {error!r}"
+        items = [slot.item for slot in self._slots.values() if slot.item is not None]
+        while (queued := self._inbox.take()) is not None:
+            items.append(queued)
+        for item in items:
+            self._fail(item, message, error)
+        self._wind_up()
+
+    def _serve(self) -> None:
         while not self._is_done():
             self._obey()
             self._dispatch()
@@ -72,8 +90,9 @@ class Monitor:
 
     def _wind_up(self) -> None:
         """All futures are resolved: let the processes go, and see them gone."""
-        for slot in list(self._slots.values()):
+        for slot in self._slots.values():
             slot.close()
+        self._slots.clear()
         self._hosts.release_all()
         self._await_hosts(time.monotonic() + self._options.kill_timeout + END_TIME)
         self._hosts.kill_all()
@@ -167,11 +186,14 @@ class Monitor:
             "no_new_privs": self._options.no_new_privs,
             "kill_timeout": self._options.kill_timeout,
         }
+        host = None
         try:
             host = self._hosts.for_item(item, key)
             slot = Slot(self._numbers, host, key, self._reactor, self, deadline)
             slot.open(options)
         except Exception as error:  # noqa: BLE001  (a context's way of starting may raise anything)
+            if host is not None and not self._slots_of(host):
+                self._hosts.release(host)
             return self._could_not_start(item, error)
         self._slots[slot.number] = slot
         if self._forks_caller:

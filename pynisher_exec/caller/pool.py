@@ -28,7 +28,7 @@ class Pool:
     """Everything here may be called from any thread."""
 
     def __init__(self, options: PoolOptions) -> None:
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # see `Inbox`
         self._inbox = Inbox()
         self._reactor = Reactor()
         self._monitor = Monitor(self._inbox, self._reactor, options)
@@ -92,7 +92,7 @@ class Pool:
     def forget(self) -> None:
         """In a fork of this process: this pool is the parent's."""
         self._forgotten = True
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         self._reactor.forget()
 
 
