@@ -282,20 +282,23 @@ class Monitor:
         elif item is not None:
             self._fail(item, f"no process could be started for the task: {reason}", None)
         elif not came_up:
-            self._fail_next(reason)
+            self._fail_next(reason, hopeless=slot.hopeless)
 
-    def _fail_next(self, reason: str) -> None:
-        """A slot did not come up: while none works, that is the answer to the next item."""
+    def _fail_next(self, reason: str, *, hopeless: bool) -> None:
+        """A slot did not come up: while none works, and tries were made, the next item fails."""
         if any(slot.state in ("busy", "idle") for slot in self._slots.values()):
             self._retry_at = time.monotonic() + RETRY_AFTER
             return
         item = self._inbox.take()
-        if item is not None:
+        if item is not None and item.tries < MOST_TRIES and not hopeless:
+            self.requeue(item)
+        elif item is not None:
             self._fail(item, f"no process could be started for the task: {reason}", None)
 
     def host_failed(self, host: Host, message: str, traceback: str) -> None:
         """A template cannot import what `preload` names: whoever waits for it hears of it."""
         for slot in self._slots_of(host):
+            slot.hopeless = True
             slot.failure = f"preload failed: {message}\n{traceback}".strip()
 
     def host_ended(self, host: Host) -> None:
@@ -337,6 +340,7 @@ class Monitor:
         if slot.state == "busy":
             slot.kill("transfer")
             return
+        slot.hopeless = True
         slot.failure = slot.failure or "nothing came up within startup_time"
         if not any(each.idle_since for each in self._slots_of(slot.host)):
             slot.host.kill()  # it hangs in an import, and does not hear

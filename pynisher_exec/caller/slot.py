@@ -60,6 +60,7 @@ class Slot:
         self.item: Item | None = None
         self.deadline: float | None = deadline
         self.failure = ""
+        self.hopeless = False  # another try would fail the same way
         self.idle_since = 0.0
         self._reactor = reactor
         self._keeper = keeper
