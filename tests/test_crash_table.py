@@ -6,6 +6,7 @@ import contextlib
 import errno
 import gc
 import os
+import select
 import signal
 import threading
 from collections.abc import Callable
@@ -358,6 +359,26 @@ def test_task_that_loses_its_supervisor_is_told_from_others(
         error = future.exception(PATIENCE)
         assert not Path("/proc", str(task)).exists()
         assert isinstance(error, PynisherError)
+        assert future.report is not None
+        assert future.report.status == "supervisor_lost"
+        assert executor.submit(crashes.value).result(PATIENCE) == 42
+
+
+@pytest.mark.parametrize("context", CONTEXTS)
+def test_template_and_supervisor_may_both_be_killed(context: str | None, tmp_path: Path) -> None:
+    """A task outlives its template; when the supervisor goes too, its future says so."""
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    with LimitedProcessExecutor(1, context=context) as executor:
+        future = executor.submit(tell_pid_and_sleep, str(pipe))
+        supervisor = parent_of(int(pipe.read_text()))
+        template = os.pidfd_open(parent_of(supervisor))
+        signal.pidfd_send_signal(template, signal.SIGKILL)
+        assert select.select([template], [], [], PATIENCE)[0]
+        os.close(template)
+        assert not future.done()
+        os.kill(supervisor, signal.SIGKILL)
+        assert isinstance(future.exception(PATIENCE), PynisherError)
         assert future.report is not None
         assert future.report.status == "supervisor_lost"
         assert executor.submit(crashes.value).result(PATIENCE) == 42

@@ -262,6 +262,11 @@ class Monitor:
         item.tries += 1
         self._inbox.put_back(item)
 
+    def lost(self, slot: Slot) -> None:
+        """Its supervisor has gone: wait for the host's word, unless that has gone before it."""
+        if slot.host.reaped:
+            self._conclude_lost(slot, [])
+
     def slot_gone(self, number: int, survivors: list[int], error: str) -> None:
         """A supervisor has ended, and what it had below it."""
         slot = self._slots.get(number)

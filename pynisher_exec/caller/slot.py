@@ -40,6 +40,9 @@ class Keeper(Protocol):
     def requeue(self, item: Item) -> None:
         """The call never began: its child had died while it waited."""
 
+    def lost(self, slot: Slot) -> None:
+        """The supervisor has gone."""
+
 
 class Slot:
     """A supervisor's line, and what runs behind it."""
@@ -227,6 +230,7 @@ class Slot:
         """The supervisor has gone without a word; its host will say when the tree is gone too."""
         self.state, self.deadline = "lost", None
         self._close_lines()
+        self._keeper.lost(self)
 
     def close(self) -> None:
         """Let the supervisor go; it ends what it has."""
