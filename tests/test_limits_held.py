@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import resource
 import subprocess
 import sys
 import threading
 import time
+from typing import TYPE_CHECKING
 
 import crashes
 import pytest
@@ -21,6 +23,9 @@ from pynisher_exec import (
     SubprocessException,
     supports,
 )
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 PATIENCE = 40
 
@@ -42,6 +47,22 @@ def test_limits_stand_in_proc() -> None:
     assert found["Max core file size"][:2] == ["0", "0"]
     assert 1 << 30 < int(found["Max data size"][0]) < (1 << 30) + (400 << 20)
     assert 12 <= int(found["Max cpu time"][0]) <= 14
+
+
+def write_file(path: str, count: int) -> None:
+    """Write a file."""
+    with open(path, "wb") as file:
+        file.write(bytes(count))
+
+
+def test_file_beyond_file_size_is_an_error_of_the_function(tmp_path: Path) -> None:
+    """Python ignores SIGXFSZ, in a task as elsewhere: EFBIG comes out."""
+    path = str(tmp_path / "file")
+    with LimitedProcessExecutor(1, file_size="1MB") as executor:
+        assert executor.submit(write_file, path, 1_000_000).result(PATIENCE) is None
+        error = executor.submit(write_file, path, 1_000_001).exception(PATIENCE)
+    assert isinstance(error, OSError)
+    assert error.errno == errno.EFBIG
 
 
 def share(count: int, readers: int) -> int:

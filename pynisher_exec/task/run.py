@@ -232,7 +232,8 @@ class _Task:
             with contextlib.suppress(ConnectionError):  # the caller has gone: nobody to tell
                 FrameWriter(packed.segments).write(self._ends.stream)
         self._finish()
-        return int(packed.facts.get("exit_code", 0 if kind == "value" else 1))
+        failed = packed.facts["outcome"] != "value"
+        return int(packed.facts.get("exit_code", failed))
 
     def _tell(self, kind: str, descriptor: int | None = None, **fields: Any) -> None:
         """Say something to the supervisor, and hand over `descriptor`."""

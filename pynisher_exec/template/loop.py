@@ -74,7 +74,8 @@ def _begin(*, keep_streams: bool) -> None:
     for number in signal.valid_signals():
         with contextlib.suppress(OSError, ValueError):  # SIGKILL, SIGSTOP, the C library's own
             signal.signal(number, signal.SIG_DFL)
-    for number in (signal.SIGINT, signal.SIGPIPE):
+    # What Python ignores from its start (a task passes `file_size` with an OSError), and Ctrl-C.
+    for number in (signal.SIGINT, signal.SIGPIPE, signal.SIGXFSZ):
         signal.signal(number, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_SETMASK, {signal.SIGCHLD})
     if not keep_streams:
