@@ -85,5 +85,5 @@ def _summary(results: list[Result], output: Path) -> str:
         f"\n{len(results)} configurations under {limits}\n"
         f"{len(done)} scored, {sum(counts.values())} stopped: {stopped}\n"
         + "".join(f"best on {data}: {name}, {value:.3f}\n" for data, (value, name) in best)
-        + f"every report: {output}"
+        + f"every report: {output.resolve()}"
     )
