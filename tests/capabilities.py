@@ -79,6 +79,27 @@ _PROBES = {
     if not {"memory", "pids"} <= set(controllers):
         absent(f"controllers of a cgroup made here: {controllers}")
 """,
+    # CPython 3.13.0 marks a pending signal on the thread that was the main one before the fork.
+    "fork_signals": """
+    import signal, threading
+    def child():
+        signal.signal(signal.SIGALRM, lambda *_: os._exit(0))
+        signal.setitimer(signal.ITIMER_REAL, 0.05)
+        while __import__("time").process_time() < 3:
+            pass
+        os._exit(1)
+    def fork():
+        pid = os.fork()
+        if pid == 0:
+            child()
+        status.append(os.waitpid(pid, 0)[1])
+    status = []
+    thread = threading.Thread(target=fork)
+    thread.start()
+    thread.join()
+    if status[0]:
+        absent("a process forked from a thread runs no signal handler in a busy loop")
+""",
     "numpy": """
     import numpy
 """,

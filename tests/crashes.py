@@ -236,7 +236,9 @@ def daemonize(mark: str, then: str) -> str:
             os.set_inheritable(tell, True)
             code = "import os, sys, time; os.write(int(sys.argv[1]), b'x'); time.sleep(60)"
             os.execve(  # noqa: S606
-                sys.executable, [sys.executable, "-S", "-c", code, str(tell)], {"CRASH_MARK": mark}
+                sys.executable,
+                [sys.executable, "-S", "-c", code, str(tell)],
+                {**os.environ, "CRASH_MARK": mark},
             )
         os._exit(0)
     os.wait()
