@@ -3,8 +3,9 @@
 Two steps, since the true figure is dear. The trigger: resident memory of all processes summed,
 which counts shared pages once for each process that maps them, so it is never too low. Only when
 that is over the limit: Pss_Anon + Pss_Shmem, which divides shared pages among those who map them,
-read twice. The baseline is subtracted whole though its pages may be shared with processes outside
-the tree: an error in the task's favour, of the baseline's size at most, never one against it.
+read again if the tree has changed meanwhile. The baseline is subtracted whole though its pages may
+be shared with processes outside the tree: an error in the task's favour, of the baseline's size at
+most, never one against it.
 """
 
 from __future__ import annotations
@@ -44,7 +45,10 @@ class MemoryGauge:
         if exact <= limit or len(pids) == 1:
             return max(0, exact)
         first = self._fair(pids)
-        return min(first, self._fair(pids)) if first > limit else first
+        # Pages that a fork came to share while we read were counted in full before it and in part
+        # after it. Where the tree has stayed the same nothing can have been counted twice, and a
+        # second reading would only let it grow.
+        return min(first, self._fair(pids)) if first > limit and tree() != pids else first
 
     def _fair(self, pids: list[int]) -> int:
         """The charge: shared pages divided, a shared address space counted once."""
