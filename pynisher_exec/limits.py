@@ -9,7 +9,8 @@ from __future__ import annotations
 import math
 import re
 import resource
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import dataclass, fields, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -215,13 +216,22 @@ class Limits:
             raise TypeError(msg)
         return replace(self, **given)  # type: ignore[arg-type]
 
+    @cached_property
     def as_message(self) -> dict[str, Any]:
-        """Those that are set, as plain values for a control message."""
+        """Those that are set, as plain values for a control message; made once, never written."""
+        given = {field.name: getattr(self, field.name) for field in fields(self)}
         return {
             name: value
-            for name, value in asdict(self).items()
-            if value is not None and value is not False
+            for name, value in given.items()
+            if value is not None and value is not False  # 0 is a limit
         }
+
+    @classmethod
+    def received(cls, message: dict[str, Any]) -> Limits:
+        """Take what `as_message` gave: checked by who sent it, so not again in each task."""
+        limits = object.__new__(cls)
+        limits.__dict__.update(message)  # the rest are the class's defaults
+        return limits
 
 
 RLIMITS = {

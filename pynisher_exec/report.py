@@ -10,9 +10,12 @@ import json
 import signal as signals
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pynisher_exec import errors
+
+if TYPE_CHECKING:
+    from resource import struct_rusage
 
 __all__ = ["Enforced", "Report", "Status", "exit_status_of", "signal_name"]
 
@@ -90,7 +93,9 @@ class Report:
     counts subprocesses, so a task that starts none has 0. `exit_code` is negative for a signal, as
     in `multiprocessing.Process.exitcode`, and None where no process ran. `limit_reached` names the
     limit that was met, also by a task that caught the soft exception and returned. `stdout` and
-    `stderr` are None unless output was captured. `started_at` is a `time.time()`.
+    `stderr` are None unless output was captured. `started_at` is a `time.time()`. `rusage` is the
+    kernel's own account of the task's processes (getrusage(2)): those that were reaped, from their
+    fork on, so with the loading of the call; None where none was.
     """
 
     status: Status
@@ -110,6 +115,7 @@ class Report:
     limits: dict[str, Enforced] = field(default_factory=dict)
     started_at: float | None = None
     pid: int | None = None
+    rusage: struct_rusage | None = None
 
     @property
     def exit_status(self) -> type[errors.TaskError] | int:
@@ -138,7 +144,15 @@ class Report:
             "limits": {name: limit._asdict() for name, limit in self.limits.items()},
             "started_at": self.started_at,
             "pid": self.pid,
+            "rusage": _rusage_as_json(self.rusage),
         }
+
+
+def _rusage_as_json(usage: struct_rusage | None) -> dict[str, float] | None:
+    if usage is None:
+        return None
+    names = [name for name in dir(usage) if name.startswith("ru_")]
+    return {name: getattr(usage, name) for name in names}
 
 
 def _as_json(value: object) -> object:

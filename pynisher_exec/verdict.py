@@ -73,6 +73,7 @@ class Evidence:
     peak_processes: int = 0
     started_at: float | None = None
     pid: int | None = None
+    rusage: tuple[float, ...] = ()
     limits: dict[str, Enforced] = field(default_factory=dict)
 
 

@@ -233,7 +233,7 @@ lines.append(struct.pack("=HBBI", 0x06, 0, 0, 0x7FFF0000))
 code = b"".join(lines)
 prctl.set_no_new_privs()
 program = seccomp._Program(len(code) // 8, code)
-libc.syscall(libc.number("seccomp"), 1, 0, ctypes.byref(program))
+libc.syscall(libc.number("seccomp"), 1, 0, ctypes.addressof(program))
 exec(sys.stdin.read())
 """
 

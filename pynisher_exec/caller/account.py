@@ -6,6 +6,7 @@ import json
 import logging
 import os
 from dataclasses import fields as fields_of
+from resource import struct_rusage
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pynisher_exec import errors
@@ -89,7 +90,7 @@ def _evidence(item: Item, told: dict[str, Any]) -> Evidence:
     mechanisms = told.get("mechanisms", {})
     limits = {
         name: Enforced(value, mechanisms.get(name, "not reached"))
-        for name, value in item.limits.as_message().items()
+        for name, value in item.limits.as_message.items()
         if name not in ("address_space", "from_zero")
     }
     known = {name: value for name, value in told.items() if name in _EVIDENCE}
@@ -197,6 +198,7 @@ class _Made:
             limits=evidence.limits,
             started_at=evidence.started_at,
             pid=evidence.pid,
+            rusage=struct_rusage(evidence.rusage) if evidence.rusage else None,
         )
 
 

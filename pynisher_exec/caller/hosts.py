@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Protocol
 from pynisher_exec.caller import launch
 from pynisher_exec.kernel import pidfd
 from pynisher_exec.protocol import messages
-from pynisher_exec.task.run import Inherited
 
 if TYPE_CHECKING:
     from multiprocessing.context import BaseContext
@@ -63,13 +62,10 @@ class Hosts:
     def for_item(self, item: Item, key: Key) -> Host:
         """Give the host that shall fork the slot for an item. Raises what starting one raises."""
         if self._context is not None:
-            forks = launch.is_fork(self._context)
-            inherited = Inherited(item.call, item.initializer) if forks else None
-            return self._keep(launch.start_in_context(self._context, self._caller, inherited))
+            return self._keep(launch.start_in_context(self._context, self._caller, item))
         host = self._by_key.get(key)
         if host is None or host.ended:
-            path = item.surroundings.path
-            host = launch.start_template(self._preload, path, self._caller)
+            host = launch.start_template(self._preload, item.surroundings, self._caller)
             self._by_key[key] = self._keep(host)
         return host
 

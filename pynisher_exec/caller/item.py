@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-import json
 import os
 import socket
 import subprocess
@@ -18,14 +17,17 @@ from pynisher_exec.errors import UnpicklableError
 from pynisher_exec.protocol import payload
 from pynisher_exec.protocol.frames import FrameWriter
 from pynisher_exec.task import surroundings
+from pynisher_exec.task.run import Header
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping, Sequence
 
     from pynisher_exec.caller.future import LimitedFuture
     from pynisher_exec.limits import Limits
     from pynisher_exec.task.run import Call
     from pynisher_exec.task.surroundings import Surroundings
+
+    Segments = list[bytes | memoryview]
 
 __all__ = ["CAPTURE_BOUND", "CallWriter", "Item", "Key", "key_of", "refuse_unfit"]
 
@@ -44,7 +46,7 @@ class Item:
     """A task that waits or runs.
 
     `streams`: descriptors that become the task's standard input, output and error as they are.
-    Without, and not captured: the caller's own output and error.
+    Without, and not captured: the caller's own output and error. `classic`: see `task.run.Header`.
     """
 
     future: LimitedFuture[Any]
@@ -52,34 +54,32 @@ class Item:
     limits: Limits
     capture: int = 0
     initializer: tuple[Callable[..., object], tuple[Any, ...]] | None = None
-    soft_quit: bool = False
+    classic: bool = False
     streams: tuple[int, ...] = ()
     surroundings: Surroundings = field(default_factory=surroundings.snapshot)
     submitted: float = field(default_factory=time.monotonic)
     tries: int = 0
     cancelled: str = ""
 
-    def segments(self) -> list[bytes | memoryview]:
-        """The frame for the task. Raises UnpicklableError, which names the call and the reason."""
-        initializer = _pickled("initializer", self.initializer) if self.initializer else []
-        header = {
-            "limits": self.limits.as_message(),
-            "momentary": surroundings.momentary()._asdict(),
-            "soft_quit": self.soft_quit,
-            "initializer": len(initializer),
-        }
-        call = _pickled(f"call of {name_of(self.call.function)}", tuple(self.call))
-        return [json.dumps(header).encode(), self.surroundings.pickled, *initializer, *call]
+    def segments(self, *, bare: bool) -> list[bytes | memoryview]:
+        """The frame for the task, `bare` where the call went with its process.
 
-    def bare_segments(self) -> list[bytes | memoryview]:
-        """The same for a task that was forked from this process and has its call already."""
-        header = {
-            "limits": self.limits.as_message(),
-            "momentary": surroundings.momentary()._asdict(),
-            "soft_quit": self.soft_quit,
-            "initializer": 0,
-        }
-        return [json.dumps(header).encode(), self.surroundings.pickled]
+        Raises UnpicklableError, which names the call and the reason.
+        """
+        initializer, call = ([], []) if bare else self.packed()
+        header = Header(
+            limits=self.limits.as_message,
+            momentary=tuple(surroundings.momentary()),
+            initializer=len(initializer),
+            classic=self.classic,
+        )
+        return [header.encode(), self.surroundings.pickled, *initializer, *call]
+
+    def packed(self, reducers: Mapping[type, Any] | None = None) -> tuple[Segments, Segments]:
+        """Pickle initializer and call, with more ways to reduce if given."""
+        begin, call = self.initializer, tuple(self.call)
+        initializer = _pickled("initializer", begin, reducers) if begin else []
+        return initializer, _pickled(f"call of {name_of(self.call.function)}", call, reducers)
 
 
 def name_of(function: object) -> str:
@@ -87,10 +87,10 @@ def name_of(function: object) -> str:
     return str(getattr(function, "__qualname__", None) or type(function).__qualname__)
 
 
-def _pickled(what: str, thing: object) -> list[bytes | memoryview]:
+def _pickled(what: str, thing: object, reducers: Mapping[type, Any] | None) -> Segments:
     """Pickle, and turn whatever that raises into one clear sentence."""
     try:
-        return payload.dump_call(thing)
+        return payload.dump_call(thing, reducers)
     except Exception as error:
         reason = f"{type(error).__name__}: {error}"[:500]
         msg = f"the {what} cannot be pickled: {reason}"
@@ -121,31 +121,30 @@ def refuse_unfit(function: object) -> None:
 class CallWriter:
     """Sends an item's frame to the task, in as many turns as the socket needs."""
 
-    def __init__(self, item: Item, segments: list[bytes | memoryview]) -> None:
+    def __init__(self, item: Item, segments: Segments) -> None:
         self._frame = FrameWriter(segments)
-        self._captured = bool(item.capture)
-        self._streams = item.streams
-        self._prefixed = False
+        self._streams = () if item.capture else item.streams or (1, 2)
 
     def write(self, stream: socket.socket) -> bool:
-        """Send what fits; True when all is sent. OSError when the task has gone."""
-        if not self._prefixed:
-            self._send_prefix(stream)
-            self._prefixed = True
-        return self._frame.write(stream)
+        """Send what fits; True when all is sent. OSError when the task has gone.
 
-    def _send_prefix(self, stream: socket.socket) -> None:
-        """The byte before the frame carries the task's standard streams, unless captured."""
-        if self._captured:
-            stream.send(b"\0")
-            return
+        The task's standard streams, unless captured, go with the first byte.
+        """
+        if not self._streams:
+            return self._frame.write(stream)
+        streams, self._streams = self._streams, ()
+        if all(map(_is_open, streams)):
+            return self._frame.write(stream, _rights(streams))
         null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
         try:
-            given = [each if _is_open(each) else null for each in self._streams or (1, 2)]
-            rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array("i", given))]
-            stream.sendmsg([b"\0"], rights)
+            given = [each if _is_open(each) else null for each in streams]
+            return self._frame.write(stream, _rights(given))
         finally:
             os.close(null)
+
+
+def _rights(descriptors: Sequence[int]) -> list[tuple[int, int, array[int]]]:
+    return [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array("i", descriptors))]
 
 
 def _is_open(descriptor: int) -> bool:

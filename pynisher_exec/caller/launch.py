@@ -22,6 +22,7 @@ import subprocess
 import types
 from dataclasses import dataclass
 from importlib import import_module
+from multiprocessing.reduction import DupFd, ForkingPickler
 from typing import TYPE_CHECKING, Any
 
 from loky.backend.fork_exec import fork_exec
@@ -29,6 +30,7 @@ from loky.backend.fork_exec import fork_exec
 from pynisher_exec.caller.reactor import private
 from pynisher_exec.kernel import pidfd
 from pynisher_exec.protocol import messages
+from pynisher_exec.task.run import Inherited, Packed
 from pynisher_exec.template import loop
 
 if TYPE_CHECKING:
@@ -36,7 +38,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
     from multiprocessing.context import BaseContext
 
-    from pynisher_exec.task.run import Inherited
+    from pynisher_exec.caller.item import Item
+    from pynisher_exec.task.surroundings import Surroundings
 
 __all__ = ["Host", "is_fork", "start_in_context", "start_interpreter", "start_template"]
 
@@ -131,13 +134,16 @@ def start_interpreter(
             os.close(descriptor)
 
 
-def start_template(modules: Sequence[str], path: Sequence[str], caller: int) -> Host:
+def start_template(modules: Sequence[str], around: Surroundings, caller: int) -> Host:
     """Start an executor's template. `caller` is a pidfd of this process. OSError if it cannot."""
     line, far_end = messages.pair()
     private(line)
     try:
         pid = start_interpreter(
-            loop.__name__, (far_end.fileno(), caller), (list(modules),), list(path)
+            loop.__name__,
+            (far_end.fileno(), caller),
+            (list(modules), around.pickled),
+            around.path,
         )
     except BaseException:
         line.close()
@@ -170,8 +176,6 @@ class _Passed:
         self._descriptor: Any = descriptor
 
     def __reduce__(self) -> tuple[Callable[[Any], _Passed], tuple[Any]]:
-        from multiprocessing.reduction import DupFd  # noqa: PLC0415  (only where one is started)
-
         return _Passed, (DupFd(self._descriptor),)
 
     def take(self) -> int:
@@ -182,12 +186,32 @@ class _Passed:
         return number
 
 
-def _target(control: _Passed, caller: _Passed, inherited: Inherited | None) -> None:
+class _Carrier:
+    """An item's call on its way into the process that is being started for it.
+
+    Pickled by cloudpickle, but while multiprocessing starts a process: so what travels only then
+    (queues, locks, connections) does, and lambdas do as well.
+    """
+
+    def __init__(self, item: Item) -> None:
+        self._item = item
+
+    def __reduce__(self) -> tuple[type[Packed], tuple[list[bytes], int]]:
+        initializer, call = self._item.packed(ForkingPickler._extra_reducers)  # type: ignore[attr-defined]  # noqa: SLF001
+        return Packed, ([bytes(each) for each in (*initializer, *call)], len(initializer))
+
+
+def _target(control: _Passed, caller: _Passed, inherited: Inherited | Packed) -> None:
     loop.serve_in_context(control.take(), caller.take(), inherited)
 
 
-def start_in_context(context: BaseContext, caller: int, inherited: Inherited | None) -> Host:
-    """Start the template of one task through a context. Raises what its way of starting raises."""
+def start_in_context(context: BaseContext, caller: int, item: Item) -> Host:
+    """Start the template of one task through a context. Raises what its way of starting raises.
+
+    Its call goes with it, by memory or pickled; UnpicklableError where it cannot.
+    """
+    forks = is_fork(context)
+    inherited = Inherited(item.call, item.initializer) if forks else _Carrier(item)
     line, far_end = messages.pair()
     private(line)  # before a context forks this process: the fork must not keep it open
     descriptors = [_above_standard(descriptor) for descriptor in (far_end.fileno(), caller)]

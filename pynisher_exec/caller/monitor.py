@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING
 from pynisher_exec.caller.account import Ending, account, never_started
 from pynisher_exec.caller.hosts import Hosts
 from pynisher_exec.caller.item import Item, Key, key_of
-from pynisher_exec.caller.launch import is_fork
 from pynisher_exec.caller.slot import Slot
 from pynisher_exec.errors import UnpicklableError
 from pynisher_exec.report import Status
@@ -48,7 +47,7 @@ class Monitor:
         self._inbox = inbox
         self._reactor = reactor
         self._options = options
-        self._forks_caller = options.context is not None and is_fork(options.context)
+        self._bound = options.context is not None  # each process is started for one call
         self._hosts = Hosts(reactor, self, options.context, options.preload)
         self._slots: dict[int, Slot] = {}
         self._numbers = 0
@@ -146,17 +145,13 @@ class Monitor:
     def _give_out(self, item: Item) -> bool:
         """Start an item, or a slot for it; False when it has to wait."""
         key = self._key(item)
-        if not self._forks_caller:
+        if not self._bound:
             for slot in self._slots.values():
                 if slot.state == "idle" and slot.key == key:
                     self._run(slot, item)
                     return True
         starting = sum(slot.state == "starting" for slot in self._slots.values())
-        if (
-            starting
-            and not self._forks_caller
-            and starting >= min(len(self._inbox) + 1, STARTING_AT_ONCE)
-        ):
+        if starting and not self._bound and starting >= min(len(self._inbox) + 1, STARTING_AT_ONCE):
             return False
         if self._retry_at is not None or not self._has_room(key):
             return False
@@ -191,12 +186,15 @@ class Monitor:
             host = self._hosts.for_item(item, key)
             slot = Slot(self._numbers, host, key, self._reactor, self, deadline)
             slot.open(options)
+        except UnpicklableError as error:
+            self._fail_unpicklable(item, error)
+            return True
         except Exception as error:  # noqa: BLE001  (a context's way of starting may raise anything)
             if host is not None and not self._slots_of(host):
                 self._hosts.release(host)
             return self._could_not_start(item, error)
         self._slots[slot.number] = slot
-        if self._forks_caller:
+        if self._bound:
             slot.item = item
             return True
         return False
@@ -216,6 +214,10 @@ class Monitor:
             answer = never_started(message, cause, status)
             item.future.conclude(answer.report, answer.error, cancelled=False)
 
+    def _fail_unpicklable(self, item: Item, error: Exception) -> None:
+        # Its traceback would keep this thread's frames, and the slot in them, alive.
+        self._fail(item, str(error), error.with_traceback(None), Status.EXCEPTION)
+
     def _run(self, slot: Slot, item: Item) -> None:
         """Pickle a call and send it to a waiting child."""
 
@@ -225,15 +227,16 @@ class Monitor:
             self._reactor.ring()
 
         if not item.future.begin(stop):
-            if self._forks_caller:  # the slot holds this very call
+            if self._bound:  # the slot holds this very call
                 slot.item = None
                 self._retire(slot)
             return
         try:
-            segments = item.bare_segments() if self._forks_caller else item.segments()
+            segments = item.segments(bare=self._bound)
         except (UnpicklableError, MemoryError) as error:
-            # Its traceback would keep this thread's frames, and the slot in them, alive.
-            self._fail(item, str(error), error.with_traceback(None), Status.EXCEPTION)
+            self._fail_unpicklable(item, error)
+            if self._bound:
+                self._retire(slot)
         else:
             slot.run(item, segments)
 
@@ -254,8 +257,10 @@ class Monitor:
         answer = account(item, ending)
         item.future.conclude(answer.report, answer.error, cancelled=answer.cancelled)
 
-    def requeue(self, item: Item) -> None:
+    def requeue(self, item: Item, slot: Slot | None = None) -> None:
         """The call never began: it comes first again, unless it has been cancelled."""
+        if self._bound and slot is not None:  # that was for this very call, and has no other use
+            self._retire(slot)
         if item.cancelled:
             self._resolve(item, Ending({"stage": "waiting"}))
             return
@@ -332,7 +337,7 @@ class Monitor:
             self._force_at = None
             self._force("kill")
         for slot in list(self._slots.values()):
-            if self._forks_caller and slot.state == "idle" and slot.item is not None:
+            if self._bound and slot.state == "idle" and slot.item is not None:
                 self._run(slot, slot.item)
             if slot.due(now):
                 self._pass_deadline(slot)

@@ -27,6 +27,10 @@ __all__ = ["Keeper", "Slot"]
 TRANSFER_TIME = 10.0
 """Seconds without progress for which a returned task is waited for, then it is ended."""
 
+EXIT_TIME = 5.0
+"""Seconds that a task may take to end once its outcome has arrived (multiprocessing's exit
+handlers, the flush of its standard streams), then it is ended; its outcome stands."""
+
 _MAX_OUTCOME = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 """Bytes: a frame that claims more than this machine's memory is refused at its header."""
 
@@ -37,7 +41,7 @@ class Keeper(Protocol):
     def finished(self, slot: Slot, item: Item, ending: Ending) -> None:
         """The task's tree has gone."""
 
-    def requeue(self, item: Item) -> None:
+    def requeue(self, item: Item, slot: Slot | None = None) -> None:
         """The call never began: its child had died while it waited."""
 
     def lost(self, slot: Slot) -> None:
@@ -101,7 +105,7 @@ class Slot:
                 self._control,
                 "start",
                 generation=self._generation,
-                limits=item.limits.as_message(),
+                limits=item.limits.as_message,
                 capture=item.capture,
             )
         self._writer = CallWriter(item, segments)
@@ -179,7 +183,7 @@ class Slot:
             return
         if fields.get("unstarted"):
             self._rewind(fields)
-            self._keeper.requeue(item)
+            self._keeper.requeue(item, self)
             return
         if self._outcome is None and not self._trouble:
             self._read_rest()
@@ -212,6 +216,8 @@ class Slot:
             self._trouble = str(error) or type(error).__name__
         if self._outcome is not None or self._trouble:
             self._reactor.ignore(self._stream.fileno())
+            if self.deadline is not None:
+                self.deadline = time.monotonic() + EXIT_TIME
 
     def _read_rest(self) -> None:
         """The task has gone: what it sent is in the socket, and no more will come."""

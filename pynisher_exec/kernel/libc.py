@@ -5,12 +5,15 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
+from functools import cache
 from typing import Final
 
 __all__ = ["machine", "number", "syscall"]
 
 _libc = ctypes.CDLL(None, use_errno=True)
-_libc.syscall.restype = ctypes.c_long
+_syscall = _libc.syscall
+_syscall.restype = ctypes.c_long
+_syscall.argtypes = [ctypes.c_long] * 6
 
 # name: (x86_64, aarch64), from the kernel's syscall tables; None: that machine has no such call
 _NUMBERS: Final[dict[str, tuple[int | None, int | None]]] = {
@@ -28,12 +31,14 @@ _NUMBERS: Final[dict[str, tuple[int | None, int | None]]] = {
 _MACHINES: Final = ("x86_64", "aarch64")
 
 
+@cache
 def machine() -> str:
     """The machine's name as `uname -m` says it; an interpreter of 32 bits counts as another."""
     name = os.uname().machine
     return name if ctypes.sizeof(ctypes.c_void_p) == 8 else f"{name}, 32 bits"  # noqa: PLR2004
 
 
+@cache
 def number(name: str) -> int:
     """Number of a system call on this machine; OSError (ENOSYS) where it has none or is unknown."""
     found = None
@@ -44,10 +49,12 @@ def number(name: str) -> int:
     return found
 
 
-def syscall(call: int, *arguments: object) -> int:
-    """Make a system call; plain ints go as long. Raises OSError with what errno says."""
-    converted = [ctypes.c_long(each) if isinstance(each, int) else each for each in arguments]
-    result: int = _libc.syscall(ctypes.c_long(call), *converted)
+def syscall(call: int, a: int = 0, b: int = 0, c: int = 0, d: int = 0, e: int = 0) -> int:
+    """Make a system call of at most five arguments; memory is given by its address.
+
+    Raises OSError with what errno says.
+    """
+    result: int = _syscall(call, a, b, c, d, e)
     if result == -1:
         code = ctypes.get_errno()
         raise OSError(code, os.strerror(code))

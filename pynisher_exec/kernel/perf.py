@@ -11,6 +11,7 @@ from __future__ import annotations
 import ctypes
 import os
 import struct
+import sys
 
 from pynisher_exec.kernel import libc
 
@@ -20,26 +21,37 @@ _PERF_TYPE_SOFTWARE = 1
 _PERF_COUNT_SW_TASK_CLOCK = 1
 _PERF_FLAG_FD_CLOEXEC = 1 << 3
 _INHERIT, _EXCLUDE_KERNEL, _EXCLUDE_HV = 1 << 1, 1 << 5, 1 << 6
-_ATTRIBUTE = struct.Struct("=IIQQQQQ8x")
-"""struct perf_event_attr, version 0: type, size, config, period, two formats, bits; 64 bytes."""
+_ANY_CPU, _NO_GROUP = -1, -1
+
+# struct perf_event_attr, version 0: type, size, config, period, two formats, bits, padding
+_SIZE = 64
+_ATTRIBUTE = ctypes.create_string_buffer(
+    struct.pack(
+        "=IIQQQQQ16x",
+        _PERF_TYPE_SOFTWARE,
+        _SIZE,
+        _PERF_COUNT_SW_TASK_CLOCK,
+        0,
+        0,
+        0,
+        _INHERIT | _EXCLUDE_KERNEL | _EXCLUDE_HV,
+    ),
+    _SIZE,
+)
 
 
 def open_task_clock(pid: int) -> int:
     """Open the clock of a process, as a descriptor; OSError where the kernel does not allow it."""
-    bits = _INHERIT | _EXCLUDE_KERNEL | _EXCLUDE_HV
-    attribute = ctypes.create_string_buffer(
-        _ATTRIBUTE.pack(_PERF_TYPE_SOFTWARE, 64, _PERF_COUNT_SW_TASK_CLOCK, 0, 0, 0, bits).ljust(
-            64, b"\0"
-        ),
-        64,
-    )
-    any_cpu, no_group = -1, -1
     return libc.syscall(
-        libc.number("perf_event_open"), attribute, pid, any_cpu, no_group, _PERF_FLAG_FD_CLOEXEC
+        libc.number("perf_event_open"),
+        ctypes.addressof(_ATTRIBUTE),
+        pid,
+        _ANY_CPU,
+        _NO_GROUP,
+        _PERF_FLAG_FD_CLOEXEC,
     )
 
 
 def read_seconds(descriptor: int) -> float:
     """Seconds of CPU time since the clock was opened; right also when all have ended."""
-    count: int = struct.unpack("=Q", os.read(descriptor, 8))[0]
-    return count / 1e9
+    return int.from_bytes(os.read(descriptor, 8), sys.byteorder) / 1e9

@@ -11,14 +11,14 @@ import os
 from typing import NamedTuple
 
 __all__ = [
+    "OwnMemory",
     "Stat",
     "anonymous_memory",
     "children",
     "command_name",
     "descendants",
     "fair_memory",
-    "high_water",
-    "reserved_memory",
+    "own_memory",
     "resident_memory",
     "stat",
     "umask",
@@ -137,15 +137,35 @@ def resident_memory(pid: int) -> tuple[int, int]:
     return (int(fields[1]) * PAGE, int(fields[2]) * PAGE) if fields else (0, 0)
 
 
-def reserved_memory(pid: int) -> int:
-    """VmData: private writable memory reserved, what RLIMIT_DATA bounds (plus stack)."""
-    fields = _statm(pid)
-    return int(fields[5]) * PAGE if fields else 0
+class OwnMemory(NamedTuple):
+    """What this process holds, by /proc/self/status.
+
+    `high_water` (VmHWM) is the most that has been resident since the start or since clear_refs,
+    `file_backed` counts pages of files and of shared memory, `held` RssAnon + RssShmem, `reserved`
+    is VmData, what RLIMIT_DATA bounds (plus stack), `address_space` VmSize, what RLIMIT_AS bounds.
+    """
+
+    address_space: int
+    high_water: int
+    resident: int
+    file_backed: int
+    held: int
+    reserved: int
 
 
-def high_water(pid: int) -> int:
-    """VmHWM: the most that a process has had resident since it began or since clear_refs."""
-    return _keyed(f"/proc/{pid}/status", (b"VmHWM:",))
+def own_memory() -> OwnMemory:
+    """Read it all at one look: this stands between every task and its function."""
+    text = _read("/proc/self/status")
+    words = text[text.index(b"VmSize:") :].split(None, 30)  # nine lines: name, number, "kB"
+    size = {name: int(number) << 10 for name, number in zip(words[:27:3], words[1:27:3])}  # noqa: B905
+    return OwnMemory(
+        address_space=size[b"VmSize:"],
+        high_water=size[b"VmHWM:"],
+        resident=size[b"VmRSS:"],
+        file_backed=size[b"RssFile:"] + size[b"RssShmem:"],
+        held=size[b"RssAnon:"] + size[b"RssShmem:"],
+        reserved=size[b"VmData:"],
+    )
 
 
 def _keyed(path: str, names: tuple[bytes, ...]) -> int:

@@ -94,7 +94,8 @@ def _filter(on_fork: int) -> bytes:
 def _install(on_fork: int, flags: int) -> int:
     code = _filter(on_fork)
     program = _Program(len(code) // 8, code)
-    return libc.syscall(libc.number("seccomp"), _SET_MODE_FILTER, flags, ctypes.byref(program))
+    address = ctypes.addressof(program)
+    return libc.syscall(libc.number("seccomp"), _SET_MODE_FILTER, flags, address)
 
 
 def install_gate() -> int:
@@ -122,7 +123,7 @@ def deny_forks() -> None:
 def _size() -> int:
     """Bytes that this kernel writes for a request: later ones may have appended fields."""
     sizes = ctypes.create_string_buffer(6)
-    libc.syscall(libc.number("seccomp"), _GET_NOTIF_SIZES, 0, sizes)
+    libc.syscall(libc.number("seccomp"), _GET_NOTIF_SIZES, 0, ctypes.addressof(sizes))
     first: int = struct.unpack("=3H", sizes.raw)[0]
     return max(first, _NOTIFICATION.size)
 

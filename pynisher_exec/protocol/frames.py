@@ -28,6 +28,9 @@ _MAX_SEGMENTS = 1 << 16
 _CHUNK = 1 << 24
 """Bytes by which the room for a large segment grows as it arrives."""
 
+_LOOK = 1 << 16
+"""Bytes taken by one look at the stream."""
+
 _IOV_MAX = 512
 """Segments given to one sendmsg(2); the kernel takes at most 1024 (UIO_MAXIOV)."""
 
@@ -72,73 +75,93 @@ class FrameWriter:
 
 
 class FrameReader:
-    """Takes one frame of at most `max_bytes` from a socket, in as many turns as it needs."""
+    """Takes one frame of at most `max_bytes` from a socket, in as many turns as it needs.
 
-    def __init__(self, max_bytes: int) -> None:
+    `begun` is what has been read of it already. A small frame is taken by one system call; a
+    segment that is larger than a look is received where it will stay.
+    """
+
+    def __init__(self, max_bytes: int, begun: bytes = b"") -> None:
         self._max_bytes = max_bytes
+        self._seen, self._at = begun, 0  # what has been read, and how much of it was taken
         self._lengths: list[int] | None = None
-        self._count: int | None = None
-        self._expected = _HEAD.size
-        self._room = bytearray(_HEAD.size)
-        self._filled = 0
         self._segments: list[bytearray] = []
-
-    @property
-    def started(self) -> bool:
-        """Whether any byte of the frame has arrived."""
-        return self._filled > 0 or self._count is not None
+        self._room: bytearray | None = None
+        self._filled = 0
+        self._wanted = 0
 
     def read(self, stream: socket.socket) -> list[bytearray] | None:
         """Take what has arrived: the segments once all are there, None when more must come.
 
         Raises FrameError for what is no frame, and for a stream that ends before its frame does.
         """
-        while True:
-            try:
-                while self._filled < self._expected:
-                    self._grow()
-                    count = stream.recv_into(memoryview(self._room)[self._filled :])
-                    if not count:
-                        msg = "the stream ended in the middle of a frame"
-                        raise FrameError(msg)
-                    self._filled += count
-            except BlockingIOError:
-                return None
-            if self._advance():
-                return self._segments
-
-    def _grow(self) -> None:
-        """Make room for what is expected, in steps, so that a mere claim allocates nothing."""
-        if self._filled == len(self._room):
-            step = min(_CHUNK, self._expected - self._filled)
-            self._room.extend(bytes(step))
+        try:
+            while not self._advance():
+                if self._room is not None:
+                    self._fill(stream, self._room)
+                else:
+                    self._seen = self._seen[self._at :] + _some(stream.recv(_LOOK))
+                    self._at = 0
+        except BlockingIOError:
+            return None
+        return self._segments
 
     def _advance(self) -> bool:
-        """One part is complete: take it and set up the next; True when it was the last."""
-        part = self._room
-        if self._count is None:
-            magic, self._count = _HEAD.unpack(part)
-            if magic != _MAGIC or self._count > _MAX_SEGMENTS:
-                msg = "the bytes are no frame"
-                raise FrameError(msg)
-            self._expect(8 * self._count)
-        elif self._lengths is None:
-            self._lengths = list(struct.unpack(f"!{self._count}Q", part))
-            if sum(self._lengths) > self._max_bytes:
-                msg = f"a frame claims {sum(self._lengths)} bytes, more than {self._max_bytes}"
-                raise FrameError(msg)
-            self._next_segment()
-        else:
-            self._segments.append(part)
-            self._next_segment()
-        return self._lengths is not None and len(self._segments) == self._count
+        """Go as far as what has been seen allows; True when the frame is whole."""
+        if self._lengths is None and not self._take_head():
+            return False
+        lengths = self._lengths or []
+        while len(self._segments) < len(lengths):
+            if not self._take_segment(lengths[len(self._segments)]):
+                return False
+        return True
 
-    def _next_segment(self) -> None:
-        done = len(self._segments)
-        if self._lengths is not None and done < len(self._lengths):
-            self._expect(self._lengths[done])
+    def _take_head(self) -> bool:
+        seen = self._seen  # from its first byte: nothing has been taken yet
+        if len(seen) < _HEAD.size:
+            return False
+        magic, count = _HEAD.unpack_from(seen)
+        if magic != _MAGIC or count > _MAX_SEGMENTS:
+            msg = "the bytes are no frame"
+            raise FrameError(msg)
+        end = _HEAD.size + 8 * count
+        if len(seen) < end:
+            return False
+        lengths = list(struct.unpack_from(f"!{count}Q", seen, _HEAD.size))
+        if sum(lengths) > self._max_bytes:
+            msg = f"a frame claims {sum(lengths)} bytes, more than {self._max_bytes}"
+            raise FrameError(msg)
+        self._lengths, self._at = lengths, end
+        return True
 
-    def _expect(self, length: int) -> None:
-        self._expected = length
-        self._room = bytearray(min(length, _CHUNK))
-        self._filled = 0
+    def _take_segment(self, length: int) -> bool:
+        """Move the next segment out of what has been seen, or the part of it that is there."""
+        if self._room is None:
+            there = len(self._seen) - self._at
+            if there < length <= _LOOK:
+                return False
+            part = self._seen[self._at : self._at + length]
+            self._at += len(part)
+            self._room, self._filled, self._wanted = bytearray(part), len(part), length
+        if self._filled < self._wanted:
+            return False
+        self._segments.append(self._room)
+        self._room = None
+        return True
+
+    def _fill(self, stream: socket.socket, room: bytearray) -> None:
+        """Receive into a large segment, which grows in steps: a mere claim allocates nothing."""
+        if self._filled == len(room):
+            room.extend(bytes(min(_CHUNK, self._wanted - self._filled)))
+        with memoryview(room) as view:
+            count = stream.recv_into(view[self._filled :])
+        if not count:
+            _some(b"")
+        self._filled += count
+
+
+def _some(data: bytes) -> bytes:
+    if not data:
+        msg = "the stream ended in the middle of a frame"
+        raise FrameError(msg)
+    return data

@@ -21,6 +21,9 @@ __all__ = ["Message", "pair", "receive", "send"]
 MAX_BYTES = 1 << 16
 MAX_DESCRIPTORS = 4
 _ANCILLARY = socket.CMSG_SPACE(MAX_DESCRIPTORS * array.array("i").itemsize)
+# Plain ints: the arithmetic of enums is Python code, and this runs in every task.
+_CLOEXEC, _TRUNCATED = int(socket.MSG_CMSG_CLOEXEC), int(socket.MSG_CTRUNC)
+_NOSIGNAL = int(socket.MSG_NOSIGNAL)
 _encode = json.JSONEncoder(separators=(",", ":")).encode
 
 
@@ -54,9 +57,9 @@ def send(line: socket.socket, kind: str, descriptors: Sequence[int] = (), **fiel
     data = _encode(fields).encode()
     if descriptors:
         rights = array.array("i", descriptors)
-        line.sendmsg([data], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, rights)], socket.MSG_NOSIGNAL)
+        line.sendmsg([data], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, rights)], _NOSIGNAL)
     else:
-        line.send(data, socket.MSG_NOSIGNAL)
+        line.send(data, _NOSIGNAL)
 
 
 def receive(line: socket.socket) -> Message | None:
@@ -66,18 +69,23 @@ def receive(line: socket.socket) -> Message | None:
     what it had sent: so look again.
     """
     try:
-        received = line.recvmsg(MAX_BYTES, _ANCILLARY, socket.MSG_CMSG_CLOEXEC)
+        received = line.recvmsg(MAX_BYTES, _ANCILLARY, _CLOEXEC)
     except ConnectionResetError:
-        received = line.recvmsg(MAX_BYTES, _ANCILLARY, socket.MSG_CMSG_CLOEXEC)
+        received = line.recvmsg(MAX_BYTES, _ANCILLARY, _CLOEXEC)
     data, ancillary, flags, _ = received
+    descriptors = _descriptors_in(ancillary) if ancillary else ()
+    if not data and not descriptors:
+        return None
+    return _parse(data, descriptors, truncated=bool(flags & _TRUNCATED))
+
+
+def _descriptors_in(ancillary: list[tuple[int, int, bytes]]) -> tuple[int, ...]:
     descriptors = array.array("i")
     for level, kind, content in ancillary:
         if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
             whole = len(content) - len(content) % descriptors.itemsize
             descriptors.frombytes(content[:whole])
-    if not data and not descriptors:
-        return None
-    return _parse(data, tuple(descriptors), truncated=bool(flags & socket.MSG_CTRUNC))
+    return tuple(descriptors)
 
 
 def _parse(data: bytes, descriptors: tuple[int, ...], *, truncated: bool) -> Message:

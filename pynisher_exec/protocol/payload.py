@@ -11,19 +11,23 @@ from __future__ import annotations
 import io
 import pickle
 import sys
+from collections import ChainMap
 from types import FunctionType
 from typing import TYPE_CHECKING, Any
 
 import cloudpickle
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
-__all__ = ["dump_call", "dump_outcome", "load_call", "load_outcome", "looks_plain"]
+__all__ = ["ATOMS", "dump_call", "dump_outcome", "load_call", "load_outcome", "looks_plain"]
 
 PROTOCOL = 5
 OUT_OF_BAND = 1 << 16
 """Bytes: smaller buffers stay in the pickle, where they cost less than a segment of their own."""
+
+ATOMS = (type(None), bool, int, float, str, bytes)
+"""What pickles and loads without any code but the interpreter's."""
 
 _NAMED_GLOBALS = frozenset(b"\x82\x83\x84\x93")
 """Opcodes by which a pickle names a module's attribute: GLOBAL, EXT1, EXT2, EXT4, STACK_GLOBAL."""
@@ -59,9 +63,12 @@ def _in_main(thing: object) -> str | None:
 class _CallPickler(_Pickler):
     """Notes which names of `__main__` travel by value."""
 
-    def __init__(self, stream: io.BytesIO) -> None:
+    def __init__(self, stream: io.BytesIO, reducers: Mapping[type, Any] | None) -> None:
         super().__init__(stream)
         self.main_names: dict[str, Any] = {}
+        if reducers:
+            known = cloudpickle.Pickler.dispatch_table
+            self.dispatch_table = ChainMap(dict(reducers), known)
 
     def reducer_override(self, obj: Any) -> Any:
         name = _in_main(obj)
@@ -84,10 +91,13 @@ class _OutcomePickler(_Pickler):
         return super().reducer_override(obj)
 
 
-def dump_call(call: object) -> list[bytes | memoryview]:
-    """Pickle what a task shall load: the pickle, then its buffers. Raises what pickling does."""
+def dump_call(call: object, reducers: Mapping[type, Any] | None = None) -> list[bytes | memoryview]:
+    """Pickle what a task shall load: the pickle, then its buffers. Raises what pickling does.
+
+    `reducers` are ways to reduce a type beyond those that are registered (`copyreg`).
+    """
     stream = io.BytesIO()
-    pickler = _CallPickler(stream)
+    pickler = _CallPickler(stream, reducers)
     pickler.dump(call)
     pickler.dump(dict(pickler.main_names))  # after the call: only now are the names known
     return [stream.getvalue(), *pickler.buffers]
@@ -105,6 +115,8 @@ def dump_outcome(value: object, main_names: frozenset[str] | None) -> list[bytes
     `main_names` are those that the caller's `__main__` is known to have; None: this process has
     been forked from the caller, so all of them.
     """
+    if type(value) in ATOMS:
+        return [pickle.dumps(value, PROTOCOL)]
     stream = io.BytesIO()
     pickler = _OutcomePickler(stream, main_names)
     pickler.dump(value)

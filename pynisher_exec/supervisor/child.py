@@ -16,51 +16,75 @@ from pynisher_exec.task import run
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from pynisher_exec.supervisor.options import SlotOptions
+__all__ = ["Child", "Pipes"]
 
-__all__ = ["Child"]
+
+class Pipes:
+    """What carries a task's captured output: the two reading ends, and the two writing ends.
+
+    A child gets them before it is known whether its output shall be captured. Unless it was, no
+    other process has kept an end, so the next child may have the same ones.
+    """
+
+    def __init__(self) -> None:
+        (out_read, out_write), (err_read, err_write) = _pipe(), _pipe()
+        self.read = (out_read, err_read)
+        self.write = (out_write, err_write)
+        self.used = False
+
+    def close_write(self) -> None:
+        """Leave writing to the task, whose output is captured: its end can then be seen."""
+        self.used = True
+        for end in self.write:
+            os.close(end)
+
+    def close(self) -> None:
+        """Close what is held."""
+        for end in self.read if self.used else (*self.read, *self.write):
+            os.close(end)
 
 
 class Child:
-    """The process that is, or will be, the task, and what this supervisor holds of it."""
+    """The process that is, or will be, the task, and what this supervisor holds of it.
+
+    In the process itself `forget` closes what is the supervisor's alone. `scope` is Landlock's
+    ruleset for it, if there is one.
+    """
 
     def __init__(
-        self, forget: Callable[[], None], options: SlotOptions, inherited: run.Inherited | None
+        self,
+        pipes: Pipes,
+        forget: Callable[[], None],
+        scope: int | None,
+        inherited: run.Inherited | run.Packed | None,
     ) -> None:
+        self.pipes = pipes
         self.line, line = messages.pair()
         self.stream, stream = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
-        (out_read, out_write), (err_read, err_write) = _pipe(), _pipe()
-        self.pipes = [out_read, err_read]
         self.pid = os.fork()
         if self.pid == 0:
             try:
                 forget()
-                for end in (self.line, self.stream):
-                    end.close()
-                for descriptor in self.pipes:
-                    os.close(descriptor)
-                keep_main = inherited is not None
-                run.prepare(no_new_privs=options.no_new_privs, keep_main=keep_main)
+                for end in (self.line.detach(), self.stream.detach(), *pipes.read):
+                    os.close(end)
+                run.prepare(scope=scope)
             except BaseException:  # noqa: BLE001  (the fork must not go on as a second supervisor)
                 with contextlib.suppress(BaseException):
                     sys.excepthook(*sys.exc_info())
                 os._exit(1)
-            run.main(run.Endpoints(line, stream, out_write, err_write, inherited))
-        for end in (line, stream):
-            end.close()
-        for descriptor in (out_write, err_write):
-            os.close(descriptor)
+            run.main(run.Endpoints(line, stream, *pipes.write, inherited))
+        line.close()
+        stream.close()
         self.pidfd = pidfd.open_pidfd(self.pid)
         self.clock = cpu.open_clock(self.pid)
         self.line.setblocking(False)
 
     def close(self) -> None:
-        """Let go of everything; the process has been reaped."""
+        """Let go of everything but the pipes; the process has been reaped."""
         self.line.close()
         self.stream.close()
         self.clock.close()
-        for descriptor in (*self.pipes, self.pidfd):
-            os.close(descriptor)
+        os.close(self.pidfd)
 
 
 def _pipe() -> tuple[int, int]:

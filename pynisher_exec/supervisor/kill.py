@@ -15,12 +15,13 @@ import os
 import signal
 import time
 from collections.abc import Callable
+from resource import struct_rusage
 from typing import TYPE_CHECKING
 
 from pynisher_exec.kernel import pidfd, proc
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
+    from collections.abc import Collection, Iterator
 
 __all__ = ["Reaped", "end_tree", "ignore", "reap"]
 
@@ -31,11 +32,11 @@ HURRY_AFTER = 20
 """Rounds after which a tree counts as a fork bomb: it is stopped first, and outranked."""
 
 
-Reaped = Callable[[int, int, int], None]
-"""Told of each process that is reaped: its pid, wait status, and high-water mark in bytes."""
+Reaped = Callable[[int, int, struct_rusage], None]
+"""Told of each process that is reaped: its pid, wait status and usage (wait4(2))."""
 
 
-def ignore(_pid: int, _status: int, _high_water: int) -> None:
+def ignore(_pid: int, _status: int, _usage: struct_rusage) -> None:
     """Take no notice of what is reaped."""
 
 
@@ -48,7 +49,7 @@ def reap(reaped: Reaped) -> bool:
             return True
         if pid == 0:
             return False
-        reaped(pid, status, usage.ru_maxrss << 10)
+        reaped(pid, status, usage)
 
 
 def end_tree(reaped: Reaped, patience: float, spared: Collection[int] = ()) -> list[int]:
@@ -57,22 +58,26 @@ def end_tree(reaped: Reaped, patience: float, spared: Collection[int] = ()) -> l
     `spared` children are left alone (a template's supervisors). Gives the pids that are still there
     after `patience` seconds: empty means that nothing is left.
     """
+    if reap(reaped):  # as with most tasks: nothing was left running
+        return []
     deadline = time.monotonic() + patience
-    rounds = 0
-    while not reap(reaped):
-        targets = _below(spared)
-        if spared and not targets:
-            return []
-        if time.monotonic() >= deadline:
-            return targets
-        rounds += 1
-        if rounds == HURRY_AFTER:
-            _outrank()
-        if rounds >= HURRY_AFTER:
-            _stop_all(targets, spared)
-        for pid in targets:
-            _send(pid, signal.SIGKILL)
-        signal.sigtimedwait({signal.SIGCHLD}, ROUND)
+    rounds = unseen = 0
+    with contextlib.ExitStack() as hurry:
+        while not reap(reaped):
+            targets = _below(spared)
+            unseen = 0 if targets else unseen + 1
+            if spared and unseen > 1:  # twice: the list may have skipped entries
+                return []
+            if targets and time.monotonic() >= deadline:
+                return targets
+            rounds += 1
+            if rounds == HURRY_AFTER:
+                hurry.enter_context(_outranking())
+            if rounds >= HURRY_AFTER:
+                _stop_all(targets, spared)
+            for pid in targets:
+                _send(pid, signal.SIGKILL)
+            signal.sigtimedwait({signal.SIGCHLD}, ROUND)
     return []
 
 
@@ -97,10 +102,20 @@ def _stop_all(targets: list[int], spared: Collection[int]) -> None:
         targets = _below(spared)
 
 
-def _outrank() -> None:
-    """Raise this process's priority where it may: equals can be outforked for minutes."""
+@contextlib.contextmanager
+def _outranking() -> Iterator[None]:
+    """Raise this process's priority where it may: equals can be outforked for minutes.
+
+    For as long as it takes: the tasks to come inherit the priority of this process.
+    """
+    before = os.getpriority(os.PRIO_PROCESS, 0)
     with contextlib.suppress(OSError):
         os.setpriority(os.PRIO_PROCESS, 0, -10)
+    try:
+        yield
+    finally:
+        with contextlib.suppress(OSError):
+            os.setpriority(os.PRIO_PROCESS, 0, before)
 
 
 def _send(pid: int, signum: int) -> None:

@@ -1,7 +1,7 @@
-"""The I/O of a slot supervisor: forks a child ahead, waits for its START, watches, ends, accounts.
+"""The life of a slot supervisor: forks a child ahead, waits for its START, has it watched.
 
     idle:     a child waits for a call; its stream has gone to the caller with READY
-    watching: from START to the end of the child; `state.Watch` decides, this module acts
+    watching: from START to the end of the child, see `watching`
     after:    everything below is killed and reaped to ECHILD, then ENDED tells the evidence
 
 To the caller go READY (with the stream of the next task), RETURNED (when its outcome needs
@@ -19,31 +19,34 @@ import select
 import signal
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from pynisher_exec.kernel import prctl
+from pynisher_exec.kernel import landlock, prctl
 from pynisher_exec.protocol import messages
 from pynisher_exec.supervisor import kill
-from pynisher_exec.supervisor.child import Child
+from pynisher_exec.supervisor.child import Child, Pipes
 from pynisher_exec.supervisor.watching import CallerGone, Watching
+from pynisher_exec.task import surroundings
+from pynisher_exec.task.run import Inherited
 
 if TYPE_CHECKING:
     import socket
 
     from pynisher_exec.supervisor.options import SlotOptions
-    from pynisher_exec.task.run import Inherited
+    from pynisher_exec.task.run import Packed
 
 __all__ = ["serve"]
 
 
 def serve(
-    control: socket.socket, caller: int, options: SlotOptions, inherited: Inherited | None = None
+    control: socket.socket,
+    caller: int,
+    options: SlotOptions,
+    inherited: Inherited | Packed | None = None,
 ) -> NoReturn:
     """Be the supervisor of one slot until the caller lets go. `caller` is its pidfd."""
-    prctl.become_subreaper()
-    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGCHLD})
-    gc.freeze()
     slot = _Slot(control, caller, options, inherited)
+    scope = _settle(options, keep_main=isinstance(inherited, Inherited))
     try:
-        while slot.serve_one() and not options.single:
+        while slot.serve_one(scope) and not options.single:
             pass
     except (CallerGone, ConnectionError):
         slot.abandon()
@@ -54,34 +57,70 @@ def serve(
     os._exit(0)
 
 
+def _settle(options: SlotOptions, *, keep_main: bool) -> int | None:
+    """Take on all that every task of this slot shall have from its fork; give Landlock's ruleset.
+
+    What is done once here need not be done in each task. SIGINT has its usual handler already, and
+    is blocked here: only a task lets it in.
+    """
+    prctl.become_subreaper()
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGCHLD, signal.SIGINT})
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+    os.dup2(null, 0)
+    os.close(null)
+    scope = None
+    if options.no_new_privs:
+        prctl.set_no_new_privs()
+        with contextlib.suppress(OSError):  # before Linux 6.12
+            scope = landlock.signal_scope()
+    surroundings.become_fresh_process(keep_main=keep_main)
+    surroundings.note_own()
+    gc.freeze()
+    return scope
+
+
 class _Slot:
     """One slot: the line to the caller, the child ahead, and the task being watched."""
 
     def __init__(
-        self, control: socket.socket, caller: int, options: SlotOptions, inherited: Inherited | None
+        self,
+        control: socket.socket,
+        caller: int,
+        options: SlotOptions,
+        inherited: Inherited | Packed | None,
     ) -> None:
         self._control = control
         self._caller = caller
         self._options = options
         self._inherited = inherited
         self._generation = 0
-        self._child: Child | None = None
+        self._pipes = Pipes()
         control.setblocking(False)
 
     def forget(self) -> None:
         """In the child: close what is the supervisor's."""
-        self._control.close()
+        os.close(self._control.detach())
         os.close(self._caller)
 
     def abandon(self) -> None:
         """Nobody wants an account any more: end what is there."""
         kill.end_tree(kill.ignore, self._options.kill_timeout)
 
-    def serve_one(self) -> bool:
+    def serve_one(self, scope: int | None) -> bool:
         """Fork a child ahead, wait for a call, see it through; False when a child is stuck."""
-        child = self._child = Child(self.forget, self._options, self._inherited)
+        if self._pipes.used:
+            self._pipes.close()
+            self._pipes = Pipes()
+        child = Child(self._pipes, self.forget, scope, self._inherited)
         self._generation += 1
-        self._send("ready", child.stream.fileno(), generation=self._generation, pid=child.pid)
+        messages.send(
+            self._control,
+            "ready",
+            (child.stream.fileno(),),
+            generation=self._generation,
+            pid=child.pid,
+        )
         child.stream.close()
         start = self._await_start(child)
         if start is None:  # the idle child has died; another takes its place
@@ -89,9 +128,6 @@ class _Slot:
             child.close()
             return True
         return Watching(self._control, self._caller, child, start, self._options).see_through()
-
-    def _send(self, kind: str, descriptor: int, **fields: Any) -> None:
-        messages.send(self._control, kind, (descriptor,), **fields)
 
     def _await_start(self, child: Child) -> dict[str, Any] | None:
         """Wait for START; None when the waiting child dies meanwhile."""

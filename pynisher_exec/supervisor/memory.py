@@ -17,6 +17,8 @@ from pynisher_exec.kernel import libc, proc
 
 __all__ = ["Holder", "MemoryGauge"]
 
+_KCMP_VM = 1
+
 
 class Holder(NamedTuple):
     """The process of the tree that held most when the limit was passed."""
@@ -79,9 +81,9 @@ def _distinct(pids: list[int]) -> list[int]:
 
 
 def _same_memory(first: int, second: int) -> bool:
-    """kcmp(2), KCMP_VM. Where it is not to be had, two processes count as two."""
+    """kcmp(2). Where it is not to be had, two processes count as two."""
     try:
-        return libc.syscall(libc.number("kcmp"), first, second, 1, 0, 0) == 0
+        return libc.syscall(libc.number("kcmp"), first, second, _KCMP_VM) == 0
     except OSError:
         return False
 

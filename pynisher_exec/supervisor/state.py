@@ -42,6 +42,9 @@ less often would let it grow unseen.
 """
 
 
+_LONGEST_NAME = 200
+
+
 class Soft(NamedTuple):
     """Send the soft signal of a limit to the task's first process."""
 
@@ -98,7 +101,7 @@ class Watch:
             self.running_at = now
             self._look_at = now + SHORTEST_LOOK
         elif kind == "outcome":
-            self.what = str(fields.get("what", ""))
+            self.what = str(fields.get("what", ""))[:_LONGEST_NAME]
         elif kind == "returned":
             self.returned = fields
             self._look_at = self._kill_at = None

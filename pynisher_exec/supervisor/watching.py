@@ -18,6 +18,7 @@ from pynisher_exec.kernel import pidfd
 from pynisher_exec.limits import Limits
 from pynisher_exec.protocol import messages
 from pynisher_exec.supervisor import kill, memory, output
+from pynisher_exec.supervisor.evidence import Account, number_in
 from pynisher_exec.supervisor.gate import Gate
 from pynisher_exec.supervisor.state import Kill, Reading, Soft, Watch
 
@@ -35,6 +36,17 @@ LARGE_OUTCOME = 1 << 16
 
 LINGER = 0.2
 """Seconds after RETURNED at which the caller is asked to read, whatever the outcome's size."""
+
+QUIET = 0.002
+"""Seconds after START in which the task is not listened to.
+
+A small task has ended by then, and all that it said is read at once; to wake up for each word
+would cost it, and the other tasks, more than what it does. Nothing is late by that: its words carry
+their time, and no limit is looked at earlier.
+"""
+
+
+_CORES = os.cpu_count() or 1
 
 
 class CallerGone(Exception):  # noqa: N818  (a signal, not an error)
@@ -57,17 +69,10 @@ class Watching:
         self._child = child
         self._options = options
         self._generation = start["generation"]
-        self._limits = Limits(**start["limits"])
-        self._watch = Watch(self._limits, os.cpu_count() or 1, time.monotonic())
-        self._gauge = memory.MemoryGauge(0)
+        self._limits = limits = Limits.received(start["limits"])
+        self._watch = Watch(limits, _CORES, time.monotonic())
+        self._account = Account(child.pid, child.clock, limits)
         self._gate: Gate | None = None
-        self._cpu_before = 0.0
-        self._peak_memory = self._peak_processes = 0
-        self._mechanisms: dict[str, str] = {}
-        self._wall: tuple[float, float | None] | None = None
-        self._started_at: float | None = None
-        self._status: int | None = None
-        self._high_water = self._resident_before = 0
         self._read_at: float | None = None
         self._streams: list[output.Stream] = []
         self._poll = select.poll()
@@ -77,13 +82,16 @@ class Watching:
     def _begin(self, capture: int) -> None:
         child = self._child
         if capture:
-            self._streams = [output.Stream(pipe, capture) for pipe in child.pipes]
-            for stream in self._streams:
-                self._listen(stream.fileno(), partial(self._drain, stream))
+            child.pipes.close_write()
+            self._streams = [output.Stream(pipe, capture) for pipe in child.pipes.read]
         self._listen(self._control.fileno(), self._hear_caller)
         self._listen(self._caller, self._caller_died)
-        self._listen(child.line.fileno(), self._hear_task)
-        self._listen(child.pidfd, lambda: None)
+        self._poll.register(child.pidfd, select.POLLIN)
+
+    def _listen_to_task(self) -> None:
+        self._listen(self._child.line.fileno(), self._hear_task)
+        for stream in self._streams:
+            self._listen(stream.fileno(), partial(self._drain, stream))
 
     def _listen(self, descriptor: int, handler: Callable[[], None]) -> None:
         self._handlers[descriptor] = handler
@@ -97,16 +105,29 @@ class Watching:
 
     def see_through(self) -> bool:
         """Watch until the child has ended, end what is left, account; False when it is stuck."""
-        while self._watch.killed is None:
-            ready = [descriptor for descriptor, _ in self._poll.poll(self._timeout())]
-            for descriptor in ready:
-                handler = self._handlers.get(descriptor)
-                if handler is not None:
-                    handler()
-            if self._child.pidfd in ready:
-                break
-            self._act()
+        ended = self._turn(self._quiet_time())
+        if not ended:
+            self._listen_to_task()
+        while not ended and self._watch.killed is None:
+            ended = self._turn(self._timeout())
+            if not ended:
+                self._act()
         return self._conclude()
+
+    def _quiet_time(self) -> float:
+        """Milliseconds. A task whose forks are gated would wait; a wall limit may be that short."""
+        if self._limits.processes is not None:
+            return 0.0
+        return min(QUIET, (self._limits.wall_time or QUIET) / 2) * 1000
+
+    def _turn(self, timeout: float | None) -> bool:
+        """Wait for what comes next and handle it; True once the child has ended."""
+        ready = [descriptor for descriptor, _ in self._poll.poll(timeout)]
+        for descriptor in ready:
+            handler = self._handlers.get(descriptor)
+            if handler is not None:
+                handler()
+        return self._child.pidfd in ready
 
     def _timeout(self) -> float | None:
         """Milliseconds until something is due; poll(2) rounds up, so nothing happens early."""
@@ -130,13 +151,13 @@ class Watching:
     def _look(self) -> Reading:
         """Take a reading; only limits that are set are worth one."""
         began = time.monotonic()
+        account = self._account
         pids = memory.tree()
-        held = self._gauge.read(pids, self._limits.memory)
-        self._peak_memory = max(self._peak_memory, held)
-        used = self._child.clock.read() - self._cpu_before
+        held = account.gauge.read(pids, self._limits.memory)
+        account.peak_memory = max(account.peak_memory, held)
         others = max(0, len(pids) - 1)
-        self._peak_processes = max(self._peak_processes, others)
-        return Reading(used, held, others, time.monotonic() - began)
+        account.peak_processes = max(account.peak_processes, others)
+        return Reading(account.cpu_time(), held, others, time.monotonic() - began)
 
     def _perform(self, action: Soft | Kill | None) -> None:
         if isinstance(action, Soft):
@@ -184,16 +205,7 @@ class Watching:
 
     def _take_running(self, message: messages.Message) -> None:
         """The function starts: limits count from what the process holds and has used by now."""
-        fields = message.fields
-        at = float(fields["at"])
-        self._watch.told("running", fields, at)
-        self._wall = (at, None)
-        self._started_at = time.time() - (time.monotonic() - at)
-        self._cpu_before = float(fields["cpu_time"])
-        if self._limits.address_space is None and not self._limits.from_zero:
-            self._gauge = memory.MemoryGauge(int(fields["held"]))
-            self._resident_before = int(fields["resident"])
-        self._mechanisms = dict(fields["mechanisms"])
+        self._watch.told("running", message.fields, self._account.begin(message.fields))
         if message.descriptors and self._limits.processes is not None:
             self._gate = Gate(message.descriptors[0], self._limits.processes, self._child.pid)
             self._listen(self._gate.fileno(), self._serve_gate)
@@ -201,10 +213,8 @@ class Watching:
 
     def _take_returned(self) -> None:
         fields = self._watch.returned or {}
-        at = fields.get("at")
-        if self._wall is not None and isinstance(at, float):
-            self._wall = (self._wall[0], max(at, self._wall[0]))
-        if fields.get("size", 0) > LARGE_OUTCOME:
+        self._account.end(number_in(fields, "at"))
+        if number_in(fields, "size") > LARGE_OUTCOME:
             self._ask_to_read()
         else:
             self._read_at = time.monotonic() + LINGER
@@ -233,11 +243,10 @@ class Watching:
             # The exit code then says -15 where nothing handles SIGTERM, as pynisher's did.
             with contextlib.suppress(ProcessLookupError):
                 pidfd.send_signal(self._child.pidfd, signal.SIGTERM)
-        survivors = kill.end_tree(self._note_status, self._options.kill_timeout)
+        survivors = kill.end_tree(self._account.reaped, self._options.kill_timeout)
         self._hear_task()
-        if self._wall is not None and self._wall[1] is None:
-            self._wall = (self._wall[0], ended_at)
-        self._send_ended(survivors)
+        self._account.end(ended_at)
+        self._send_ended(self._account.fields(self._watch, self._gate, survivors))
         if survivors:
             self._wait_for_the_stuck()
         if self._gate is not None:
@@ -245,70 +254,14 @@ class Watching:
         self._child.close()
         return not survivors
 
-    def _note_status(self, pid: int, status: int, high_water: int) -> None:
-        if pid == self._child.pid:
-            self._status = status
-            self._high_water = high_water
-
     def _wait_for_the_stuck(self) -> None:
         """The caller has replaced this slot; what the kernel frees late must still be reaped."""
-        while kill.end_tree(self._note_status, self._options.kill_timeout):
+        while kill.end_tree(kill.ignore, self._options.kill_timeout):
             if select.select([self._caller], [], [], 0)[0]:
                 return
 
-    def _send_ended(self, survivors: list[int]) -> None:
-        returned = self._watch.returned
-        fields = {
-            "generation": self._generation,
-            "stage": self._watch.stage,
-            "wait_status": self._status,
-            "killed": self._watch.killed,
-            "returned": returned,
-            "limit_reached": self._watch.limit_reached,
-            "what": self._watch.what,
-            "survivors": survivors[:100],
-            "used": self._watch.used,
-            "mechanisms": {**self._mechanisms, **self._own_mechanisms()},
-            "started_at": self._started_at,
-            "pid": self._child.pid,
-            **self._usage(),
-        }
-        self._send_with_output(fields)
-
-    def _own_mechanisms(self) -> dict[str, str]:
-        own = {"wall_time": "supervisor deadline", "grace_period": "supervisor deadline"}
-        own |= {"cpu_time": self._child.clock.mechanism, "startup_time": "supervisor deadline"}
-        return own
-
-    def _usage(self) -> dict[str, Any]:
-        """The final figures: the tree is gone, so they do not change any more."""
-        refused = peak = 0
-        if self._gate is not None:
-            refused, peak = self._gate.refused, self._gate.peak
-        said = self._watch.returned or {}
-        began, ended = self._wall or (0.0, 0.0)
-        largest = self._gauge.largest
-        return {
-            "refused_forks": refused,
-            "wall_time": (ended or began) - began,
-            "cpu_time": max(0.0, self._child.clock.read() - self._cpu_before)
-            if self._wall
-            else 0.0,
-            "peak_memory": self._peak_of(said),
-            "peak_processes": max(self._peak_processes, peak),
-            "detail": f"most of it by {largest.name}, pid {largest.pid}" if largest else "",
-        }
-
-    def _peak_of(self, said: dict[str, Any]) -> int:
-        """The largest sample, or the high water that the task told itself.
-
-        Where a task ended untold before the first sample, getrusage(2) has its high water, file
-        pages included.
-        """
-        peak = max(self._peak_memory, int(said.get("peak") or 0))
-        return peak or max(0, self._high_water - self._resident_before)
-
-    def _send_with_output(self, fields: dict[str, Any]) -> None:
+    def _send_ended(self, fields: dict[str, Any]) -> None:
+        fields["generation"] = self._generation
         if not self._streams:
             messages.send(self._control, "ended", **fields)
             return

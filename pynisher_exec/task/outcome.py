@@ -82,7 +82,7 @@ def _refused_memory(error: BaseException, limits: Limits, baseline: rlimits.Base
     return (
         isinstance(error, RuntimeError)
         and "start new thread" in str(error)
-        and rlimits.memory_is_short(baseline, limits)
+        and rlimits.memory_is_short(limits, baseline)
     )
 
 
@@ -106,7 +106,7 @@ def pack(
     noun = "value" if kind == "value" else "exception"
     try:
         segments = _attempt(noun, "pickled", value, lambda: payload.dump_outcome(value, main_names))
-        if not (payload.looks_plain(segments[0])):
+        if type(value) not in payload.ATOMS and not payload.looks_plain(segments[0]):
             _attempt(noun, "loaded again", value, lambda: payload.load_outcome(segments))
     except _Untravelled as problem:
         facts["message"] = str(problem)

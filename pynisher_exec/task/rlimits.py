@@ -6,25 +6,36 @@ and arguments are not charged. What the kernel cannot bound by an rlimit is the 
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import math
-import os
 import resource
 import time
+from contextlib import suppress
 from typing import NamedTuple
 
 from pynisher_exec.kernel import proc, seccomp
 from pynisher_exec.limits import RLIMITS, Limits
 from pynisher_exec.verdict import FORK_FILTER
 
-__all__ = ["MEMORY_RESERVE", "MEMORY_SLACK", "Baseline", "impose", "lift_memory", "measure", "peak"]
+__all__ = [
+    "MEMORY_RESERVE",
+    "MEMORY_SLACK",
+    "Baseline",
+    "impose",
+    "lift_memory",
+    "measure",
+    "memory_is_short",
+    "peak",
+]
 
 MEMORY_SLACK = 16 << 20
 """Bytes above `memory` at which an allocation is refused: room for what is only reserved."""
 
 MEMORY_RESERVE = 32 << 20
-"""Bytes between soft and hard RLIMIT_DATA: a full heap can still pickle its report."""
+"""Bytes between soft and hard limit: a full heap can still pickle its report."""
+
+LEAST_ADDRESS_SPACE = 16 << 20
+"""Bytes of address space that a function needs beyond the interpreter to do anything at all."""
 
 CPU_BACKSTOP = 2
 """Seconds after which the kernel ends a process by itself, should its supervisor be gone.
@@ -38,34 +49,25 @@ class Baseline(NamedTuple):
 
     at: float
     cpu_time: float
-    held: int
-    resident: int
-    file_backed: int
-    reserved: int
+    memory: proc.OwnMemory
 
 
 def measure() -> Baseline:
-    """Read the baseline of this process, having reset its high-water mark (proc(5), clear_refs)."""
-    with contextlib.suppress(OSError), open("/proc/self/clear_refs", "wb", buffering=0) as file:
-        file.write(b"5")  # absent without CONFIG_PROC_PAGE_MONITOR: the peak is then an upper bound
-    pid = os.getpid()
-    resident, file_backed = proc.resident_memory(pid)
-    return Baseline(
-        at=time.monotonic(),
-        cpu_time=time.process_time(),
-        held=proc.anonymous_memory(pid),
-        resident=resident,
-        file_backed=file_backed,
-        reserved=proc.reserved_memory(pid),
-    )
+    """Read the baseline of this process, with its high-water mark at what it holds now."""
+    memory = proc.own_memory()
+    if memory.high_water > memory.resident:
+        # Loading held more for a moment. Absent without CONFIG_PROC_PAGE_MONITOR (proc(5),
+        # clear_refs): the peak is then an upper bound.
+        with suppress(OSError), open("/proc/self/clear_refs", "wb", buffering=0) as file:
+            file.write(b"5")
+    return Baseline(time.monotonic(), time.process_time(), memory)
 
 
 def peak(baseline: Baseline) -> int:
     """High-water mark of this process above its baseline, without what files back. Bytes."""
-    pid = os.getpid()
-    _, file_backed = proc.resident_memory(pid)
-    grown = proc.high_water(pid) - baseline.resident
-    return max(0, grown - max(0, file_backed - baseline.file_backed))
+    now, then = proc.own_memory(), baseline.memory
+    grown = now.high_water - then.resident
+    return max(0, grown - max(0, now.file_backed - then.file_backed))
 
 
 def impose(limits: Limits, baseline: Baseline) -> tuple[dict[str, str], int | None]:
@@ -76,15 +78,8 @@ def impose(limits: Limits, baseline: Baseline) -> tuple[dict[str, str], int | No
         if value is not None:
             _lower(kind, value, value)
             mechanisms[name] = f"rlimit {name}"
-    if limits.address_space is not None:
-        _lower(resource.RLIMIT_AS, limits.address_space, limits.address_space)
-        mechanisms["memory"] = "RLIMIT_AS, tree sampled"
-    elif limits.memory is not None and limits.from_zero:
-        mechanisms["memory"] = "tree sampled and confirmed by PSS"
-    elif limits.memory is not None:
-        soft = baseline.reserved + limits.memory + MEMORY_SLACK
-        _lower(resource.RLIMIT_DATA, soft, soft + MEMORY_RESERVE)
-        mechanisms["memory"] = "RLIMIT_DATA, tree sampled and confirmed by PSS"
+    if limits.memory is not None:
+        mechanisms["memory"] = _bound_memory(limits, limits.memory, baseline)
     if limits.cpu_time is not None:
         seconds = baseline.cpu_time + limits.cpu_time + (limits.grace_period or 0)
         behind = math.ceil(seconds) + CPU_BACKSTOP
@@ -93,6 +88,19 @@ def impose(limits: Limits, baseline: Baseline) -> tuple[dict[str, str], int | No
     if limits.processes is not None:
         listener, mechanisms["processes"] = _close_gate(limits.processes)
     return mechanisms, listener
+
+
+def _bound_memory(limits: Limits, memory: int, baseline: Baseline) -> str:
+    """Set the rlimit that makes an allocation fail inside the function; name the mechanism."""
+    if limits.address_space is not None:
+        soft = limits.address_space
+        _lower(resource.RLIMIT_AS, soft, soft + MEMORY_RESERVE)
+        return "RLIMIT_AS, tree sampled and confirmed by PSS"
+    if limits.from_zero:
+        return "tree sampled and confirmed by PSS"
+    soft = baseline.memory.reserved + memory + MEMORY_SLACK
+    _lower(resource.RLIMIT_DATA, soft, soft + MEMORY_RESERVE)
+    return "RLIMIT_DATA, tree sampled and confirmed by PSS"
 
 
 def _lower(kind: int, soft: int, hard: int) -> None:
@@ -109,26 +117,36 @@ def _close_gate(processes: int) -> tuple[int | None, str]:
         return seccomp.install_gate(), "seccomp user notification"
     except OSError as error:
         if processes == 0 and error.errno == errno.EBUSY:  # inside another gate
-            with contextlib.suppress(OSError):
+            with suppress(OSError):
                 seccomp.deny_forks()
                 return None, FORK_FILTER
     return None, "counted"
 
 
-def lift_memory() -> None:
+def lift_memory(limits: Limits) -> None:
     """Give the report of a full heap the room that was kept for it."""
-    for kind in (resource.RLIMIT_DATA, resource.RLIMIT_AS):
-        soft, hard = resource.getrlimit(kind)
-        if soft != hard:
-            with contextlib.suppress(OSError, ValueError):
-                resource.setrlimit(kind, (hard, hard))
+    if limits.memory is None:
+        return
+    kind = resource.RLIMIT_DATA if limits.address_space is None else resource.RLIMIT_AS
+    hard = resource.getrlimit(kind)[1]
+    with suppress(OSError, ValueError):
+        resource.setrlimit(kind, (hard, hard))
 
 
-def memory_is_short(baseline: Baseline, limits: Limits) -> bool:
+def leaves_no_room(limits: Limits, baseline: Baseline) -> bool:
+    """Whether a limit that counts from zero is too small for the interpreter itself."""
+    if limits.address_space is None:
+        return False
+    return limits.address_space < baseline.memory.address_space + LEAST_ADDRESS_SPACE
+
+
+def memory_is_short(limits: Limits, baseline: Baseline) -> bool:
     """Whether another thread's stack would no longer fit: what makes `can't start new thread`."""
     if limits.memory is None:
         return False
     stack = resource.getrlimit(resource.RLIMIT_STACK)[0]
     room = 8 << 20 if stack == resource.RLIM_INFINITY else stack
-    reserved = proc.reserved_memory(os.getpid())
-    return reserved + room >= baseline.reserved + limits.memory + MEMORY_SLACK
+    now = proc.own_memory()
+    if limits.address_space is not None:
+        return now.address_space + room >= limits.address_space
+    return now.reserved + room >= baseline.memory.reserved + limits.memory + MEMORY_SLACK

@@ -6,54 +6,57 @@
 The words in capitals go to the supervisor, on a line of the task's own; the outcome goes straight
 to the caller. Only the process that was started as the task may say or send anything: a fork of
 the function that returns as well just exits. Nothing here is allowed to raise out of `main`.
+
+This is the path of every task, so it is kept short: in a fresh fork each object that is touched
+costs a page to be copied, and that is most of what a small task costs.
 """
 
 from __future__ import annotations
 
 import array
-import contextlib
-import json
+import marshal
 import os
 import signal
 import socket
 import sys
 import time
+import traceback
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 from pynisher_exec.kernel import landlock, prctl
 from pynisher_exec.limits import Limits
-from pynisher_exec.protocol import messages
+from pynisher_exec.protocol import messages, payload
 from pynisher_exec.protocol.frames import FrameReader, FrameWriter
-from pynisher_exec.protocol.payload import load_call
 from pynisher_exec.task import outcome, rlimits, surroundings
 from pynisher_exec.task.soft import SoftSignals
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["Call", "Endpoints", "Inherited", "main", "prepare"]
-
-EXIT_TIME = 5.0
-"""Seconds that multiprocessing's exit handlers and the flush of the standard streams may take."""
+__all__ = ["Call", "Endpoints", "Header", "Inherited", "Packed", "main", "prepare"]
 
 _BOUNDLESS = 1 << 62  # what the caller sends is as large as it is; the task's own memory bounds it
-_ATOMS = (type(None), bool, int, float, str, bytes)
 _INTERNAL_ERROR = 70  # EX_SOFTWARE, sysexits.h
+_ALL_SIGNALS = frozenset(range(1, signal.NSIG)) - {32, 33}  # those two are the C library's own
+_RIGHTS = socket.CMSG_SPACE(3 * array.array("i").itemsize)
+_CLOEXEC = int(socket.MSG_CMSG_CLOEXEC)
+_FIRST_READ = 1 << 16
 
 
 @dataclass(frozen=True)
 class Endpoints:
     """The descriptors of a task: its line to the supervisor, its stream to the caller, its output.
 
-    `inherited` is the call itself where the whole process was forked from the caller.
+    `inherited` is the call itself where it came with the process.
     """
 
     line: socket.socket
     stream: socket.socket
     stdout: int
     stderr: int
-    inherited: Inherited | None = None
+    inherited: Inherited | Packed | None = None
 
 
 class Call(NamedTuple):
@@ -71,21 +74,45 @@ class Inherited(NamedTuple):
     initializer: tuple[Callable[..., object], tuple[Any, ...]] | None = None
 
 
-def prepare(*, no_new_privs: bool, keep_main: bool) -> None:
-    """What can be done ahead of need: a session of its own, no new privileges, signals as usual.
+class Packed(NamedTuple):
+    """A pickled call, with the segments of an initializer before its own."""
+
+    segments: list[Any]
+    initializer: int
+
+
+class Header(NamedTuple):
+    """The first segment of what a task is sent.
+
+    `initializer`: how many segments of it come before those of the call. `classic`: the ways of
+    pynisher 0.6, in which SIGQUIT raises inside the function and a traceback goes to stderr.
+    """
+
+    limits: dict[str, Any]
+    momentary: tuple[Any, ...]
+    initializer: int
+    classic: bool
+
+    def encode(self) -> bytes:
+        """Make the segment. marshal: plain values only, between two runs of one interpreter."""
+        return marshal.dumps(tuple(self))
+
+
+def prepare(*, scope: int | None) -> None:
+    """What can be done ahead of need: a session of its own, signals as usual.
+
+    `scope` is Landlock's ruleset, None before Linux 6.12: a task may then signal anybody.
 
     `die_with_parent` is safe here: the supervisor that forks has one thread (the signal comes when
     the forking *thread* ends, PR_SET_PDEATHSIG(2const)).
     """
     prctl.die_with_parent()
     os.setsid()
-    if no_new_privs:
-        prctl.set_no_new_privs()
-        with contextlib.suppress(OSError):  # before Linux 6.12: a task may then signal anybody
-            landlock.scope_signals()
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+    if scope is not None:
+        landlock.restrict_self(scope)
+        os.close(scope)
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
-    surroundings.become_fresh_process(keep_main=keep_main)
+    surroundings.reseed()
 
 
 def main(ends: Endpoints) -> NoReturn:
@@ -94,7 +121,7 @@ def main(ends: Endpoints) -> NoReturn:
     try:
         code = _Task(ends).serve()
     except BaseException:  # noqa: BLE001  (a task must never fall back into its supervisor's loop)
-        with contextlib.suppress(BaseException):
+        with suppress(BaseException):
             sys.excepthook(*sys.exc_info())
     finally:
         os._exit(code)
@@ -111,8 +138,10 @@ class _Task:
     def __init__(self, ends: Endpoints) -> None:
         self._ends = ends
         self._pid = os.getpid()
-        self._inodes = [os.fstat(end.fileno()).st_ino for end in (ends.line, ends.stream)]
-        self._main_names: frozenset[str] | None = None if ends.inherited else frozenset()
+        self._line, self._stream = ends.line.fileno(), ends.stream.fileno()
+        self._inodes = {end: os.fstat(end).st_ino for end in (self._line, self._stream)}
+        forked = isinstance(ends.inherited, Inherited)
+        self._main_names: frozenset[str] | None = None if forked else frozenset()
         self._baseline: rlimits.Baseline | None = None
 
     def serve(self) -> int:
@@ -121,92 +150,107 @@ class _Task:
         if segments is None:
             return 0  # the caller went, or retired this slot, before there was a call
         self._tell("loading")
-        header = json.loads(segments[0])
-        self._limits = Limits(**header["limits"])
+        header = Header(*marshal.loads(segments[0]))  # noqa: S302  (from the caller)
+        self._limits = Limits.received(header.limits)
         try:
             call = self._load(header, segments)
         except BaseException as error:  # noqa: BLE001  (imports and __setstate__ may raise anything)
             self._exit_if_forked()
             return self._deliver("startup", error, {"traceback": outcome.text_of(error)})
-        return self._run(call, soft_quit=header["soft_quit"])
+        return self._run(call, classic=header.classic)
 
     def _receive(self) -> list[bytearray] | None:
         """Wait for the call. Descriptors for input and output may come with its first byte."""
         stream = self._ends.stream
-        first, ancillary, _, _ = stream.recvmsg(
-            1, socket.CMSG_SPACE(3 * array.array("i").itemsize), socket.MSG_CMSG_CLOEXEC
-        )
+        first, ancillary, _, _ = stream.recvmsg(_FIRST_READ, _RIGHTS, _CLOEXEC)
         if not first:
             return None
         given = array.array("i")
         for _, _, content in ancillary:
             given.frombytes(content)
         self._redirect(given.tolist())
-        return FrameReader(_BOUNDLESS).read(stream)
+        return FrameReader(_BOUNDLESS, first).read(stream)
 
     def _redirect(self, given: list[int]) -> None:
         """Output goes to the caller's own descriptors, or else to the pipes of the supervisor.
 
-        Two given: standard output and error. Three: standard input before them; else it is empty.
+        Two given: standard output and error. Three: standard input before them; else it is empty,
+        as it has been since the supervisor began.
         """
-        targets = given or [self._ends.stdout, self._ends.stderr]
-        if len(targets) < 3:  # noqa: PLR2004  (the three standard streams)
-            targets.insert(0, os.open(os.devnull, os.O_RDONLY))
-        for number, source in enumerate(targets):
+        pipes = [self._ends.stdout, self._ends.stderr]
+        targets = given or pipes
+        for number, source in enumerate(targets, 3 - len(targets)):
             os.dup2(source, number)
-        for descriptor in {*targets, self._ends.stdout, self._ends.stderr} - {0, 1, 2}:
-            os.close(descriptor)
+        for descriptor in {*targets, *pipes}:
+            if descriptor > 2:  # noqa: PLR2004  (the three standard streams)
+                os.close(descriptor)
 
-    def _load(self, header: dict[str, Any], segments: list[bytearray]) -> Call:
+    def _load(self, header: Header, segments: list[bytearray]) -> Call:
         """Take on the caller's surroundings, load the call, run the initializer."""
-        surroundings.put_on_momentary(surroundings.Momentary(**header["momentary"]))
+        surroundings.put_on_momentary(surroundings.Momentary(*header.momentary))
         surroundings.put_on(segments[1])
-        first = 2 + header["initializer"]
-        if header["initializer"]:
-            self._initialize(*self._unpickle(segments[2:first]))
-        elif self._ends.inherited is not None and self._ends.inherited.initializer is not None:
-            self._initialize(*self._ends.inherited.initializer)
-        if self._ends.inherited is None:
-            return Call(*self._unpickle(segments[first:]))
-        return self._ends.inherited.call
+        inherited = self._ends.inherited
+        if isinstance(inherited, Inherited):
+            if inherited.initializer is not None:
+                self._initialize(*inherited.initializer)
+            return inherited.call
+        packed, before = inherited or Packed(segments[2:], header.initializer)
+        if before:
+            self._initialize(*self._unpickle(packed[:before]))
+        return Call(*self._unpickle(packed[before:]))
 
     def _initialize(self, function: Callable[..., object], args: tuple[Any, ...]) -> None:
         function(*args)
         self._exit_if_forked()
 
-    def _unpickle(self, segments: list[bytearray]) -> tuple[Any, ...]:
-        loaded, names = load_call(segments)
-        if self._main_names is not None:
+    def _unpickle(self, segments: list[Any]) -> tuple[Any, ...]:
+        loaded, names = payload.load_call(segments)
+        if names and self._main_names is not None:
             surroundings.adopt_main_names(names)
             self._main_names |= names.keys()
         values: tuple[Any, ...] = loaded
         return values
 
-    def _run(self, call: Call, *, soft_quit: bool) -> int:
+    def _run(self, call: Call, *, classic: bool) -> int:
         """Take the baseline and the limits, run the function, deliver what came of it."""
-        soft = SoftSignals(self._limits, on_quit=soft_quit, below=_invoke.__code__)
+        soft = SoftSignals(self._limits, on_quit=classic, below=_invoke.__code__)
         soft.install()
         self._baseline = baseline = rlimits.measure()
         mechanisms, listener = rlimits.impose(self._limits, baseline)
-        self._tell("running", listener, **baseline._asdict(), mechanisms=mechanisms)
+        memory = baseline.memory
+        self._tell(
+            "running",
+            listener,
+            at=baseline.at,
+            cpu_time=baseline.cpu_time,
+            held=memory.held,
+            resident=memory.resident,
+            mechanisms=mechanisms,
+        )
         try:
+            if rlimits.leaves_no_room(self._limits, baseline):
+                self._refuse_to_begin(baseline)
             value = _invoke(call)
         except BaseException as error:  # noqa: BLE001  (whatever the function raises is its outcome)
             self._settle()
-            return self._deliver_error(error, soft, baseline)
+            return self._deliver_error(error, soft, baseline, classic=classic)
         self._settle()
-        if type(value) not in _ATOMS:
+        if type(value) not in payload.ATOMS:
             self._tell("outcome", what=outcome.type_name(value))
         return self._deliver("value", value, {})
 
+    def _refuse_to_begin(self, baseline: rlimits.Baseline) -> NoReturn:
+        msg = f"the interpreter alone takes {baseline.memory.address_space} bytes of address space"
+        raise MemoryError(msg)
+
     def _settle(self) -> None:
         """The function has ended: no signal reaches this thread, a fork of it has no say."""
-        signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+        signal.pthread_sigmask(signal.SIG_BLOCK, _ALL_SIGNALS)
         self._exit_if_forked()
-        rlimits.lift_memory()
+        rlimits.lift_memory(self._limits)
 
     def _deliver_error(
-        self, error: BaseException, soft: SoftSignals, baseline: rlimits.Baseline
+        self, error: BaseException, soft: SoftSignals, baseline: rlimits.Baseline, *, classic: bool
     ) -> int:
         """Classify what escaped from the function, and deliver it."""
         trace = error.__traceback__
@@ -219,6 +263,9 @@ class _Task:
             facts["exit_code"] = outcome.exit_code_of(error)
         if isinstance(error, OSError):
             facts["os_errno"] = error.errno
+        if classic and kind == "exception":
+            with suppress(Exception):  # stderr closed, or replaced by the function
+                traceback.print_exception(type(error), error, trace)
         self._tell("outcome", what=outcome.type_name(error))
         return self._deliver(kind, error, facts)
 
@@ -228,8 +275,8 @@ class _Task:
         self._exit_if_forked()
         peak = 0 if self._baseline is None else rlimits.peak(self._baseline)
         self._tell("returned", at=time.monotonic(), peak=peak, size=packed.size, **packed.facts)
-        if self._owns(self._ends.stream, self._inodes[1]):
-            with contextlib.suppress(ConnectionError):  # the caller has gone: nobody to tell
+        if self._owns(self._stream):
+            with suppress(ConnectionError):  # the caller has gone: nobody to tell
                 FrameWriter(packed.segments).write(self._ends.stream)
         self._finish()
         failed = packed.facts["outcome"] != "value"
@@ -237,17 +284,17 @@ class _Task:
 
     def _tell(self, kind: str, descriptor: int | None = None, **fields: Any) -> None:
         """Say something to the supervisor, and hand over `descriptor`."""
-        if self._owns(self._ends.line, self._inodes[0]):
+        if self._owns(self._line):
             given = () if descriptor is None else (descriptor,)
-            with contextlib.suppress(ConnectionError):  # it has gone: so shall we, in a moment
+            with suppress(ConnectionError):  # it has gone: so shall we, in a moment
                 messages.send(self._ends.line, kind, given, **fields)
         if descriptor is not None:
             os.close(descriptor)
 
-    def _owns(self, end: socket.socket, inode: int) -> bool:
+    def _owns(self, end: int) -> bool:
         """Whether a descriptor is still what it was: the function may have closed and reused it."""
         try:
-            return os.fstat(end.fileno()).st_ino == inode
+            return os.fstat(end).st_ino == self._inodes[end]
         except OSError:
             return False
 
@@ -257,14 +304,11 @@ class _Task:
             os._exit(0)
 
     def _finish(self) -> None:
-        """Flush, and let multiprocessing clean up, for a bounded time: then SIGALRM ends it."""
-        signal.signal(signal.SIGALRM, signal.SIG_DFL)
-        signal.setitimer(signal.ITIMER_REAL, EXIT_TIME)
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGALRM})
+        """Flush, and let multiprocessing clean up; the caller sets the bound to it."""
         for stream in (sys.stdout, sys.stderr):
-            with contextlib.suppress(Exception):  # closed, or replaced by the function
+            with suppress(Exception):  # closed, or replaced by the function
                 stream.flush()
         util = sys.modules.get("multiprocessing.util")
         if util is not None:
-            with contextlib.suppress(Exception):
+            with suppress(Exception):
                 util._exit_function()  # noqa: SLF001  (what a multiprocessing child runs at its end)

@@ -18,7 +18,18 @@ from typing import Any, NamedTuple
 
 from pynisher_exec.kernel import proc
 
-__all__ = ["Momentary", "Surroundings", "momentary", "put_on", "put_on_momentary", "snapshot"]
+__all__ = [
+    "Momentary",
+    "Surroundings",
+    "become_fresh_process",
+    "begin_with",
+    "momentary",
+    "note_own",
+    "put_on",
+    "put_on_momentary",
+    "reseed",
+    "snapshot",
+]
 
 _RLIMITS = sorted({number for name, number in vars(resource).items() if name.startswith("RLIMIT_")})
 
@@ -33,15 +44,20 @@ class Surroundings(NamedTuple):
 
 
 class Momentary(NamedTuple):
-    """What a dispatch captures; plain lists, since it travels as JSON."""
+    """What a dispatch captures."""
 
     umask: int
-    soft_limits: list[tuple[int, int]]
-    affinity: list[int]
+    soft_limits: tuple[tuple[int, int], ...]
+    affinity: tuple[int, ...]
     nice: int
 
 
 _latest: Surroundings | None = None
+"""In the caller: the last snapshot."""
+
+_own: Momentary | None = None
+_worn: tuple[bytes, str | None] = b"", None
+"""In a supervisor, and so in each task at its start: what this process has already."""
 
 
 def snapshot() -> Surroundings:
@@ -75,10 +91,22 @@ def momentary() -> Momentary:
     """Capture what may change between the submit and the dispatch."""
     return Momentary(
         umask=proc.umask(),
-        soft_limits=[(kind, resource.getrlimit(kind)[0]) for kind in _RLIMITS],
-        affinity=sorted(os.sched_getaffinity(0)),
+        soft_limits=tuple([(kind, resource.getrlimit(kind)[0]) for kind in _RLIMITS]),
+        affinity=tuple(sorted(os.sched_getaffinity(0))),
         nice=os.getpriority(os.PRIO_PROCESS, 0),
     )
+
+
+def note_own() -> None:
+    """Remember what this process has, so that a task forked from it need not ask again."""
+    global _own  # noqa: PLW0603  (of this process, as what it describes)
+    _own = momentary()
+
+
+def begin_with(pickled: bytes) -> None:
+    """Take on environment and `sys.path` in the process from which tasks are forked."""
+    global _worn  # noqa: PLW0603  (as `_own`)
+    _worn = pickled, _wear(pickled)
 
 
 def put_on(pickled: bytes | bytearray) -> None:
@@ -86,20 +114,29 @@ def put_on(pickled: bytes | bytearray) -> None:
 
     Raises FileNotFoundError or another OSError when the directory is not there for this process.
     """
-    directory, environment, path = pickle.loads(pickled)  # from the caller: builtins only
-    if environment != _environment():
-        os.environb.clear()
-        os.environb.update(environment)
-        time.tzset()
-    sys.path[:] = path
+    directory = _worn[1] if pickled == _worn[0] else _wear(pickled)
     if directory is None:
         msg = "the caller's current directory had been deleted when the call was submitted"
         raise FileNotFoundError(msg)
     os.chdir(directory)
 
 
+def _wear(pickled: bytes | bytearray) -> str | None:
+    """All but the directory, which is given back."""
+    directory: str | None
+    directory, environment, path = pickle.loads(pickled)  # from the caller: builtins only
+    if environment != _environment():
+        os.environb.clear()
+        os.environb.update(environment)
+        time.tzset()
+    sys.path[:] = path
+    return directory
+
+
 def put_on_momentary(values: Momentary) -> None:
     """Take on umask, soft rlimits, affinity and nice value as far as this process may."""
+    if values == _own:
+        return
     os.umask(values.umask)
     for kind, soft in values.soft_limits:
         own_soft, hard = resource.getrlimit(kind)
@@ -115,16 +152,20 @@ def put_on_momentary(values: Momentary) -> None:
 
 
 def become_fresh_process(*, keep_main: bool) -> None:
-    """Make multiprocessing, `__main__` and numpy's generator those of a process just started.
+    """Make multiprocessing and `__main__` those of a process just started.
 
     `keep_main`: this process has been forked from the caller, whose `__main__` the call refers to.
     """
     _reset_multiprocessing()
     if not keep_main:
         sys.modules["__main__"] = types.ModuleType("__main__")
+
+
+def reseed() -> None:
+    """Make numpy's global generator a fresh one; it would draw the same numbers in every fork."""
     random = sys.modules.get("numpy.random")
     if random is not None:
-        random.seed()  # its global generator would draw the same numbers in every fork
+        random.seed()
 
 
 class _MainProcess(multiprocessing.process.BaseProcess):

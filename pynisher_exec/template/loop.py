@@ -27,10 +27,13 @@ from pynisher_exec.kernel import pidfd, prctl
 from pynisher_exec.protocol import messages
 from pynisher_exec.supervisor import kill, loop
 from pynisher_exec.supervisor.options import SlotOptions
+from pynisher_exec.task import surroundings
 from pynisher_exec.template import preload
 
 if TYPE_CHECKING:
-    from pynisher_exec.task.run import Inherited
+    from resource import struct_rusage
+
+    from pynisher_exec.task.run import Inherited, Packed
 
 __all__ = ["serve", "serve_in_context"]
 
@@ -38,9 +41,13 @@ GRACE_AT_END = 2.0
 """Seconds beyond `kill_timeout` for supervisors to end their trees, once the caller has gone."""
 
 
-def serve(control: int, caller: int, modules: list[str]) -> NoReturn:
-    """Be the template of an executor; the interpreter has been started for nothing else."""
+def serve(control: int, caller: int, modules: list[str], around: bytes) -> NoReturn:
+    """Be the template of an executor; the interpreter has been started for nothing else.
+
+    `around` is what the caller has around it, pickled: what most tasks will have too.
+    """
     _begin(keep_streams=False)
+    surroundings.begin_with(around)
     line = socket.socket(fileno=control)
     try:
         preload.import_ahead(modules)
@@ -51,10 +58,10 @@ def serve(control: int, caller: int, modules: list[str]) -> NoReturn:
     _run(_Template(line, caller))
 
 
-def serve_in_context(control: int, caller: int, inherited: Inherited | None) -> NoReturn:
+def serve_in_context(control: int, caller: int, inherited: Inherited | Packed) -> NoReturn:
     """Be the template of one slot with one task, in a process that a context has started.
 
-    `inherited` is the call where this process was forked from the caller's.
+    `inherited` is its call, which came with the process.
     """
     with contextlib.suppress(
         BaseException
@@ -124,7 +131,7 @@ class _Template:
         caller: int,
         *,
         single: bool = False,
-        inherited: Inherited | None = None,
+        inherited: Inherited | Packed | None = None,
     ) -> None:
         self._line = line
         self._caller = caller
@@ -190,7 +197,7 @@ class _Template:
         """Supervisors have died: whatever else is a child now was theirs, so end it."""
         dead: list[int] = []
 
-        def note(pid: int, _status: int, _high_water: int) -> None:
+        def note(pid: int, _status: int, _usage: struct_rusage) -> None:
             if pid in self._supervisors:
                 dead.append(pid)
 

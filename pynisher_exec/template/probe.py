@@ -21,13 +21,21 @@ def serve(answer: int, no_new_privs: bool) -> None:  # noqa: FBT001  (called fro
         prctl.set_no_new_privs()
     found = {
         "perf": _try(lambda: os.close(perf.open_task_clock(os.getpid()))),
-        "landlock": _try(landlock.scope_signals),
+        "landlock": _try(_scope_signals),
         "pss": _try(_read_own_pss),
         "gate": _try(lambda: os.close(seccomp.install_gate())),
         "filter": _try(seccomp.deny_forks),
     }
     with socket.socket(fileno=answer) as line:
         line.sendall(json.dumps(found).encode())
+
+
+def _scope_signals() -> None:
+    ruleset = landlock.signal_scope()
+    try:
+        landlock.restrict_self(ruleset)
+    finally:
+        os.close(ruleset)
 
 
 def _read_own_pss() -> None:

@@ -1,0 +1,156 @@
+"""What a supervisor collects of one task, and tells of it in ENDED.
+
+Figures that the task itself supplies (its baseline, its own high-water mark) are taken for what
+they can be: a number of the wrong kind counts as none.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from typing import TYPE_CHECKING, Any, Final
+
+from pynisher_exec.kernel.proc import PAGE
+from pynisher_exec.supervisor.memory import MemoryGauge
+
+if TYPE_CHECKING:
+    from resource import struct_rusage
+
+    from pynisher_exec.limits import Limits
+    from pynisher_exec.supervisor.cpu import CpuClock
+    from pynisher_exec.supervisor.gate import Gate
+    from pynisher_exec.supervisor.state import Watch
+
+__all__ = ["Account", "number_in"]
+
+_DEADLINE: Final = "supervisor deadline"
+_FACTS: Final = {"outcome": str, "message": str, "os_errno": int, "exit_code": int}
+"""What of RETURNED is passed on; it came from the task, so of a known kind and a bounded length."""
+
+_LONGEST_TEXT = 1000
+_MAX_RSS = 2  # its place in struct rusage: the one figure of which not the sum is taken
+
+
+def number_in(fields: dict[str, Any], name: str) -> float:
+    """Take a number out of what a task has sent; 0 where it is none."""
+    value = fields.get(name)
+    good = isinstance(value, (int, float)) and math.isfinite(value)
+    return value if good and value is not None else 0.0
+
+
+class Account:
+    """The evidence on one task, from its START to its end."""
+
+    def __init__(self, pid: int, clock: CpuClock, limits: Limits) -> None:
+        self.gauge = MemoryGauge(0)
+        self.peak_memory = self.peak_processes = 0
+        self._pid = pid
+        self._clock = clock
+        self._limits = limits
+        self._mechanisms: dict[str, Any] = {}
+        self._began: float | None = None
+        self._ended = 0.0
+        self._cpu_before = 0.0
+        self._resident_before = 0
+        self._status: int | None = None
+        self._high_water = 0
+        self._usage: tuple[float, ...] = ()
+
+    def begin(self, fields: dict[str, Any]) -> float:
+        """The function starts: what it uses counts from here on. Gives the moment."""
+        self._began = min(number_in(fields, "at") or math.inf, time.monotonic())
+        self._cpu_before = min(number_in(fields, "cpu_time"), self._clock.read())
+        if self._limits.address_space is None and not self._limits.from_zero:
+            self.gauge = MemoryGauge(int(number_in(fields, "held")))
+            self._resident_before = int(number_in(fields, "resident"))
+        mechanisms = fields.get("mechanisms")
+        self._mechanisms = mechanisms if isinstance(mechanisms, dict) else {}
+        return self._began
+
+    def end(self, at: float) -> None:
+        """The function has ended; what comes after it is not counted. The first word stands."""
+        if self._began is not None and not self._ended:
+            self._ended = max(at, self._began)
+
+    def cpu_time(self) -> float:
+        """CPU seconds of the tree since the function started."""
+        return 0.0 if self._began is None else max(0.0, self._clock.read() - self._cpu_before)
+
+    def reaped(self, pid: int, status: int, usage: struct_rusage) -> None:
+        """Take note of a process of the tree that has been reaped."""
+        if pid == self._pid:
+            self._status = status
+            self._high_water = usage.ru_maxrss << 10
+        if not self._usage:
+            self._usage = tuple(usage)
+            return
+        largest = max(self._usage[_MAX_RSS], usage[_MAX_RSS])
+        summed = [mine + its for mine, its in zip(self._usage, usage)]  # noqa: B905  (one struct)
+        summed[_MAX_RSS] = largest
+        self._usage = tuple(summed)
+
+    def fields(self, watch: Watch, gate: Gate | None, survivors: list[int]) -> dict[str, Any]:
+        """Everything for ENDED. The tree is gone, so nothing of it changes any more."""
+        returned = watch.returned
+        largest = self.gauge.largest
+        return {
+            "pid": self._pid,
+            "stage": watch.stage,
+            "wait_status": self._status,
+            "killed": watch.killed,
+            "returned": None if returned is None else _facts_of(returned),
+            "limit_reached": watch.limit_reached,
+            "what": watch.what,
+            "used": watch.used,
+            "survivors": survivors[:100],
+            "mechanisms": {**self._own_mechanisms(), **self._told_mechanisms()},
+            "refused_forks": 0 if gate is None else gate.refused,
+            "started_at": self._started_at(),
+            "wall_time": 0.0 if self._began is None else (self._ended or self._began) - self._began,
+            "cpu_time": self.cpu_time(),
+            "peak_memory": self._peak(returned or {}),
+            "peak_processes": max(self.peak_processes, 0 if gate is None else gate.peak),
+            "detail": f"most of it by {largest.name}, pid {largest.pid}" if largest else "",
+            "rusage": self._usage,
+        }
+
+    def _told_mechanisms(self) -> dict[str, str]:
+        known = self._limits.as_message
+        return {
+            name: str(text)[:_LONGEST_TEXT]
+            for name, text in self._mechanisms.items()
+            if name in known
+        }
+
+    def _own_mechanisms(self) -> dict[str, str]:
+        return {
+            "cpu_time": self._clock.mechanism,
+            "wall_time": _DEADLINE,
+            "grace_period": _DEADLINE,
+            "startup_time": _DEADLINE,
+        }
+
+    def _started_at(self) -> float | None:
+        return None if self._began is None else time.time() - (time.monotonic() - self._began)
+
+    def _peak(self, returned: dict[str, Any]) -> int:
+        """The largest sample, or the high water that the task told itself.
+
+        Where a task ended untold before the first sample, getrusage(2) has its high water, file
+        pages included.
+        """
+        peak = max(self.peak_memory, int(number_in(returned, "peak")))
+        if peak or self._began is None:
+            return peak
+        grown = 0 if returned else self._high_water - self._resident_before
+        return max(PAGE, grown)  # what ran has touched something
+
+
+def _facts_of(returned: dict[str, Any]) -> dict[str, Any]:
+    """The facts that count, cut to a bound: what does not fit its kind is left out."""
+    facts: dict[str, Any] = {}
+    for name, kind in _FACTS.items():
+        value = returned.get(name)
+        if isinstance(value, kind):
+            facts[name] = value[:_LONGEST_TEXT] if isinstance(value, str) else value
+    return facts
