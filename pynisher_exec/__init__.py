@@ -31,6 +31,7 @@ if TYPE_CHECKING:
         TimeoutException,
         UnpicklableError,
     )
+    from pynisher_exec.legacy import EnforcedFunction, enforce_limits
     from pynisher_exec.limited import Limited, limited, shutdown
     from pynisher_exec.report import Enforced, Report, Status
 
@@ -50,6 +51,7 @@ _HOMES = {
         "TimeoutException",
         "UnpicklableError",
     ),
+    "legacy": ("EnforcedFunction", "enforce_limits"),
     "limited": ("Limited", "limited", "shutdown"),
     "report": ("Enforced", "Report", "Status"),
 }
@@ -60,6 +62,7 @@ __all__ = [
     "AnythingException",
     "CpuTimeoutException",
     "Enforced",
+    "EnforcedFunction",
     "Limited",
     "LimitedFuture",
     "LimitedProcessExecutor",
@@ -74,6 +77,7 @@ __all__ = [
     "TaskError",
     "TimeoutException",
     "UnpicklableError",
+    "enforce_limits",
     "limited",
     "shutdown",
     "supports",

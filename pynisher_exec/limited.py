@@ -7,21 +7,25 @@ slots grow with the calls that run at once and are given up when idle.
 from __future__ import annotations
 
 import functools
+import os
 import threading
-from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar, cast, overload
+from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar, overload
 
-from pynisher_exec.caller.executor import LimitedExecutor, capture_bound, take_context
+from pynisher_exec.caller.executor import capture_bound, take_context
+from pynisher_exec.caller.future import LimitedFuture
+from pynisher_exec.caller.item import Item
 from pynisher_exec.caller.pool import Pool, PoolOptions
 from pynisher_exec.limits import Limits
+from pynisher_exec.task.run import Call
+from pynisher_exec.wrapper import Wrapper
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from multiprocessing.context import BaseContext
 
-    from pynisher_exec.caller.future import LimitedFuture
     from pynisher_exec.report import Report
 
-__all__ = ["Limited", "hidden_pool", "limited", "shutdown"]
+__all__ = ["Limited", "limited", "shutdown", "submit_hidden"]
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -29,19 +33,29 @@ T = TypeVar("T")
 LINGER = 5.0
 """Seconds after which an idle slot of a hidden executor is given up."""
 
-_lock = threading.Lock()
+_lock = threading.RLock()  # a signal handler may call a limited function in the midst of this
 _pools: dict[object, Pool] = {}
 
 
-def hidden_pool(context: BaseContext | None) -> Pool:
-    """Give the hidden executor's pool for a way of starting; a fork gets one of its own."""
+def _begin_anew() -> None:
+    """In a fork of this process: the pools are the parent's, whose thread may have the lock."""
+    global _lock  # noqa: PLW0603  (the old one may never be free)
+    _lock = threading.RLock()
+    _pools.clear()
+
+
+os.register_at_fork(after_in_child=_begin_anew)
+
+
+def submit_hidden(item: Item, context: BaseContext | None) -> None:
+    """Start a call at once, in the hidden executor for a way of starting; a fork has its own."""
     name = None if context is None else context.get_start_method()
-    with _lock:
+    with _lock:  # `shutdown` closes a pool before or after this, never in between
         pool = _pools.get(name)
         if pool is None or not pool.is_open:
             options = PoolOptions(max_workers=None, context=context, linger=LINGER)
             pool = _pools[name] = Pool(options)
-        return pool
+        pool.submit(item)
 
 
 def shutdown() -> None:
@@ -49,30 +63,30 @@ def shutdown() -> None:
     with _lock:
         pools = list(_pools.values())
         _pools.clear()
-    for pool in pools:
-        pool.close()
+        for pool in pools:
+            pool.close()
     for pool in pools:
         pool.join()
 
 
-class Limited(Generic[P, T]):
+class Limited(Wrapper, Generic[P, T]):
     """A function whose every call runs in a process of its own under limits; made by `limited`.
 
     It pickles with its limits, so an engine may carry it to its workers.
     """
 
     def __init__(self, function: Callable[P, T], limits: dict[str, Any]) -> None:
-        self._function = function
+        super().__init__(function)
         self._given = limits
         given = dict(limits)
         self._context = take_context(given.pop("context", None))
         self._capture = capture_bound(given.pop("capture_output", False))
         given.setdefault("startup_time", 60.0)
         self._limits = Limits(**given)
-        functools.update_wrapper(self, function)
 
-    def __reduce__(self) -> tuple[Any, ...]:
-        return Limited, (self._function, self._given)
+    def by_value(self) -> tuple[Any, ...]:
+        """See `Wrapper`."""
+        return Limited, (self.func, self._given)
 
     def __call__(self, /, *args: P.args, **kwargs: P.kwargs) -> T:
         """Call the function, wait, and return its value or raise what happened."""
@@ -84,8 +98,10 @@ class Limited(Generic[P, T]):
 
     def submit(self, /, *args: P.args, **kwargs: P.kwargs) -> LimitedFuture[T]:
         """Start a call and give its future."""
-        executor = LimitedExecutor(hidden_pool(self._context), self._limits, self._capture)
-        return executor.submit(self._function, *args, **kwargs)
+        future: LimitedFuture[T] = LimitedFuture()
+        item = Item(future, Call(self.func, args, kwargs), self._limits, self._capture)
+        submit_hidden(item, self._context)
+        return future
 
     def report(self, /, *args: P.args, **kwargs: P.kwargs) -> Report:
         """Call the function and give the whole account, whatever happened; raises nothing of it."""
@@ -95,13 +111,9 @@ class Limited(Generic[P, T]):
         finally:
             future.cancel()
 
-    def __get__(self, instance: object, owner: type | None = None) -> Any:
-        """Bind as a function does: a limited method takes its instance along."""
-        return self if instance is None else functools.partial(cast("Any", self), instance)
-
     def __repr__(self) -> str:
         limits = ", ".join(f"{name}={value!r}" for name, value in self._given.items())
-        return f"limited({self._function!r}, {limits})"
+        return f"limited({self.func!r}, {limits})"
 
 
 @overload

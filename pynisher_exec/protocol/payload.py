@@ -12,6 +12,7 @@ import io
 import pickle
 import sys
 from collections import ChainMap
+from operator import attrgetter
 from types import FunctionType
 from typing import TYPE_CHECKING, Any
 
@@ -60,6 +61,20 @@ def _in_main(thing: object) -> str | None:
     return name if getattr(sys.modules["__main__"], name, None) is thing else None
 
 
+def _wrapper_of(function: FunctionType) -> object | None:
+    """What a decorator has put in the place of a function, if it leads back to it.
+
+    Such a function is not found by its name, so cloudpickle would send it by value, with all the
+    globals that it refers to; its wrapper is found.
+    """
+    if function.__module__ == "__main__":
+        return None
+    found: Any = sys.modules.get(function.__module__)
+    for part in function.__qualname__.split("."):
+        found = getattr(found, part, None)
+    return found if getattr(found, "__wrapped__", None) is function else None
+
+
 class _CallPickler(_Pickler):
     """Notes which names of `__main__` travel by value."""
 
@@ -68,12 +83,14 @@ class _CallPickler(_Pickler):
         self.main_names: dict[str, Any] = {}
         if reducers:
             known = cloudpickle.Pickler.dispatch_table
-            self.dispatch_table = ChainMap(dict(reducers), known)
+            self.dispatch_table = ChainMap(known, dict(reducers))
 
     def reducer_override(self, obj: Any) -> Any:
         name = _in_main(obj)
         if name is not None:
             self.main_names[name] = obj
+        elif isinstance(obj, FunctionType) and (wrapper := _wrapper_of(obj)) is not None:
+            return attrgetter("__wrapped__"), (wrapper,)
         return super().reducer_override(obj)
 
 

@@ -103,8 +103,25 @@ class Watch:
         elif kind == "outcome":
             self.what = str(fields.get("what", ""))[:_LONGEST_NAME]
         elif kind == "returned":
-            self.returned = fields
+            self.returned = self._judged(fields)
             self._look_at = self._kill_at = None
+
+    def _judged(self, fields: dict[str, Any]) -> dict[str, Any]:
+        """What the task says of its end; late, if its function ended after its wall limit.
+
+        Without a grace period the limit then holds, though this watch had not noticed yet: whether
+        a function that takes as long as its limit is in time must not be a matter of luck.
+        """
+        limits, at = self.limits, fields.get("at")
+        if limits.wall_time is None or limits.grace_period is not None:
+            return fields
+        if self.running_at is None or not isinstance(at, float):
+            return fields
+        elapsed = at - self.running_at
+        if elapsed < limits.wall_time:
+            return fields
+        self.limit_reached, self.used = "wall_time", elapsed
+        return {**fields, "outcome": "wall_time"}
 
     def asked(self, reason: str) -> Kill | None:
         """The caller wants the task ended; a cancel wins until the future resolves."""

@@ -143,6 +143,7 @@ class _Task:
         forked = isinstance(ends.inherited, Inherited)
         self._main_names: frozenset[str] | None = None if forked else frozenset()
         self._baseline: rlimits.Baseline | None = None
+        self._ended_at = 0.0
 
     def serve(self) -> int:
         """Go through the whole life, and say the exit code to end with."""
@@ -245,6 +246,7 @@ class _Task:
 
     def _settle(self) -> None:
         """The function has ended: no signal reaches this thread, a fork of it has no say."""
+        self._ended_at = time.monotonic()
         signal.pthread_sigmask(signal.SIG_BLOCK, _ALL_SIGNALS)
         self._exit_if_forked()
         rlimits.lift_memory(self._limits)
@@ -274,7 +276,8 @@ class _Task:
         packed = outcome.pack(kind, value, self._main_names, facts)
         self._exit_if_forked()
         peak = 0 if self._baseline is None else rlimits.peak(self._baseline)
-        self._tell("returned", at=time.monotonic(), peak=peak, size=packed.size, **packed.facts)
+        size = packed.size
+        self._tell("returned", at=self._ended_at, peak=peak, size=size, **packed.facts)
         if self._owns(self._stream):
             with suppress(ConnectionError):  # the caller has gone: nobody to tell
                 FrameWriter(packed.segments).write(self._ends.stream)
