@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from pynisher_exec.kernel import pidfd
 from pynisher_exec.protocol import messages
 from pynisher_exec.supervisor import cpu
-from pynisher_exec.task import run
+from pynisher_exec.task import rehearsal, run
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -68,6 +68,7 @@ class Child:
                 for end in (self.line.detach(), self.stream.detach(), *pipes.read):
                     os.close(end)
                 run.prepare(scope=scope)
+                rehearsal.rehearse_unless_called(stream)
             except BaseException:  # noqa: BLE001  (the fork must not go on as a second supervisor)
                 with contextlib.suppress(BaseException):
                     sys.excepthook(*sys.exc_info())

@@ -24,7 +24,7 @@ from pynisher_exec.protocol import messages
 from pynisher_exec.supervisor import kill
 from pynisher_exec.supervisor.child import Child, Pipes
 from pynisher_exec.supervisor.watching import CallerGone, Watching
-from pynisher_exec.task import surroundings
+from pynisher_exec.task import rehearsal, surroundings
 from pynisher_exec.task.run import Inherited
 
 if TYPE_CHECKING:
@@ -34,6 +34,9 @@ if TYPE_CHECKING:
     from pynisher_exec.task.run import Packed
 
 __all__ = ["serve"]
+
+WARM_UP = 16
+"""Times that code must have run for CPython to have specialized it, so that no fork has to."""
 
 
 def serve(
@@ -112,6 +115,10 @@ class _Slot:
         if self._pipes.used:
             self._pipes.close()
             self._pipes = Pipes()
+        if self._generation == 1:  # after the first task, which nothing was to hold up
+            for _ in range(WARM_UP):
+                rehearsal.rehearse()
+            gc.freeze()
         child = Child(self._pipes, self.forget, scope, self._inherited)
         self._generation += 1
         messages.send(
