@@ -32,7 +32,7 @@ if TYPE_CHECKING:
         UnpicklableError,
     )
     from pynisher_exec.legacy import EnforcedFunction, enforce_limits
-    from pynisher_exec.limited import Limited, limited, shutdown
+    from pynisher_exec.decorator import Limited, limited, shutdown
     from pynisher_exec.report import Enforced, Report, Status
 
 _HOMES = {
@@ -52,7 +52,7 @@ _HOMES = {
         "UnpicklableError",
     ),
     "legacy": ("EnforcedFunction", "enforce_limits"),
-    "limited": ("Limited", "limited", "shutdown"),
+    "decorator": ("Limited", "limited", "shutdown"),
     "report": ("Enforced", "Report", "Status"),
 }
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
@@ -91,11 +91,9 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(message)
     from importlib import import_module  # noqa: PLC0415
 
-    home = import_module(f"{__name__}.{_HOME_OF[name]}")
-    # `limited` is also the name of its module, which the import system binds here: ours wins.
-    for each in _HOMES[_HOME_OF[name]]:
-        globals()[each] = getattr(home, each)
-    return globals()[name]
+    found = getattr(import_module(f"{__name__}.{_HOME_OF[name]}"), name)
+    globals()[name] = found
+    return found
 
 
 def __dir__() -> list[str]:

@@ -54,7 +54,8 @@ class TaskError(Exception):
 
 def _rebuild(cls: type[TaskError], args: tuple[object, ...]) -> TaskError:
     """Make the exception again without calling a subclass's `__init__`, whatever it demands."""
-    error = cls.__new__(cls, *args)
+    # Not `cls.__new__`: one of these is a MemoryError too, whose `__new__` refuses to be called.
+    error: TaskError = BaseException.__new__(cls, *args)
     error.args = args
     return error
 

@@ -22,7 +22,7 @@ from pynisher_exec import errors
 from pynisher_exec.caller.executor import capture_bound, take_context
 from pynisher_exec.caller.future import LimitedFuture
 from pynisher_exec.caller.item import Item, name_of
-from pynisher_exec.limited import submit_hidden
+from pynisher_exec.decorator import submit_hidden
 from pynisher_exec.limits import Limits
 from pynisher_exec.report import Report, Status
 from pynisher_exec.task.run import Call

@@ -205,7 +205,7 @@ PLANTED = {
 def sound_tree(tmp_path: Path) -> Path:
     """Make a small package that keeps every rule, with each thing that is allowed in it."""
     texts = {
-        "__init__.py": "def __getattr__(name):\n    from pynisher_exec.limited import limited",
+        "__init__.py": "def __getattr__(name):\n    from pynisher_exec.decorator import limited",
         "errors.py": (
             "from typing import TYPE_CHECKING\n"
             "if TYPE_CHECKING:\n    from pynisher_exec.report import Report"
@@ -217,7 +217,7 @@ def sound_tree(tmp_path: Path) -> Path:
         "task/__init__.py": "",
         "task/run.py": "from pynisher_exec.kernel.prctl import set_no_new_privs",
         "task/soft.py": "from pynisher_exec.task.run import run\nfrom . import run",
-        "limited.py": "from pynisher_exec.task import soft",
+        "decorator.py": "from pynisher_exec.task import soft",
         "demo.py": "from pynisher_exec import limited, LimitedProcessExecutor",
     }
     for name, text in texts.items():
