@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from pynisher_exec.caller.executor import LimitedProcessExecutor
     from pynisher_exec.caller.future import LimitedFuture
     from pynisher_exec.caller.support import Support, supports
+    from pynisher_exec.decorator import Limited, limited, shutdown
     from pynisher_exec.errors import (
         AnythingException,
         CpuTimeoutException,
@@ -32,7 +33,6 @@ if TYPE_CHECKING:
         UnpicklableError,
     )
     from pynisher_exec.legacy import EnforcedFunction, enforce_limits
-    from pynisher_exec.decorator import Limited, limited, shutdown
     from pynisher_exec.report import Enforced, Report, Status
 
 _HOMES = {

@@ -125,8 +125,8 @@ def _exit_status(report: Report) -> type[errors.TaskError] | int:
 def _exit_code(report: Report, exit_status: type[errors.TaskError] | int) -> int | None:
     """The same ending by 0.6's numbers.
 
-    Its process caught most endings, and so ended with 0 where a task ends with 1. At a wall limit it
-    was terminated; a task that does not heed SIGTERM is killed with the same meaning.
+    Its process caught most endings, and so ended with 0 where a task ends with 1. At a wall limit
+    it was terminated; a task that does not heed SIGTERM is killed with the same meaning.
     """
     caught = exit_status not in (errors.AnythingException, errors.PynisherError)
     if caught and report.exit_code == 1:

@@ -16,6 +16,12 @@ from typing import Any, NoReturn
 
 __all__ = ["UNSET", "Limits", "Unset", "duration", "size"]
 
+_LARGEST = (1 << 63) - 1
+"""What a rlimit can be (getrlimit(2))."""
+
+_LONGEST = float(1 << 31)
+"""Seconds, 68 years: what the clocks and timers in use can all take."""
+
 MINIMUM_MEMORY = 1 << 20
 """Bytes: below this a task could not even pickle the report of its own MemoryError."""
 
@@ -53,7 +59,7 @@ def size(name: str, value: object) -> int:
     if isinstance(value, str):
         return _size_of_text(name, value)
     number = _integer(name, value, _SIZE_HELP)
-    if number < 0:
+    if not 0 <= number <= _LARGEST:
         _refuse(name, value, _SIZE_HELP)
     return number
 
@@ -74,7 +80,10 @@ def _size_of_text(name: str, text: str) -> int:
         if not 0 < percent <= 100:  # noqa: PLR2004  (a percentage)
             _refuse(name, text, _SIZE_HELP)
         return int(machine_memory() * percent / 100)
-    return int(float(match[1]) * _UNITS[match[2]])
+    number = float(match[1]) * _UNITS[match[2]]
+    if number > _LARGEST:
+        _refuse(name, text, _SIZE_HELP)
+    return int(number)
 
 
 def machine_memory() -> int:
@@ -121,8 +130,11 @@ def duration(name: str, value: object) -> float:
         return _duration_of_text(name, value)
     if isinstance(value, bool) or not (hasattr(value, "__float__") or hasattr(value, "__index__")):
         _refuse(name, value, _TIME_HELP, TypeError)
-    seconds = float(value)  # type: ignore[arg-type]
-    if not math.isfinite(seconds) or seconds < 0:
+    try:
+        seconds = float(value)  # type: ignore[arg-type]
+    except OverflowError:
+        seconds = math.inf
+    if not 0 <= seconds <= _LONGEST:  # nor NaN
         _refuse(name, value, _TIME_HELP)
     return seconds
 
@@ -137,6 +149,8 @@ def _duration_of_text(name: str, text: str) -> float:
             _refuse(name, text, _TIME_HELP)
         total += float(match[1]) * _SECONDS[match[2]]
         rest = rest[match.end() :]
+    if total > _LONGEST:
+        _refuse(name, text, _TIME_HELP)
     return total
 
 
@@ -244,6 +258,6 @@ RLIMITS = {
 
 def _count(name: str, value: object) -> int:
     number = _integer(name, value, "a whole number, zero or more,")
-    if number < 0:
+    if not 0 <= number <= _LARGEST:
         _refuse(name, value, "a whole number, zero or more,")
     return number

@@ -90,17 +90,21 @@ class Report:
     `wall_time` runs from the start of the function to its return (or to the end of the process
     where it did not return). `cpu_time` is that of all the task's processes, ended and orphaned
     ones included. `peak_memory` is above the baseline, as the limit counts. `peak_processes`
-    counts subprocesses, so a task that starts none has 0. `exit_code` is negative for a signal, as
-    in `multiprocessing.Process.exitcode`, and None where no process ran. `limit_reached` names the
-    limit that was met, also by a task that caught the soft exception and returned. `stdout` and
-    `stderr` are None unless output was captured. `started_at` is a `time.time()`. `rusage` is the
-    kernel's own account of the task's processes (getrusage(2)): those that were reaped, from their
-    fork on, so with the loading of the call; None where none was.
+    counts subprocesses, so a task that starts none has 0; it is exact under a `processes` limit
+    that is hard, else sampled, so that a short-lived one may be missed. `exit_code` is negative
+    for a signal, as in `multiprocessing.Process.exitcode`, and None where no process ran.
+    `limit_reached` names the limit that was met, also by a task that caught the soft exception,
+    or a refused fork's error, and went on. `traceback` is the text of the one inside the task,
+    for any exception that left it. `stdout` and `stderr` are None unless output was captured.
+    `started_at` is a `time.time()`. `rusage` is the kernel's own account of the task's
+    processes (getrusage(2)): those that were reaped, from their fork on, so with the loading of
+    the call; None where none was.
     """
 
     status: Status
     result: Any = None
     exception: BaseException | None = None
+    traceback: str | None = None
     message: str = ""
     exit_code: int | None = None
     signal: int | None = None
@@ -130,7 +134,7 @@ class Report:
             "exit_status": exit_status if isinstance(exit_status, int) else exit_status.__name__,
             "message": self.message,
             "result": _as_json(self.result),
-            "exception": _exception_as_json(self.exception),
+            "exception": _exception_as_json(self.exception, self.traceback),
             "exit_code": self.exit_code,
             "signal": None if self.signal is None else signal_name(self.signal),
             "os_errno": self.os_errno,
@@ -164,12 +168,12 @@ def _as_json(value: object) -> object:
     return value
 
 
-def _exception_as_json(error: BaseException | None) -> dict[str, object] | None:
+def _exception_as_json(
+    error: BaseException | None, traceback: str | None
+) -> dict[str, object] | None:
     if error is None:
         return None
-    cause = error.__cause__
-    remote = cause.text if isinstance(cause, errors.RemoteTraceback) else None
-    return {"type": type(error).__name__, "message": _short(error, str), "traceback": remote}
+    return {"type": type(error).__name__, "message": _short(error, str), "traceback": traceback}
 
 
 def _short(value: object, render: Any = repr, length: int = 500) -> str:

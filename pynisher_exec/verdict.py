@@ -54,12 +54,14 @@ class Evidence:
     `stage` is how far it came: waiting, loading, running, outcome (the function had ended, its
     outcome was being pickled or tried), returned. `returned` is what the task then said.
     `wait_status` is that of waitpid(2), None if the task was never reaped. `killed` is the reason
-    for which the supervisor killed, `limit_reached` the limit of a soft signal or kill.
+    for which the supervisor killed, `struck` whether the task was still there when it did,
+    `limit_reached` the limit of a soft signal or kill.
     """
 
     stage: str
     wait_status: int | None = None
     killed: str | None = None
+    struck: bool = False
     returned: dict[str, Any] | None = None
     limit_reached: str | None = None
     what: str = ""
@@ -95,6 +97,8 @@ def judge(evidence: Evidence, *, delivered: bool) -> Verdict:
     limit_reached = evidence.limit_reached
     if status in (Status.MEMORY, Status.CPU_TIME, Status.WALL_TIME, Status.PROCESSES):
         limit_reached = status.value
+    elif limit_reached is None and evidence.refused_forks:
+        limit_reached = Status.PROCESSES.value  # it met the limit, and went on
     if status is Status.SIGNAL and signum is None:  # SIGQUIT came out as an exception
         signum = signal.SIGQUIT
     return Verdict(status, exit_code, signum, limit_reached)
@@ -115,7 +119,7 @@ def _status(evidence: Evidence, exit_code: int | None, *, delivered: bool) -> St
         # The function had ended; what it left behind could not be pickled and tried. A limit or a
         # signal that struck there is in the report, but the object is the cause.
         return Status.EXCEPTION
-    if evidence.killed in LIMIT_STATUS and _is_our_kill(exit_code):
+    if evidence.killed in LIMIT_STATUS and evidence.struck:
         return LIMIT_STATUS[evidence.killed]
     if evidence.stage in ("waiting", "loading"):
         return Status.STARTUP
@@ -131,18 +135,10 @@ def _said(evidence: Evidence, returned: dict[str, Any], *, delivered: bool) -> S
         return Status.TRANSFER
     if said is Status.OS_ERROR and returned.get("os_errno") == errno.EAGAIN:
         gate = evidence.limits.get("processes")
-        if evidence.refused_forks or (gate is not None and gate.mechanism == FORK_FILTER):
-            return Status.PROCESSES  # EAGAIN is the limit only if it can have come from the gate
+        refused = evidence.refused_forks or (gate is not None and gate.mechanism == FORK_FILTER)
+        if refused and returned.get("forking"):  # else a socket with nothing to read, say
+            return Status.PROCESSES
     return said
-
-
-def _is_our_kill(exit_code: int | None) -> bool:
-    """Whether this end can be our kill: else the task ended by itself just before it.
-
-    The supervisor kills by SIGKILL, with a SIGTERM before it at a wall limit, whose default
-    action may win (exit code -15).
-    """
-    return exit_code is None or exit_code in (-signal.SIGKILL, -signal.SIGTERM)
 
 
 def _ended_by_itself(evidence: Evidence, exit_code: int | None) -> Status:
@@ -152,8 +148,12 @@ def _ended_by_itself(evidence: Evidence, exit_code: int | None) -> Status:
     if SOFT_SIGNALS.get(str(evidence.limit_reached)) == -exit_code:
         # The function had put the signal's default action back, or become another program.
         return LIMIT_STATUS[str(evidence.limit_reached)]
-    limit = evidence.limits.get("cpu_time")
-    passed = limit is not None and evidence.cpu_time >= limit.value
-    if passed and -exit_code in (signal.SIGXCPU, signal.SIGKILL):
+    if -exit_code in (signal.SIGXCPU, signal.SIGKILL) and _is_far_over_cpu(evidence):
         return Status.CPU_TIME
     return Status.SIGNAL
+
+
+def _is_far_over_cpu(evidence: Evidence) -> bool:
+    """Whether the kernel's own RLIMIT_CPU, which lies behind our limit, can have struck."""
+    limit, grace = evidence.limits.get("cpu_time"), evidence.limits.get("grace_period")
+    return limit is not None and evidence.cpu_time > limit.value + (grace.value if grace else 0) + 1

@@ -57,7 +57,7 @@ class Wrapper:
         found: object = _standing(module, name) if name else None
         if found is not self:
             return self.by_value()
-        if module != "__main__":
+        if module not in ("__main__", "__mp_main__"):
             return name
         if id(self) in _pickling.wrappers:  # the function refers to itself by its name
             return self.by_value()

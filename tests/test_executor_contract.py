@@ -108,7 +108,8 @@ def test_pending_future_is_cancelled_at_once() -> None:
         assert pending.cancel()
         assert pending.cancelled()
         assert concurrent.futures.wait([pending], PATIENCE).done == {pending}
-        assert pending.report is None
+        assert pending.report is not None
+        assert pending.report.status == "cancelled"
         assert running.cancel()
         with pytest.raises(CancelledError):
             running.result(PATIENCE)

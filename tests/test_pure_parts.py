@@ -60,27 +60,31 @@ KILLED, TERMINATED = signal.SIGKILL, signal.SIGTERM
         (Evidence("returned", 0, returned={"outcome": "value"}), True, "ok"),
         (Evidence("returned", 0, returned={"outcome": "value"}), False, "transfer"),
         (Evidence("returned", 0, returned={}), True, "transfer"),
-        (Evidence("running", KILLED, killed="memory"), False, "memory"),
-        (Evidence("running", TERMINATED, killed="wall_time"), False, "wall_time"),
+        (Evidence("running", KILLED, killed="memory", struck=True), False, "memory"),
+        (Evidence("running", TERMINATED, killed="wall_time", struck=True), False, "wall_time"),
+        # What a handler of SIGTERM makes of our signal changes nothing:
+        (Evidence("running", 3 << 8, killed="wall_time", struck=True), False, "wall_time"),
         # It ended by itself, just before our kill:
         (Evidence("running", 0, killed="wall_time"), False, "exit"),
         (Evidence("running", signal.SIGSEGV, killed="cpu_time"), False, "signal"),
         # It returned just before: delivered, the value counts; else it is a tie.
-        (Evidence("returned", KILLED, "wall_time", {"outcome": "value"}), True, "ok"),
-        (Evidence("returned", KILLED, "wall_time", {"outcome": "value"}), False, "wall_time"),
+        (Evidence("returned", KILLED, "wall_time", True, {"outcome": "value"}), True, "ok"),
+        (Evidence("returned", KILLED, "wall_time", True, {"outcome": "value"}), False, "wall_time"),
         (Evidence("running", KILLED), False, "signal"),
         (Evidence("running", signal.SIGALRM, limit_reached="wall_time"), False, "wall_time"),
         (Evidence("running", signal.SIGALRM), False, "signal"),
         (Evidence("outcome", signal.SIGABRT), False, "exception"),
         (Evidence("outcome", KILLED, killed="memory"), False, "exception"),
-        (Evidence("loading", KILLED, killed="startup_time"), False, "startup"),
+        (Evidence("loading", KILLED, killed="startup_time", struck=True), False, "startup"),
         (Evidence("loading", 256), False, "startup"),
-        (Evidence("returned", 0, "cancelled", {"outcome": "value"}), True, "cancelled"),
+        (Evidence("returned", 0, "cancelled", True, {"outcome": "value"}), True, "cancelled"),
         (Evidence("running", None, killed="wall_time", survivors=(7,)), False, "unkillable"),
         (Evidence("returned", 256, returned={"outcome": "os_error", "os_errno": 11}), True,
          "os_error"),
-        (Evidence("returned", 256, returned={"outcome": "os_error", "os_errno": 11},
-                  refused_forks=1), True, "processes"),
+        (Evidence("returned", 256, returned={"outcome": "os_error", "os_errno": 11,
+                  "forking": True}, refused_forks=1), True, "processes"),
+        (Evidence("returned", 256, returned={"outcome": "os_error", "os_errno": 11,
+                  "forking": False}, refused_forks=1), True, "os_error"),
         (Evidence("returned", 256, returned={"outcome": "os_error", "os_errno": 2},
                   refused_forks=1), True, "os_error"),
     ],
@@ -194,7 +198,7 @@ def test_any_order_of_events_keeps_the_promises(
         elif kind == "read":
             action = watch.read(value, now)
         else:
-            watch.asked(value)
+            watch.asked(value, now)
         assert not (done and action)
         actions += [action] if action else []
         assert STAGES.index(watch.stage) >= stage

@@ -57,12 +57,12 @@ def account(item: Item, ending: Ending) -> Answer:
         told = {**told, "killed": "cancelled"}
     evidence = _evidence(item, told)
     verdict = judge(evidence, delivered=ending.outcome is not None)
-    if not ending.told:
+    if told.get("lost") and verdict.status is not Status.UNKILLABLE and not item.cancelled:
         verdict = Verdict(Status.SUPERVISOR_LOST)
     made = _Made(evidence, verdict, ending)
     try:
         made.open()
-    except Exception as problem:  # noqa: BLE001  (what a task sends may be anything, forged too)
+    except BaseException as problem:  # noqa: BLE001  (loading may raise anything, SystemExit too)
         made.refuse(problem)
     report = made.report()
     if isinstance(made.error, errors.TaskError) and made.error.report is None:
@@ -144,13 +144,17 @@ class _Made:
     def refuse(self, problem: BaseException) -> None:
         """The outcome arrived and could not be loaded here."""
         self._status, self._value = Status.EXCEPTION, None
-        reason = f"{type(problem).__name__}: {problem}"[:500]
+        reason = f"{type(problem).__name__}: {_text(problem)}"[:500]
         self.error = errors.UnpicklableError(f"the outcome cannot be loaded: {reason}")
         self.error.__cause__ = problem
 
-    def _remote_traceback(self) -> errors.RemoteTraceback | None:
+    def _traceback(self) -> str | None:
         text = self._facts.get("traceback")
-        return errors.RemoteTraceback(text) if isinstance(text, str) else None
+        return text if isinstance(text, str) else None
+
+    def _remote_traceback(self) -> errors.RemoteTraceback | None:
+        text = self._traceback()
+        return None if text is None else errors.RemoteTraceback(text)
 
     def _own_exception(self) -> errors.TaskError:
         """One of the seven names, with a sentence."""
@@ -184,6 +188,7 @@ class _Made:
             status=self._status,
             result=self._value,
             exception=self.error,
+            traceback=self._traceback(),
             message=_text(self.error),
             exit_code=verdict.exit_code,
             signal=verdict.signal,
@@ -205,7 +210,7 @@ class _Made:
 def _text(error: BaseException | None) -> str:
     try:
         return "" if error is None else str(error) or type(error).__qualname__
-    except Exception:  # noqa: BLE001  (a foreign __str__ may raise anything)
+    except BaseException:  # noqa: BLE001  (a foreign __str__ may raise anything)
         return type(error).__name__
 
 

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import itertools
 import multiprocessing
 import time
 import weakref
-from collections import deque
 from collections.abc import Iterable
 from concurrent.futures import Executor
+from concurrent.futures import wait as wait_for
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from loky import cpu_count
 from loky.backend import context as loky_context
 
+from pynisher_exec.caller.ahead import Reports, Results
 from pynisher_exec.caller.future import LimitedFuture
 from pynisher_exec.caller.item import CAPTURE_BOUND, Item, refuse_unfit
 from pynisher_exec.caller.pool import Pool, PoolOptions
@@ -90,11 +91,13 @@ class LimitedExecutor(Executor):
         limits: Limits,
         capture: int,
         initializer: tuple[Callable[..., object], tuple[Any, ...]] | None = None,
+        strict: Callable[[Limits], None] | None = None,
     ) -> None:
         self._pool = pool
         self._limits = limits
         self._capture = capture
         self._initializer = initializer
+        self._strict = strict
         self._shut = False
 
     def submit(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> LimitedFuture[T]:
@@ -116,7 +119,11 @@ class LimitedExecutor(Executor):
             future.set_exception(error)
             return future
         self._pool.submit(item)
+        self._note(future)
         return future
+
+    def _note(self, future: LimitedFuture[Any]) -> None:
+        """A task has been submitted here."""
 
     def limit(
         self,
@@ -133,7 +140,8 @@ class LimitedExecutor(Executor):
     ) -> LimitedExecutor:
         """Give an executor over the same slots with other limits; what is left out is inherited.
 
-        None removes a limit. Its `shutdown` closes only the view.
+        None removes a limit. Its `shutdown` concerns only what went through the view. ValueError
+        where this executor is strict and a limit is less than hard.
         """
         limits = self._limits.changed(
             memory=memory,
@@ -148,6 +156,8 @@ class LimitedExecutor(Executor):
         capture = self._capture
         if not isinstance(capture_output, Unset):
             capture = capture_bound(capture_output)
+        if self._strict is not None:
+            self._strict(limits)
         return _View(self, limits, capture)
 
     def map(
@@ -165,13 +175,12 @@ class LimitedExecutor(Executor):
         Raises the first failure met; closing the iterator, or its failure, cancels what still runs.
         """
         if chunksize < 1:
-            msg = "chunksize must be >= 1"
+            msg = "chunksize must be >= 1."
             raise ValueError(msg)
         _check_buffersize(buffersize)
         deadline = None if timeout is None else time.monotonic() + timeout
         calls = zip(*iterables) if iterables else iter(())  # noqa: B905  (the stdlib's rule: shortest)
-        ahead = deque(self.submit(fn, *args) for args in itertools.islice(calls, buffersize))
-        return _results(self, fn, calls, ahead, deadline)
+        return Results(self, fn, calls, buffersize, deadline)
 
     def reports(
         self,
@@ -186,20 +195,20 @@ class LimitedExecutor(Executor):
         """
         _check_buffersize(buffersize)
         calls = zip(*iterables) if iterables else iter(())  # noqa: B905  (as in `map`)
-        ahead = deque(self.submit(fn, *args) for args in itertools.islice(calls, buffersize))
-        return _reports(self, fn, calls, ahead, ordered=ordered)
+        return Reports(self, fn, calls, buffersize, ordered=ordered)
 
     def terminate_workers(self) -> None:
-        """End running tasks by SIGTERM, after 5 s by SIGKILL; cancel pending ones; shut down."""
+        """End running tasks by SIGTERM, after 5 s by SIGKILL; cancel pending ones; shut down.
+
+        Does not wait, as in Python 3.14: `shutdown` does.
+        """
         self._shut = True
         self._pool.close(cancel_queued=True, force="gently")
-        self._pool.join()
 
     def kill_workers(self) -> None:
-        """End running tasks at once; cancel pending ones; shut down."""
+        """End running tasks at once; cancel pending ones; shut down. Does not wait."""
         self._shut = True
         self._pool.close(cancel_queued=True, force="kill")
-        self._pool.join()
 
     def __exit__(
         self,
@@ -207,11 +216,15 @@ class LimitedExecutor(Executor):
         value: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        """Wait for all tasks; after Ctrl-C, end them."""
-        if kind is not None and issubclass(kind, KeyboardInterrupt):
-            self.kill_workers()
-        else:
+        """Wait for all tasks; after Ctrl-C, in the block or in this wait, end them."""
+        try:
+            if kind is not None and issubclass(kind, KeyboardInterrupt):
+                self.kill_workers()
             self.shutdown(wait=True)
+        except KeyboardInterrupt:
+            self.kill_workers()
+            self.shutdown(wait=True)
+            raise
 
 
 def _check_buffersize(value: object) -> None:
@@ -225,61 +238,49 @@ def _check_buffersize(value: object) -> None:
         raise ValueError(msg)
 
 
-def _results(
-    executor: LimitedExecutor,
-    fn: Callable[..., T],
-    calls: Iterator[tuple[Any, ...]],
-    ahead: deque[LimitedFuture[T]],
-    deadline: float | None,
-) -> Iterator[T]:
-    try:
-        while ahead:
-            left = None if deadline is None else max(0.0, deadline - time.monotonic())
-            value = ahead[0].result(left)
-            ahead.popleft()
-            ahead.extend(executor.submit(fn, *args) for args in itertools.islice(calls, 1))
-            yield value
-    finally:
-        for future in ahead:
-            future.cancel()
-
-
-def _reports(
-    executor: LimitedExecutor,
-    fn: Callable[..., Any],
-    calls: Iterator[tuple[Any, ...]],
-    ahead: deque[LimitedFuture[Any]],
-    *,
-    ordered: bool,
-) -> Iterator[Report]:
-    try:
-        while ahead:
-            future = ahead[0] if ordered else _first_done(ahead)
-            report = future.wait_for_report()
-            ahead.remove(future)
-            ahead.extend(executor.submit(fn, *args) for args in itertools.islice(calls, 1))
-            yield report
-    finally:
-        for future in ahead:
-            future.cancel()
-
-
-def _first_done(ahead: deque[LimitedFuture[Any]]) -> LimitedFuture[Any]:
-    from concurrent.futures import FIRST_COMPLETED, wait  # noqa: PLC0415
-
-    return wait(ahead, return_when=FIRST_COMPLETED).done.pop()  # type: ignore[return-value]
-
-
 class _View(LimitedExecutor):
-    """Other limits, same slots. Keeps the executor that it came from alive."""
+    """Other limits, same slots. Keeps the executor that it came from alive.
+
+    Shutting it down or ending its workers concerns what was submitted here alone.
+    """
 
     def __init__(self, parent: LimitedExecutor, limits: Limits, capture: int) -> None:
-        super().__init__(parent._pool, limits, capture, parent._initializer)  # noqa: SLF001
+        super().__init__(
+            parent._pool,  # noqa: SLF001
+            limits,
+            capture,
+            parent._initializer,  # noqa: SLF001
+            parent._strict,  # noqa: SLF001
+        )
         self._parent = parent
+        self._mine: set[LimitedFuture[Any]] = set()
 
-    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:  # noqa: ARG002, FBT001, FBT002
-        """Take no more tasks through this view; the executor that it came from goes on."""
+    def _note(self, future: LimitedFuture[Any]) -> None:
+        self._mine.add(future)
+        future.add_done_callback(self._mine.discard)
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:  # noqa: FBT001, FBT002
+        """Take no more tasks here; wait for those there are, unless told not to, or cancel pending.
+
+        The executor that it came from goes on.
+        """
         self._shut = True
+        mine = list(self._mine)
+        if cancel_futures:
+            for future in mine:
+                future.cancel_if_pending()
+        if wait:
+            wait_for(mine)
+
+    def terminate_workers(self) -> None:
+        """As `kill_workers`: a view has no workers of its own to be told of it first."""
+        self.kill_workers()
+
+    def kill_workers(self) -> None:
+        """Cancel what was submitted here, and end what of it runs; take no more. Does not wait."""
+        self._shut = True
+        for future in list(self._mine):
+            future.cancel()
 
 
 class LimitedProcessExecutor(LimitedExecutor):
@@ -358,13 +359,12 @@ class LimitedProcessExecutor(LimitedExecutor):
             preload=_names(preload),
             context=take_context(context),
         )
-        if strict:
-            from pynisher_exec.caller.support import refuse_less_than_hard  # noqa: PLC0415
-
-            refuse_less_than_hard(limits, no_new_privs=options.no_new_privs)
+        refuse = partial(_refuse_soft, no_new_privs=options.no_new_privs) if strict else None
+        if refuse is not None:
+            refuse(limits)
         capture = capture_bound(capture_output)
-        begin = None if initializer is None else (initializer, tuple(initargs))
-        super().__init__(Pool(options), limits, capture, begin)
+        begin = None if initializer is None else (initializer, _arguments(initargs))
+        super().__init__(Pool(options), limits, capture, begin, refuse)
         weakref.finalize(self, Pool.close, self._pool).atexit = False
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:  # noqa: FBT001, FBT002
@@ -373,6 +373,19 @@ class LimitedProcessExecutor(LimitedExecutor):
         self._pool.close(cancel_queued=cancel_futures)
         if wait:
             self._pool.join()
+
+
+def _refuse_soft(limits: Limits, *, no_new_privs: bool) -> None:
+    from pynisher_exec.caller.support import refuse_less_than_hard  # noqa: PLC0415  (it probes)
+
+    refuse_less_than_hard(limits, no_new_privs=no_new_privs)
+
+
+def _arguments(value: object) -> tuple[Any, ...]:
+    if not isinstance(value, Iterable):
+        msg = f"initargs={value!r} must be a tuple of arguments"
+        raise TypeError(msg)
+    return tuple(value)
 
 
 def _check_initializer(value: object) -> None:

@@ -16,6 +16,7 @@ from concurrent.futures._base import (
     PENDING,
     RUNNING,
 )
+from dataclasses import replace
 from typing import TYPE_CHECKING, TypeVar
 
 from pynisher_exec.report import Report, Status
@@ -40,11 +41,13 @@ class LimitedFuture(Future[T]):
 
     @property
     def report(self) -> Report | None:
-        """The whole account of the task once the future is done.
-
-        None before, and for a task that was cancelled or refused before it began.
-        """
-        return self._report if self.done() else None
+        """The whole account of the task once the future is done, None before."""
+        with self._condition:
+            if self._state not in (CANCELLED, CANCELLED_AND_NOTIFIED, FINISHED):
+                return None
+            if self._report is None:  # it never came to a task
+                self._report = _unbegun(self._exception)
+            return self._report
 
     def cancel(self) -> bool:
         """Cancel the task, and end it where it runs; never blocks.
@@ -56,32 +59,46 @@ class LimitedFuture(Future[T]):
             stop = self._stop if self._state == RUNNING else None
             if stop is not None:
                 self._cancel_asked = True
-        if stop is None:
-            cancelled = super().cancel()
-            self._tell_waiters()
-            return cancelled
-        stop()
+            elif not self._cancel_pending():
+                return self._state in (CANCELLED, CANCELLED_AND_NOTIFIED)
+        if stop is not None:
+            stop()
+        else:
+            self._call_back()
         return True
 
-    def _tell_waiters(self) -> None:
-        """Let `wait` and `as_completed` know at once, not when the queue comes to this future."""
+    def cancel_if_pending(self) -> bool:
+        """Cancel the task unless it has begun."""
         with self._condition:
-            if self._state == CANCELLED:
-                self._state = CANCELLED_AND_NOTIFIED
-                for waiter in self._waiters:
-                    waiter.add_cancelled(self)
+            cancelled = self._cancel_pending()
+        if cancelled:
+            self._call_back()
+        return cancelled
+
+    def _cancel_pending(self) -> bool:
+        """With the lock held: whoever waits knows at once, not when the queue comes to this one."""
+        if self._state != PENDING:
+            return False
+        self._state = CANCELLED_AND_NOTIFIED
+        for waiter in self._waiters:
+            waiter.add_cancelled(self)
+        self._condition.notify_all()
+        return True
+
+    def _call_back(self) -> None:
+        try:
+            self._invoke_callbacks()  # type: ignore[attr-defined]
+        except BaseException:  # noqa: BLE001  (SystemExit must not end the thread all rely on)
+            _log.exception("a callback of %r raised", self)
 
     def wait_for_report(self) -> Report:
         """Wait until the task has ended, whatever way, and give its report."""
         with self._condition:
             while self._state not in (CANCELLED, CANCELLED_AND_NOTIFIED, FINISHED):
                 self._condition.wait()
-            if self._report is not None:
-                return self._report
-            error = self._exception
-        if error is not None:  # refused before it came to a task
-            return Report(Status.EXCEPTION, exception=error, message=str(error))
-        return Report(Status.CANCELLED, message="cancelled before it began")
+        report = self.report
+        assert report is not None  # noqa: S101  (it is done, and done is for good)
+        return report
 
     # -- for the pool ----------------------------------------------------------------------------
 
@@ -91,17 +108,27 @@ class LimitedFuture(Future[T]):
         A second time where its call had to be sent again.
         """
         with self._condition:
-            if self._state in (PENDING, RUNNING):
-                self._state, self._stop = RUNNING, stop
-                return True
-        self._tell_waiters()
-        return False
+            if self._state not in (PENDING, RUNNING):
+                return False
+            self._state, self._stop = RUNNING, stop
+            return True
 
     def conclude(self, report: Report, error: BaseException | None, *, cancelled: bool) -> None:
         """Resolve with a value, an error, or as cancelled; a cancel that was promised wins."""
         with self._condition:
-            self._report, self._stop = report, None
-            cancelled = cancelled or self._cancel_asked
+            if self._state not in (PENDING, RUNNING):
+                return
+            self._stop = None
+            if self._cancel_asked and not cancelled:
+                cancelled = True
+                report = replace(
+                    report,
+                    status=Status.CANCELLED,
+                    result=None,
+                    exception=None,
+                    message="cancelled while it ran",
+                )
+            self._report = report
             if cancelled:
                 self._state = CANCELLED_AND_NOTIFIED
             else:
@@ -118,7 +145,11 @@ class LimitedFuture(Future[T]):
                 else:
                     waiter.add_exception(self)
             self._condition.notify_all()
-        try:
-            self._invoke_callbacks()  # type: ignore[attr-defined]
-        except BaseException:  # noqa: BLE001  (SystemExit must not end the thread all rely on)
-            _log.exception("a callback of %r raised", self)
+        self._call_back()
+
+
+def _unbegun(error: BaseException | None) -> Report:
+    """The report of a call that was refused, or cancelled before it began."""
+    if error is not None:
+        return Report(Status.EXCEPTION, exception=error, message=str(error))
+    return Report(Status.CANCELLED, message="cancelled before it began")

@@ -10,6 +10,7 @@ import os
 from typing import TYPE_CHECKING, Protocol
 
 from pynisher_exec.caller import launch
+from pynisher_exec.caller.reactor import above_standard
 from pynisher_exec.kernel import pidfd
 from pynisher_exec.protocol import messages
 
@@ -52,7 +53,7 @@ class Hosts:
         self._preload = preload
         self._by_key: dict[Key, Host] = {}
         self._living: dict[int, Host] = {}
-        self._caller = pidfd.open_pidfd(os.getpid())
+        self._caller = above_standard(pidfd.open_pidfd(os.getpid()))
 
     @property
     def living(self) -> bool:

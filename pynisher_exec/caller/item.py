@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import inspect
 import os
 import socket
@@ -66,35 +67,34 @@ class Item:
 
         Raises UnpicklableError, which names the call and the reason.
         """
-        initializer, call = ([], []) if bare else self.packed()
         header = Header(
             limits=self.limits.as_message,
             momentary=tuple(surroundings.momentary()),
-            initializer=len(initializer),
             classic=self.classic,
         )
-        return [header.encode(), self.surroundings.pickled, *initializer, *call]
+        return [header.encode(), self.surroundings.pickled, *([] if bare else self.packed())]
 
-    def packed(self, reducers: Mapping[type, Any] | None = None) -> tuple[Segments, Segments]:
+    def packed(self, reducers: Mapping[type, Any] | None = None) -> Segments:
         """Pickle initializer and call, with more ways to reduce if given."""
-        begin, call = self.initializer, tuple(self.call)
-        initializer = _pickled("initializer", begin, reducers) if begin else []
-        return initializer, _pickled(f"call of {name_of(self.call.function)}", call, reducers)
+        try:
+            return payload.dump_call((self.initializer, tuple(self.call)), reducers)
+        except Exception as error:
+            raise self._unpicklable(error) from error
+
+    def _unpicklable(self, error: Exception) -> UnpicklableError:
+        """One clear sentence; tells which of the two it was."""
+        what = f"call of {name_of(self.call.function)}"
+        if self.initializer is not None:
+            with contextlib.suppress(Exception):  # it is the call that cannot
+                payload.dump_call(tuple(self.call))
+                what = "initializer"
+        reason = f"{type(error).__name__}: {error}"[:500]
+        return UnpicklableError(f"the {what} cannot be pickled: {reason}")
 
 
 def name_of(function: object) -> str:
     """A function's name as a message should say it."""
     return str(getattr(function, "__qualname__", None) or type(function).__qualname__)
-
-
-def _pickled(what: str, thing: object, reducers: Mapping[type, Any] | None) -> Segments:
-    """Pickle, and turn whatever that raises into one clear sentence."""
-    try:
-        return payload.dump_call(thing, reducers)
-    except Exception as error:
-        reason = f"{type(error).__name__}: {error}"[:500]
-        msg = f"the {what} cannot be pickled: {reason}"
-        raise UnpicklableError(msg) from error
 
 
 def refuse_unfit(function: object) -> None:

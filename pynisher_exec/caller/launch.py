@@ -27,9 +27,8 @@ from typing import TYPE_CHECKING, Any
 
 from loky.backend.fork_exec import fork_exec
 
-from pynisher_exec.caller.reactor import private
+from pynisher_exec.caller.reactor import above_standard, control_line
 from pynisher_exec.kernel import pidfd
-from pynisher_exec.protocol import messages
 from pynisher_exec.task.run import Inherited, Packed
 from pynisher_exec.template import loop
 
@@ -136,8 +135,7 @@ def start_interpreter(
 
 def start_template(modules: Sequence[str], around: Surroundings, caller: int) -> Host:
     """Start an executor's template. `caller` is a pidfd of this process. OSError if it cannot."""
-    line, far_end = messages.pair()
-    private(line)
+    line, far_end = control_line()
     try:
         pid = start_interpreter(
             loop.__name__,
@@ -151,7 +149,7 @@ def start_template(modules: Sequence[str], around: Surroundings, caller: int) ->
     finally:
         far_end.close()
     line.setblocking(False)
-    return Host(pid, pidfd.open_pidfd(pid), line)
+    return Host(pid, above_standard(pidfd.open_pidfd(pid)), line)
 
 
 _WITH_MAIN = {
@@ -196,9 +194,9 @@ class _Carrier:
     def __init__(self, item: Item) -> None:
         self._item = item
 
-    def __reduce__(self) -> tuple[type[Packed], tuple[list[bytes], int]]:
-        initializer, call = self._item.packed(ForkingPickler._extra_reducers)  # type: ignore[attr-defined]  # noqa: SLF001
-        return Packed, ([bytes(each) for each in (*initializer, *call)], len(initializer))
+    def __reduce__(self) -> tuple[type[Packed], tuple[list[bytes]]]:
+        segments = self._item.packed(ForkingPickler._extra_reducers)  # type: ignore[attr-defined]  # noqa: SLF001
+        return Packed, ([bytes(each) for each in segments],)
 
 
 def _target(control: _Passed, caller: _Passed, inherited: Inherited | Packed) -> None:
@@ -211,9 +209,8 @@ def start_in_context(context: BaseContext, caller: int, item: Item) -> Host:
     Its call goes with it, by memory or pickled; UnpicklableError where it cannot.
     """
     forks = is_fork(context)
-    inherited = Inherited(item.call, item.initializer) if forks else _Carrier(item)
-    line, far_end = messages.pair()
-    private(line)  # before a context forks this process: the fork must not keep it open
+    inherited = Inherited(item.initializer, item.call) if forks else _Carrier(item)
+    line, far_end = control_line()
     descriptors = [_above_standard(descriptor) for descriptor in (far_end.fileno(), caller)]
     far_end.close()
     try:
@@ -225,7 +222,7 @@ def start_in_context(context: BaseContext, caller: int, item: Item) -> Host:
             popen = _starter(process)(process)  # past `start`, which refuses daemonic processes
         # What `start` would have done as well: the arguments must not outlive the start.
         del process._target, process._args, process._kwargs  # noqa: SLF001
-        host = Host(popen.pid, pidfd.open_pidfd(popen.pid), line, popen)
+        host = Host(popen.pid, above_standard(pidfd.open_pidfd(popen.pid)), line, popen)
     except BaseException:
         line.close()
         raise

@@ -50,6 +50,8 @@ class Monitor:
         self._bound = options.context is not None  # each process is started for one call
         self._hosts = Hosts(reactor, self, options.context, options.preload)
         self._slots: dict[int, Slot] = {}
+        self._begun: set[Item] = set()  # taken off the queue, and their futures not resolved yet
+        self._patience = options.kill_timeout + END_TIME
         self._numbers = 0
         self._retry_at: float | None = None
         self._force_at: float | None = None
@@ -65,12 +67,10 @@ class Monitor:
     def _give_up(self, error: BaseException) -> None:
         """A defect of ours: nobody shall wait for what this thread will not do any more."""
         self._inbox.close(cancel_queued=False, force=None)
-        message = f"the monitor thread has failed: {error!r}"
-        items = [slot.item for slot in self._slots.values() if slot.item is not None]
         while (queued := self._inbox.take()) is not None:
-            items.append(queued)
-        for item in items:
-            self._fail(item, message, error)
+            self._begun.add(queued)
+        for item in list(self._begun):
+            self._fail(item, f"the monitor thread has failed: {error!r}", error)
         self._wind_up()
 
     def _serve(self) -> None:
@@ -85,7 +85,7 @@ class Monitor:
     def _is_done(self) -> bool:
         if not self._inbox.closed or len(self._inbox):
             return False
-        return all(slot.item is None for slot in self._slots.values())
+        return not self._begun
 
     def _wind_up(self) -> None:
         """All futures are resolved: let the processes go, and see them gone."""
@@ -111,33 +111,49 @@ class Monitor:
         """Do what other threads have asked for."""
         dropped, force = self._inbox.orders()
         for item in dropped:
-            item.future.cancel()
-            item.future.begin(lambda: None)  # notifies those who wait for a cancelled future
+            self._drop(item)
         if force is not None:
             self._force(force)
-        for slot in self._slots.values():
+        for slot in list(self._slots.values()):
             if slot.item is not None and slot.item.cancelled == "asked":
-                slot.item.cancelled = "kill"
-                slot.kill("cancelled")
+                self._end(slot, slot.item, "kill")
+
+    def _drop(self, item: Item) -> None:
+        """Cancel a call that is in no slot; one that had begun before it came back, too."""
+        if not item.future.cancel_if_pending():
+            item.cancelled = item.cancelled or "kill"
+            self._conclude(item, Ending({"stage": "waiting"}))
+        self._begun.discard(item)
+
+    def _end(self, slot: Slot, item: Item, how: str) -> None:
+        """End what a slot runs: by KILL, or by giving up a slot that has not come up with it."""
+        item.cancelled = how
+        if slot.state == "busy":
+            slot.kill("cancelled", gently=how == "gently")
+        elif slot.state in ("starting", "idle"):
+            slot.item = None
+            self._retire(slot)
+            self._drop(item)
 
     def _force(self, how: str) -> None:
         """End what runs: "kill" at once, "gently" by SIGTERM first."""
-        for slot in self._slots.values():
+        for slot in list(self._slots.values()):
             if slot.item is not None and slot.item.cancelled != "kill":
-                slot.item.cancelled = how
-                slot.kill("cancelled", gently=how == "gently")
+                self._end(slot, slot.item, how)
         if how == "gently":
             self._force_at = time.monotonic() + TERMINATE_TIME
 
     # -- giving out tasks ------------------------------------------------------------------------
 
     def _dispatch(self) -> None:
-        while True:
-            item = self._inbox.take()
-            if item is None:
-                return
+        while (item := self._inbox.take()) is not None:
             if item.future.cancelled():
-                item.future.begin(lambda: None)
+                self._begun.discard(item)
+            elif item.cancelled:
+                self._drop(item)
+            elif item.surroundings.directory is None:
+                lost = FileNotFoundError("the current directory had been deleted at the submit")
+                self._fail(item, f"the call cannot be started: {lost}", lost)
             elif not self._give_out(item):
                 self._inbox.put_back(item)
                 return
@@ -184,7 +200,7 @@ class Monitor:
         host = None
         try:
             host = self._hosts.for_item(item, key)
-            slot = Slot(self._numbers, host, key, self._reactor, self, deadline)
+            slot = Slot(self._numbers, host, key, self._reactor, self, self._patience, deadline)
             slot.open(options)
         except UnpicklableError as error:
             self._fail_unpicklable(item, error)
@@ -196,6 +212,7 @@ class Monitor:
         self._slots[slot.number] = slot
         if self._bound:
             slot.item = item
+            self._begun.add(item)
             return True
         return False
 
@@ -213,6 +230,13 @@ class Monitor:
         if item.future.begin(lambda: None):
             answer = never_started(message, cause, status)
             item.future.conclude(answer.report, answer.error, cancelled=False)
+        self._begun.discard(item)
+
+    def _conclude(self, item: Item, ending: Ending) -> None:
+        """Resolve a future by what is known of its task's end."""
+        answer = account(item, ending)
+        item.future.conclude(answer.report, answer.error, cancelled=answer.cancelled)
+        self._begun.discard(item)
 
     def _fail_unpicklable(self, item: Item, error: Exception) -> None:
         # Its traceback would keep this thread's frames, and the slot in them, alive.
@@ -227,6 +251,7 @@ class Monitor:
             self._reactor.ring()
 
         if not item.future.begin(stop):
+            self._begun.discard(item)
             if self._bound:  # the slot holds this very call
                 slot.item = None
                 self._retire(slot)
@@ -234,10 +259,11 @@ class Monitor:
         try:
             segments = item.segments(bare=self._bound)
         except (UnpicklableError, MemoryError) as error:
-            self._fail_unpicklable(item, error)
             if self._bound:
                 self._retire(slot)
+            self._fail_unpicklable(item, error)
         else:
+            self._begun.add(item)
             slot.run(item, segments)
 
     # -- what slots and hosts tell ---------------------------------------------------------------
@@ -254,17 +280,17 @@ class Monitor:
         if not begun and not item.cancelled and item.tries < MOST_TRIES:
             self.requeue(item)
             return
-        answer = account(item, ending)
-        item.future.conclude(answer.report, answer.error, cancelled=answer.cancelled)
+        self._conclude(item, ending)
 
     def requeue(self, item: Item, slot: Slot | None = None) -> None:
         """The call never began: it comes first again, unless it has been cancelled."""
         if self._bound and slot is not None:  # that was for this very call, and has no other use
             self._retire(slot)
-        if item.cancelled:
-            self._resolve(item, Ending({"stage": "waiting"}))
+        if item.cancelled or item.tries >= MOST_TRIES:
+            self._conclude(item, Ending({"stage": "waiting"}))
             return
         item.tries += 1
+        self._begun.add(item)  # its future runs already, whoever shuts down
         self._inbox.put_back(item)
 
     def lost(self, slot: Slot) -> None:
@@ -286,9 +312,8 @@ class Monitor:
         self._retire(slot)
         reason = slot.failure or "its supervisor ended before it was ready"
         if item is not None and came_up:
-            told = {"stage": "running", "survivors": survivors} if survivors else {}
-            answer = account(item, Ending(told, None, slot.failure))
-            item.future.conclude(answer.report, answer.error, cancelled=answer.cancelled)
+            told = {**slot.told_so_far, "survivors": survivors, "lost": True}
+            self._conclude(item, Ending(told, None, slot.failure))
         elif item is not None:
             self._fail(item, f"no process could be started for the task: {reason}", None)
         elif not came_up:
@@ -340,20 +365,23 @@ class Monitor:
             if self._bound and slot.state == "idle" and slot.item is not None:
                 self._run(slot, slot.item)
             if slot.due(now):
-                self._pass_deadline(slot)
+                self._pass_deadline(slot, now)
             elif self._has_lingered(slot, now):
                 self._retire(slot)
 
-    def _pass_deadline(self, slot: Slot) -> None:
-        """A returned task does not deliver, or a slot does not come up."""
+    def _pass_deadline(self, slot: Slot, now: float) -> None:
+        """A task does not deliver, a supervisor does not obey, or a slot does not come up."""
+        if slot.end_transfer(now):
+            return
         slot.deadline = None
         if slot.state == "busy":
-            slot.kill("transfer")
+            slot.failure = slot.failure or "it does not do its work, stopped perhaps"
+            slot.kill_supervisor()
             return
         slot.hopeless = True
         slot.failure = slot.failure or "nothing came up within startup_time"
-        if not any(each.idle_since for each in self._slots_of(slot.host)):
-            slot.host.kill()  # it hangs in an import, and does not hear
+        if not any(each.idle_since for each in self._slots_of(slot.host)) or slot.state == "lost":
+            slot.host.kill()  # it hangs in an import, or is stopped, and does not hear
         self._conclude_lost(slot, [])
 
     def _has_lingered(self, slot: Slot, now: float) -> bool:
@@ -361,7 +389,7 @@ class Monitor:
         return linger is not None and slot.state == "idle" and now >= slot.idle_since + linger
 
     def _timeout(self) -> float | None:
-        times = [slot.deadline for slot in self._slots.values()]
+        times = [slot.next_deadline for slot in self._slots.values()]
         times += [self._retry_at, self._force_at]
         if self._options.linger is not None:
             times += [

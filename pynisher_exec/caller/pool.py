@@ -31,10 +31,15 @@ class Pool:
         self._lock = threading.RLock()  # see `Inbox`
         self._inbox = Inbox()
         self._reactor = Reactor()
-        self._monitor = Monitor(self._inbox, self._reactor, options)
+        try:
+            self._monitor = Monitor(self._inbox, self._reactor, options)
+        except BaseException:
+            self._reactor.close()
+            raise
         self._thread: threading.Thread | None = None
+        self._done = threading.Event()
         self._forgotten = False
-        _pools.add(self)
+        _pools.add(weakref.ref(self, _pools.discard))
 
     @property
     def is_open(self) -> bool:
@@ -50,22 +55,35 @@ class Pool:
 
     def submit(self, item: Item) -> None:
         """Queue a task. RuntimeError after `close`, and in a fork of the process that made this."""
-        with self._lock:
-            self.check_open()
-            if self._thread is None:
-                self._thread = self._start_thread()
-            self._inbox.put(item)
+        try:
+            with self._lock:
+                self.check_open()
+                if self._thread is None:
+                    self._start_thread()
+                self._inbox.put(item)
+        except BaseException:
+            item.future.cancel()  # an interrupt may strike when it is queued already
+            raise
         self._reactor.ring()
 
-    def _start_thread(self) -> threading.Thread:
-        thread = threading.Thread(target=self._monitor.serve, name="pynisher_exec monitor")
+    def _start_thread(self) -> None:
+        """Start the monitor. Noted first: an interrupt may strike when it runs already."""
+        self._thread = thread = threading.Thread(target=self._serve, name="pynisher_exec monitor")
         # Blocked signals are inherited: the user's handlers are for the user's threads.
         before = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
         try:
             thread.start()
+        except RuntimeError:  # no thread can be started
+            self._thread = None
+            raise
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
-        return thread
+
+    def _serve(self) -> None:
+        try:
+            self._monitor.serve()
+        finally:
+            self._done.set()
 
     def close(self, *, cancel_queued: bool = False, force: str | None = None) -> None:
         """Take no more tasks, and end when all is done.
@@ -84,9 +102,16 @@ class Pool:
         self._reactor.ring()
 
     def join(self) -> None:
-        """Wait until everything is done; not from a callback, which runs in the thread itself."""
+        """Wait until everything is done; not from a callback, which runs in the thread itself.
+
+        By an event of our own: an interrupted `Thread.join` makes the next one return at once
+        (before Python 3.13), with the thread alive.
+        """
         thread = self._thread
-        if thread is not None and thread is not threading.current_thread() and not self._forgotten:
+        if thread is None or thread is threading.current_thread() or self._forgotten:
+            return
+        if thread.ident is not None:  # else an interrupt came before it was started
+            self._done.wait()
             thread.join()
 
     def forget(self) -> None:
@@ -96,18 +121,32 @@ class Pool:
         self._reactor.forget()
 
 
-_pools: weakref.WeakSet[Pool] = weakref.WeakSet()
+_pools: set[weakref.ref[Pool]] = set()
 
 
 def _each(action: Callable[[Pool], None]) -> None:
-    for pool in list(_pools):
-        action(pool)
+    for reference in list(_pools):  # one step under the interpreter lock, whoever makes pools
+        pool = reference()
+        if pool is not None:
+            action(pool)
 
 
 def _at_exit() -> None:
-    """The interpreter ends: what was submitted is done first, as the stdlib's executors do."""
+    """The interpreter ends: what was submitted is done first, as the stdlib's executors do.
+
+    After Ctrl-C it is ended.
+    """
     _each(Pool.close)
-    _each(Pool.join)
+    try:
+        _each(Pool.join)
+    except KeyboardInterrupt:
+        _each(_kill)
+        _each(Pool.join)
+        raise
+
+
+def _kill(pool: Pool) -> None:
+    pool.close(cancel_queued=True, force="kill")
 
 
 threading._register_atexit(_at_exit)  # type: ignore[attr-defined]  # noqa: SLF001

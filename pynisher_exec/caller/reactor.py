@@ -7,17 +7,23 @@ kept one end of a control line open would hide the caller's end from a superviso
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import select
+import socket
 import threading
 import weakref
 from typing import TYPE_CHECKING
 
+from pynisher_exec.protocol import messages
+
 if TYPE_CHECKING:
-    import socket
     from collections.abc import Callable
 
-__all__ = ["READ", "WRITE", "Reactor", "private"]
+__all__ = ["READ", "WRITE", "Reactor", "above_standard", "control_line", "private"]
+
+LONGEST_WAIT = 86400.0
+"""Seconds: epoll_wait(2) counts milliseconds in an int."""
 
 READ, WRITE = select.EPOLLIN, select.EPOLLOUT
 
@@ -28,6 +34,24 @@ def private(line: socket.socket) -> socket.socket:
     """Note a socket as this process's own: a fork of this process closes its copy."""
     _private.add(line)
     return line
+
+
+def above_standard(descriptor: int) -> int:
+    """Move a descriptor off the standard streams' numbers, which a caller may have closed.
+
+    What lies on 1 and 2 is handed to tasks as their output.
+    """
+    if descriptor > 2:  # noqa: PLR2004  (the three standard streams)
+        return descriptor
+    moved = fcntl.fcntl(descriptor, fcntl.F_DUPFD_CLOEXEC, 3)
+    os.close(descriptor)
+    return moved
+
+
+def control_line() -> tuple[socket.socket, socket.socket]:
+    """Make a control line: this process's private end, and the end to give away."""
+    near, far = messages.pair()
+    return private(socket.socket(fileno=above_standard(near.detach()))), far
 
 
 def _close_private() -> None:
@@ -43,7 +67,15 @@ class Reactor:
 
     def __init__(self) -> None:
         self._epoll = select.epoll()
-        self._bell = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        if self._epoll.fileno() <= 2:  # noqa: PLR2004  (see `above_standard`)
+            moved = fcntl.fcntl(self._epoll.fileno(), fcntl.F_DUPFD_CLOEXEC, 3)
+            self._epoll.close()
+            self._epoll = select.epoll.fromfd(moved)
+        try:
+            self._bell = above_standard(os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK))
+        except OSError:
+            self._epoll.close()
+            raise
         self._bell_lock = threading.RLock()
         self._handlers: dict[int, Callable[[], None]] = {}
         self.listen(self._bell, self._answer)
@@ -74,7 +106,8 @@ class Reactor:
 
     def turn(self, timeout: float | None) -> None:
         """Wait until something is ready or `timeout` seconds are over, and handle it."""
-        for descriptor, _ in self._epoll.poll(timeout):
+        wait = None if timeout is None else min(timeout, LONGEST_WAIT)
+        for descriptor, _ in self._epoll.poll(wait):
             handler = self._handlers.get(descriptor)  # an earlier handler may have dropped it
             if handler is not None:
                 handler()

@@ -9,30 +9,22 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import socket
 import time
 from typing import TYPE_CHECKING, Any, Protocol
 
 from pynisher_exec.caller.account import Ending
-from pynisher_exec.caller.item import CallWriter, Item, Key
-from pynisher_exec.caller.reactor import READ, WRITE, Reactor, private
+from pynisher_exec.caller.exchange import Exchange
+from pynisher_exec.caller.reactor import Reactor, above_standard, control_line, private
+from pynisher_exec.kernel import pidfd
 from pynisher_exec.protocol import messages
-from pynisher_exec.protocol.frames import FrameError, FrameReader
 
 if TYPE_CHECKING:
+    from pynisher_exec.caller.item import Item, Key, Segments
     from pynisher_exec.caller.launch import Host
 
 __all__ = ["Keeper", "Slot"]
-
-TRANSFER_TIME = 10.0
-"""Seconds without progress for which a returned task is waited for, then it is ended."""
-
-EXIT_TIME = 5.0
-"""Seconds that a task may take to end once its outcome has arrived (multiprocessing's exit
-handlers, the flush of its standard streams), then it is ended; its outcome stands."""
-
-_MAX_OUTCOME = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-"""Bytes: a frame that claims more than this machine's memory is refused at its header."""
 
 
 class Keeper(Protocol):
@@ -49,7 +41,10 @@ class Keeper(Protocol):
 
 
 class Slot:
-    """A supervisor's line, and what runs behind it."""
+    """A supervisor's line, and what runs behind it.
+
+    `patience`: seconds after which a supervisor that does not do as it is told is ended.
+    """
 
     def __init__(
         self,
@@ -58,6 +53,7 @@ class Slot:
         key: Key,
         reactor: Reactor,
         keeper: Keeper,
+        patience: float,
         deadline: float,
     ) -> None:
         self.number = number
@@ -71,35 +67,34 @@ class Slot:
         self.idle_since = 0.0
         self._reactor = reactor
         self._keeper = keeper
+        self._patience = patience
         self._generation = 0
         self._stream: socket.socket | None = None
-        self._writer: CallWriter | None = None
-        self._reader: FrameReader | None = None
-        self._outcome: list[bytearray] | None = None
-        self._trouble = ""
+        self._exchange: Exchange | None = None
+        self._supervisor: int | None = None
+        self._pid: int | None = None
+        self._given_up = False
 
     def open(self, options: dict[str, Any]) -> None:
         """Ask the host for a supervisor. OSError when its line does not take it."""
-        control, far_end = messages.pair()
-        self._control = private(control)
+        self._control, far_end = control_line()
         try:
             messages.send(
                 self.host.line, "fork", (far_end.fileno(),), slot=self.number, options=options
             )
         except BaseException:
-            control.close()
+            self._control.close()
             raise
         finally:
             far_end.close()
-        control.setblocking(False)
-        self._reactor.listen(control.fileno(), self._hear)
+        self._control.setblocking(False)
+        self._reactor.listen(self._control.fileno(), self._hear)
 
     # -- a task begins ---------------------------------------------------------------------------
 
-    def run(self, item: Item, segments: list[bytes | memoryview]) -> None:
+    def run(self, item: Item, segments: Segments) -> None:
         """Give the waiting child its call."""
-        self.state, self.item, self.deadline = "busy", item, None
-        self._outcome, self._reader, self._trouble = None, None, ""
+        self.state, self.item, self.deadline = "busy", item, self._latest_end(item)
         with contextlib.suppress(OSError):  # the line's end will be heard
             messages.send(
                 self._control,
@@ -108,30 +103,28 @@ class Slot:
                 limits=item.limits.as_message,
                 capture=item.capture,
             )
-        self._writer = CallWriter(item, segments)
-        self._write()
-
-    def _write(self) -> None:
-        if self._stream is None or self._writer is None:
-            return
-        try:
-            done = self._writer.write(self._stream)
-        except BlockingIOError:
-            done = False
-        except ConnectionError:  # the task has ended, and why is about to be told
-            done = True
-        except OSError as error:  # no descriptor is free here
-            self._trouble = str(error)
+        stream, self._stream = self._stream, None
+        assert stream is not None  # noqa: S101  (a slot becomes idle by READY, which brings one)
+        self._exchange = Exchange(stream, self._reactor, item, segments)
+        self._exchange.write()
+        if self._exchange.trouble:
             self.kill("transfer")
-            done = True
-        if done:
-            self._writer = None
-            self._reactor.ignore(self._stream.fileno())
-        else:
-            self._reactor.listen(self._stream.fileno(), self._write, WRITE)
+
+    def _latest_end(self, item: Item) -> float | None:
+        """When a supervisor that keeps its clocks has ended the task, without fail.
+
+        Without a wall limit a task may run for ever. Loading has its limit, if one is set.
+        """
+        limits = item.limits
+        if limits.wall_time is None or limits.startup_time is None:
+            return None
+        allowed = limits.startup_time + limits.wall_time + (limits.grace_period or 0)
+        return time.monotonic() + allowed + self._patience
 
     def kill(self, reason: str, *, gently: bool = False) -> None:
-        """Have the supervisor end the task that runs now."""
+        """Have the supervisor end the task that runs now; `due` when it does not."""
+        if not gently:
+            self.deadline = time.monotonic() + self._patience
         with contextlib.suppress(OSError):
             messages.send(
                 self._control, "kill", generation=self._generation, reason=reason, gently=gently
@@ -158,18 +151,26 @@ class Slot:
             self.failure = "no descriptor is free in the calling process"
             self._lose()
         elif message.kind == "returned" and fields["generation"] == self._generation:
-            self.deadline = time.monotonic() + TRANSFER_TIME
-            self._read()
+            if self._exchange is not None:
+                self._exchange.begin_to_read()
         elif message.kind == "ended":
             self._take_ended(message)
-        else:
+        elif message.kind == "failed":
             self.failure = str(fields.get("message", "")) or self.failure
+        else:  # this is no line of ours any more
             message.close()
+            self.failure = "its line has been tampered with"
+            self.kill_supervisor()
 
     def _take_ready(self, message: messages.Message) -> None:
-        self._drop_stream()
-        self._stream = private(socket.socket(fileno=message.descriptors[0]))
-        self._stream.setblocking(False)
+        stream = private(socket.socket(fileno=above_standard(message.descriptors[0])))
+        stream.setblocking(False)
+        if self._stream is not None:
+            self._stream.close()
+        self._stream, self._pid = stream, message.fields["pid"]
+        if self._supervisor is None:
+            with contextlib.suppress(OSError):  # no descriptor free, or gone: the line will tell
+                self._supervisor = pidfd.open_pidfd(message.fields["supervisor"])
         if self.state == "busy":  # the child died before START reached it: that will be told
             return
         self._generation = message.fields["generation"]
@@ -177,64 +178,67 @@ class Slot:
 
     def _take_ended(self, message: messages.Message) -> None:
         item, self.item = self.item, None
+        exchange, self._exchange = self._exchange, None
         fields = message.fields
-        if item is None:
+        if item is None or exchange is None:
             message.close()
             return
         if fields.get("unstarted"):
-            self._rewind(fields)
+            exchange.close()
+            self._generation = fields["next_generation"]  # the child after it is there already
+            self.state, self.deadline, self.idle_since = "idle", None, time.monotonic()
             self._keeper.requeue(item, self)
             return
-        if self._outcome is None and not self._trouble:
-            self._read_rest()
-        output = _output_of(message)
-        ending = Ending(fields, self._outcome, self._trouble, output)
-        self._drop_stream()
-        self.state, self._outcome, self.deadline = "starting", None, None
+        exchange.read_rest()
+        exchange.close()
+        ending = Ending(fields, exchange.outcome, exchange.trouble, _output_of(message))
+        self.state, self.deadline = "starting", None
         self._keeper.finished(self, item, ending)
-
-    def _rewind(self, fields: dict[str, Any]) -> None:
-        """The child that was given the call had died; the one after it is there already."""
-        self._writer = None
-        self._generation = fields["next_generation"]
-        self.state, self.idle_since = "idle", time.monotonic()
-
-    # -- the outcome -----------------------------------------------------------------------------
-
-    def _read(self) -> None:
-        """Take what has arrived, as it arrives."""
-        if self._stream is None or self._outcome is not None or self._trouble:
-            return
-        if self._reader is None:
-            self._writer, self._reader = None, FrameReader(_MAX_OUTCOME)
-            self._reactor.listen(self._stream.fileno(), self._read, READ)
-        if self.deadline is not None:
-            self.deadline = time.monotonic() + TRANSFER_TIME
-        try:
-            self._outcome = self._reader.read(self._stream)
-        except (FrameError, OSError, MemoryError) as error:
-            self._trouble = str(error) or type(error).__name__
-        if self._outcome is not None or self._trouble:
-            self._reactor.ignore(self._stream.fileno())
-            if self.deadline is not None:
-                self.deadline = time.monotonic() + EXIT_TIME
-
-    def _read_rest(self) -> None:
-        """The task has gone: what it sent is in the socket, and no more will come."""
-        self.deadline = None
-        self._read()
-        if self._outcome is None and not self._trouble:
-            self._trouble = "the stream ended in the middle of a frame"
 
     # -- the end ---------------------------------------------------------------------------------
 
     def due(self, now: float) -> bool:
-        """Whether the deadline of this state has passed: the caller says what follows from it."""
-        return self.deadline is not None and now >= self.deadline
+        """Whether a deadline of this state has passed: the caller says what follows from it."""
+        deadline = self.next_deadline
+        return deadline is not None and now >= deadline
+
+    @property
+    def next_deadline(self) -> float | None:
+        """The deadline of the state, or of the transfer if that is earlier."""
+        transfer = None if self._exchange is None else self._exchange.deadline
+        times = [moment for moment in (self.deadline, transfer) if moment is not None]
+        return min(times, default=None)
+
+    def end_transfer(self, now: float) -> bool:
+        """Have the task ended if it does not deliver; False when that is not what is due."""
+        exchange = self._exchange
+        if exchange is None or exchange.deadline is None or now < exchange.deadline:
+            return False
+        exchange.deadline = None
+        self.kill("transfer")
+        return True
+
+    def kill_supervisor(self) -> None:
+        """End a supervisor that does not do its work, stopped by somebody perhaps.
+
+        Its host adopts what it leaves, ends that, and says so.
+        """
+        self.deadline = time.monotonic() + self._patience
+        if self._supervisor is not None and not self._given_up:
+            with contextlib.suppress(ProcessLookupError):
+                pidfd.send_signal(self._supervisor, signal.SIGKILL)
+        elif self._supervisor is not None:
+            self.host.kill()  # that does not hear of it either
+        self._given_up = True
+
+    @property
+    def told_so_far(self) -> dict[str, Any]:
+        """What is known of a task whose supervisor has gone without a word."""
+        return {"stage": "running", "pid": self._pid}
 
     def _lose(self) -> None:
         """The supervisor has gone without a word; its host will say when the tree is gone too."""
-        self.state, self.deadline = "lost", None
+        self.state, self.deadline = "lost", time.monotonic() + self._patience
         self._close_lines()
         self._keeper.lost(self)
 
@@ -244,17 +248,17 @@ class Slot:
         self._close_lines()
 
     def _close_lines(self) -> None:
-        self._drop_stream()
+        if self._exchange is not None:
+            self._exchange.close()
+        if self._stream is not None:
+            self._stream.close()
+        self._exchange = self._stream = None
+        if self._supervisor is not None:
+            os.close(self._supervisor)
+            self._supervisor = None
         if self._control.fileno() >= 0:
             self._reactor.ignore(self._control.fileno())
             self._control.close()
-
-    def _drop_stream(self) -> None:
-        if self._stream is not None:
-            if self._stream.fileno() >= 0:
-                self._reactor.ignore(self._stream.fileno())
-            self._stream.close()
-        self._stream = self._writer = None
 
 
 def _output_of(message: messages.Message) -> tuple[str, str] | None:

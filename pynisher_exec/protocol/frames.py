@@ -82,6 +82,7 @@ class FrameReader:
     """
 
     def __init__(self, max_bytes: int, begun: bytes = b"") -> None:
+        self.received = len(begun)
         self._max_bytes = max_bytes
         self._seen, self._at = begun, 0  # what has been read, and how much of it was taken
         self._lengths: list[int] | None = None
@@ -90,18 +91,23 @@ class FrameReader:
         self._filled = 0
         self._wanted = 0
 
-    def read(self, stream: socket.socket) -> list[bytearray] | None:
+    def read(self, stream: socket.socket, *, at_once: int | None = None) -> list[bytearray] | None:
         """Take what has arrived: the segments once all are there, None when more must come.
 
-        Raises FrameError for what is no frame, and for a stream that ends before its frame does.
+        Stops also after `at_once` bytes, though there are more. Raises FrameError for what is no
+        frame, and for a stream that ends before its frame does.
         """
+        stop = None if at_once is None else self.received + at_once
         try:
             while not self._advance():
+                if stop is not None and self.received >= stop:
+                    return None
                 if self._room is not None:
                     self._fill(stream, self._room)
                 else:
-                    self._seen = self._seen[self._at :] + _some(stream.recv(_LOOK))
-                    self._at = 0
+                    some = _some(stream.recv(_LOOK))
+                    self.received += len(some)
+                    self._seen, self._at = self._seen[self._at :] + some, 0
         except BlockingIOError:
             return None
         return self._segments
@@ -158,6 +164,7 @@ class FrameReader:
         if not count:
             _some(b"")
         self._filled += count
+        self.received += count
 
 
 def _some(data: bytes) -> bytes:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import array
 import contextlib
+import errno
 import json
 import os
 import socket
@@ -22,8 +23,8 @@ MAX_BYTES = 1 << 16
 MAX_DESCRIPTORS = 4
 _ANCILLARY = socket.CMSG_SPACE(MAX_DESCRIPTORS * array.array("i").itemsize)
 # Plain ints: the arithmetic of enums is Python code, and this runs in every task.
-_CLOEXEC, _TRUNCATED = int(socket.MSG_CMSG_CLOEXEC), int(socket.MSG_CTRUNC)
-_NOSIGNAL = int(socket.MSG_NOSIGNAL)
+_CLOEXEC, _NOSIGNAL = int(socket.MSG_CMSG_CLOEXEC), int(socket.MSG_NOSIGNAL)
+_TRUNCATED, _CUT = int(socket.MSG_CTRUNC), int(socket.MSG_TRUNC)
 _encode = json.JSONEncoder(separators=(",", ":")).encode
 
 
@@ -52,9 +53,14 @@ def pair() -> tuple[socket.socket, socket.socket]:
 
 
 def send(line: socket.socket, kind: str, descriptors: Sequence[int] = (), **fields: Any) -> None:
-    """Send one message. OSError when the other end is gone or, non-blocking, the line is full."""
+    """Send one message. OSError when the other end is gone or, non-blocking, the line is full.
+
+    EMSGSIZE for one that the other end would not receive whole.
+    """
     fields["kind"] = kind
     data = _encode(fields).encode()
+    if len(data) > MAX_BYTES:
+        raise OSError(errno.EMSGSIZE, f"a message of {len(data)} bytes is too long")
     if descriptors:
         rights = array.array("i", descriptors)
         line.sendmsg([data], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, rights)], _NOSIGNAL)
@@ -76,6 +82,8 @@ def receive(line: socket.socket) -> Message | None:
     descriptors = _descriptors_in(ancillary) if ancillary else ()
     if not data and not descriptors:
         return None
+    if flags & _CUT:
+        return Message("garbage", {}, descriptors)
     return _parse(data, descriptors, truncated=bool(flags & _TRUNCATED))
 
 

@@ -27,6 +27,9 @@ PROTOCOL = 5
 OUT_OF_BAND = 1 << 16
 """Bytes: smaller buffers stay in the pickle, where they cost less than a segment of their own."""
 
+_MAINS = ("__main__", "__mp_main__")
+"""What a caller's main module calls itself: the second in a child that multiprocessing spawned."""
+
 ATOMS = (type(None), bool, int, float, str, bytes)
 """What pickles and loads without any code but the interpreter's."""
 
@@ -55,7 +58,7 @@ class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
 
 def _in_main(thing: object) -> str | None:
     """Tell under which name a function or class stands in this process's `__main__`, if any."""
-    if not isinstance(thing, (type, FunctionType)) or thing.__module__ != "__main__":
+    if not isinstance(thing, (type, FunctionType)) or thing.__module__ not in _MAINS:
         return None
     name = thing.__qualname__
     return name if getattr(sys.modules["__main__"], name, None) is thing else None
@@ -67,7 +70,7 @@ def _wrapper_of(function: FunctionType) -> object | None:
     Such a function is not found by its name, so cloudpickle would send it by value, with all the
     globals that it refers to; its wrapper is found.
     """
-    if function.__module__ == "__main__":
+    if function.__module__ in _MAINS:
         return None
     found: Any = sys.modules.get(function.__module__)
     for part in function.__qualname__.split("."):
@@ -113,6 +116,9 @@ def dump_call(call: object, reducers: Mapping[type, Any] | None = None) -> list[
 
     `reducers` are ways to reduce a type beyond those that are registered (`copyreg`).
     """
+    main = sys.modules.get("__mp_main__")
+    if main is not None and main.__name__ == "__mp_main__":  # cloudpickle knows the other alone
+        cloudpickle.register_pickle_by_value(main)
     stream = io.BytesIO()
     pickler = _CallPickler(stream, reducers)
     pickler.dump(call)

@@ -24,7 +24,13 @@ if TYPE_CHECKING:
 __all__ = ["Account", "number_in"]
 
 _DEADLINE: Final = "supervisor deadline"
-_FACTS: Final = {"outcome": str, "message": str, "os_errno": int, "exit_code": int}
+_FACTS: Final = {
+    "outcome": str,
+    "message": str,
+    "os_errno": int,
+    "exit_code": int,
+    "forking": bool,
+}
 """What of RETURNED is passed on; it came from the task, so of a known kind and a bounded length."""
 
 _LONGEST_TEXT = 1000
@@ -42,8 +48,9 @@ class Account:
     """The evidence on one task, from its START to its end."""
 
     def __init__(self, pid: int, clock: CpuClock, limits: Limits) -> None:
-        self.gauge = MemoryGauge(0)
-        self.peak_memory = self.peak_processes = 0
+        self.gauge = MemoryGauge(0, pid)
+        self.peak_processes = 0
+        self.struck = False
         self._pid = pid
         self._clock = clock
         self._limits = limits
@@ -61,7 +68,7 @@ class Account:
         self._began = min(number_in(fields, "at") or math.inf, time.monotonic())
         self._cpu_before = min(number_in(fields, "cpu_time"), self._clock.read())
         if self._limits.address_space is None and not self._limits.from_zero:
-            self.gauge = MemoryGauge(int(number_in(fields, "held")))
+            self.gauge = MemoryGauge(int(number_in(fields, "held")), self._pid)
             self._resident_before = int(number_in(fields, "resident"))
         mechanisms = fields.get("mechanisms")
         self._mechanisms = mechanisms if isinstance(mechanisms, dict) else {}
@@ -98,6 +105,7 @@ class Account:
             "stage": watch.stage,
             "wait_status": self._status,
             "killed": watch.killed,
+            "struck": self.struck,
             "returned": None if returned is None else _facts_of(returned),
             "limit_reached": watch.limit_reached,
             "what": watch.what,
@@ -139,10 +147,11 @@ class Account:
         Where a task ended untold before the first sample, getrusage(2) has its high water, file
         pages included.
         """
-        peak = max(self.peak_memory, int(number_in(returned, "peak")))
+        peak = max(self.gauge.peak, int(number_in(returned, "peak")))
         if peak or self._began is None:
             return peak
-        grown = 0 if returned else self._high_water - self._resident_before
+        unknown = bool(returned) or self._limits.from_zero  # a program's high water is ours also
+        grown = 0 if unknown else self._high_water - self._resident_before
         return max(PAGE, grown)  # what ran has touched something
 
 

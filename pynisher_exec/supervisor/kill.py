@@ -28,6 +28,9 @@ __all__ = ["Reaped", "end_tree", "ignore", "reap"]
 ROUND = 0.002
 """Seconds to wait for the next death before looking for more to kill."""
 
+LONGEST_ROUND = 0.1
+"""Seconds between rounds while nothing dies."""
+
 HURRY_AFTER = 20
 """Rounds after which a tree counts as a fork bomb: it is stopped first, and outranked."""
 
@@ -52,33 +55,62 @@ def reap(reaped: Reaped) -> bool:
         reaped(pid, status, usage)
 
 
-def end_tree(reaped: Reaped, patience: float, spared: Collection[int] = ()) -> list[int]:
+def end_tree(
+    reaped: Reaped, patience: float, spared: Collection[int] = (), first: int = 0
+) -> list[int]:
     """Kill and reap every process below this one; SIGCHLD must be blocked.
 
     `spared` children are left alone (a template's supervisors). Gives the pids that are still there
-    after `patience` seconds: empty means that nothing is left.
+    after `patience` seconds: empty means that nothing is left. Where they cannot be seen (/proc
+    cannot be read without a free descriptor) `first` is given, the child that had been forked.
     """
     if reap(reaped):  # as with most tasks: nothing was left running
         return []
     deadline = time.monotonic() + patience
-    rounds = unseen = 0
+    killer = _Killer(spared)
     with contextlib.ExitStack() as hurry:
         while not reap(reaped):
-            targets = _below(spared)
-            unseen = 0 if targets else unseen + 1
-            if spared and unseen > 1:  # twice: the list may have skipped entries
+            targets = killer.kill()
+            if killer.sees_nothing:
                 return []
-            if targets and time.monotonic() >= deadline:
-                return targets
-            rounds += 1
-            if rounds == HURRY_AFTER:
+            if time.monotonic() >= deadline:
+                return targets or [first]
+            if killer.rounds == HURRY_AFTER:
                 hurry.enter_context(_outranking())
-            if rounds >= HURRY_AFTER:
-                _stop_all(targets, spared)
-            for pid in targets:
-                _send(pid, signal.SIGKILL)
-            signal.sigtimedwait({signal.SIGCHLD}, ROUND)
+            killer.wait()
     return []
+
+
+class _Killer:
+    """Kills what is there, round by round, and stops it first when that goes on for long."""
+
+    def __init__(self, spared: Collection[int]) -> None:
+        self.rounds = 0
+        self._spared = spared
+        self._unseen = 0
+        self._pause = ROUND
+
+    def kill(self) -> list[int]:
+        """Kill everything below; give the pids."""
+        self.rounds += 1
+        targets = _below(self._spared)
+        self._unseen = 0 if targets else self._unseen + 1
+        if self.rounds > HURRY_AFTER:
+            _stop_all(targets, self._spared)
+        for pid in targets:
+            _send(pid, signal.SIGKILL)
+        return targets
+
+    @property
+    def sees_nothing(self) -> bool:
+        """Whether only spared children are left. Seen twice: the list may have skipped entries."""
+        return bool(self._spared) and self._unseen > 1
+
+    def wait(self) -> None:
+        """Wait for the next death, for longer where nothing dies: it is stuck, or huge."""
+        died = signal.sigtimedwait({signal.SIGCHLD}, self._pause) is not None
+        slow = not died and self.rounds > HURRY_AFTER
+        self._pause = min(2 * self._pause, LONGEST_ROUND) if slow else ROUND
 
 
 def _below(spared: Collection[int]) -> list[int]:

@@ -67,6 +67,7 @@ def _settle(options: SlotOptions, *, keep_main: bool) -> int | None:
     is blocked here: only a task lets it in.
     """
     prctl.become_subreaper()
+    prctl.set_name("limit-slot")
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGCHLD, signal.SIGINT})
     signal.signal(signal.SIGINT, signal.default_int_handler)
     null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
@@ -127,6 +128,7 @@ class _Slot:
             (child.stream.fileno(),),
             generation=self._generation,
             pid=child.pid,
+            supervisor=os.getpid(),
         )
         child.stream.close()
         start = self._await_start(child)

@@ -11,6 +11,7 @@ most, never one against it.
 from __future__ import annotations
 
 import os
+import time
 from typing import NamedTuple
 
 from pynisher_exec.kernel import libc, proc
@@ -18,6 +19,10 @@ from pynisher_exec.kernel import libc, proc
 __all__ = ["Holder", "MemoryGauge"]
 
 _KCMP_VM = 1
+PEAK_STEP = 1.1
+PEAK_SHARE = 100
+"""Below the limit the dear reading is taken where the cheap one has grown by that factor, and for
+at most one part in that many of the time."""
 
 
 class Holder(NamedTuple):
@@ -29,28 +34,60 @@ class Holder(NamedTuple):
 
 
 class MemoryGauge:
-    """Reads one tree. `baseline` is its first process's RssAnon + RssShmem, 0 for none."""
+    """Reads one tree. `baseline` is its first process's RssAnon + RssShmem, 0 for none.
 
-    def __init__(self, baseline: int) -> None:
-        self._baseline = baseline
+    `peak` is the largest figure read, counted as the limit counts.
+    """
+
+    def __init__(self, baseline: int, first: int) -> None:
+        self.peak = 0
         self.largest: Holder | None = None
+        self._baseline = baseline
+        self._first = first
+        self._fair_after = 0.0
 
     def read(self, pids: list[int], limit: int | None) -> int:
-        """Bytes held beyond the baseline; a figure over `limit` has been confirmed."""
-        sizes = [proc.resident_memory(pid) for pid in pids]
-        if limit is None or sum(resident for resident, _ in sizes) - self._baseline <= limit:
-            return sum(max(0, size - shared - self._baseline) for size, shared in sizes)
-        exact = sum(proc.anonymous_memory(pid) for pid in pids) - self._baseline
+        """Bytes held beyond the baseline: what is over `limit` has been confirmed, else a bound."""
+        bound = sum(resident for resident, _ in map(proc.resident_memory, pids)) - self._baseline
+        if limit is not None and bound > limit:
+            held = self._confirmed(pids, limit)
+        elif bound > self.peak:
+            held = self._estimated(pids)
+        else:
+            return max(0, bound)  # no more than what has been seen already
+        return held
+
+    def _confirmed(self, pids: list[int], limit: int) -> int:
+        exact = sum(map(proc.anonymous_memory, pids)) - self._baseline
         if exact > limit and len(pids) == 1:  # nothing to divide: looked at twice is confirmed
             self.largest = Holder(pids[0], proc.command_name(pids[0]), exact)
             exact = min(exact, proc.anonymous_memory(pids[0]) - self._baseline)
         if exact <= limit or len(pids) == 1:
-            return max(0, exact)
+            return self._noted(exact)
         first = self._fair(pids)
         # Pages that a fork came to share while we read were counted in full before it and in part
         # after it. Where the tree has stayed the same nothing can have been counted twice, and a
         # second reading would only let it grow.
-        return min(first, self._fair(pids)) if first > limit and tree() != pids else first
+        changed = first > limit and tree() != pids
+        return self._noted(min(first, self._fair(pids)) if changed else first)
+
+    def _estimated(self, pids: list[int]) -> int:
+        """Below the limit: only for the peak, so at little cost."""
+        exact = max(0, sum(map(proc.anonymous_memory, pids)) - self._baseline)
+        if len(pids) == 1:
+            return self._noted(exact)
+        now = time.monotonic()
+        if exact <= self.peak * PEAK_STEP or now < self._fair_after:
+            return exact
+        fair = self._fair(pids)
+        done = time.monotonic()
+        self._fair_after = done + (done - now) * PEAK_SHARE
+        return self._noted(fair)
+
+    def _noted(self, held: int) -> int:
+        held = max(0, held)
+        self.peak = max(self.peak, held)
+        return held
 
     def _fair(self, pids: list[int]) -> int:
         """The charge: shared pages divided, a shared address space counted once."""
@@ -61,7 +98,7 @@ class MemoryGauge:
                 fair = max(0, proc.anonymous_memory(pid) - self._baseline)
             held[pid] = fair
         if held:
-            pid = max(held, key=lambda each: held[each])
+            pid = max(held, key=lambda each: held[each] - self._baseline * (each == self._first))
             self.largest = Holder(pid, proc.command_name(pid), held[pid])
         return max(0, sum(held.values()) - self._baseline)
 

@@ -12,6 +12,7 @@ from collections import deque
 __all__ = ["Stream", "to_memory_file"]
 
 _CHUNK = 1 << 16
+_CHUNKS_AT_ONCE = 16  # what floods its output shall not keep the supervisor from its clocks
 _PIPES = 32
 
 
@@ -33,8 +34,8 @@ class Stream:
         return self._descriptor
 
     def drain(self) -> bool:
-        """Read what is there; False once all writers are gone."""
-        while True:
+        """Read what is there, to a bound; False once all writers are gone."""
+        for _ in range(_CHUNKS_AT_ONCE):
             try:
                 data = os.read(self._descriptor, _CHUNK)
             except BlockingIOError:
@@ -43,7 +44,8 @@ class Stream:
                 return False
             self._keep(data)
             if len(data) < _CHUNK:
-                return True
+                break
+        return True
 
     def drain_all(self) -> None:
         """Read what the writers left behind; they have gone, so there is an end to it.

@@ -42,7 +42,16 @@ less often would let it grow unseen.
 """
 
 
+CPU_FOR_RETURNING = 1.0
+MEMORY_FOR_RETURNING = 64 << 20
+"""Seconds and bytes beyond the limits that a task may use after it has returned, to flush, clean up
+and send; seconds as many as the CPU limit allows, at least."""
+
 _LONGEST_NAME = 200
+
+
+def _before(at: object, moment: float) -> bool:
+    return isinstance(at, float) and at <= moment
 
 
 class Soft(NamedTuple):
@@ -81,6 +90,7 @@ class Watch:
     stage: str = "waiting"
     running_at: float | None = None
     killed: str | None = None
+    killed_at: float | None = None
     limit_reached: str | None = None
     used: float | None = None
     what: str = ""
@@ -96,6 +106,8 @@ class Watch:
         """Take what the task says; what is out of order or unknown is not believed."""
         if kind not in STAGES or STAGES.index(kind) <= STAGES.index(self.stage):
             return
+        if self.killed_at is not None and not _before(fields.get("at"), self.killed_at):
+            return  # what a signal of ours has brought about does not change why it was sent
         self.stage, self._since = kind, now
         if kind == "running":
             self.running_at = now
@@ -104,7 +116,7 @@ class Watch:
             self.what = str(fields.get("what", ""))[:_LONGEST_NAME]
         elif kind == "returned":
             self.returned = self._judged(fields)
-            self._look_at = self._kill_at = None
+            self._kill_at = None
 
     def _judged(self, fields: dict[str, Any]) -> dict[str, Any]:
         """What the task says of its end; late, if its function ended after its wall limit.
@@ -123,28 +135,45 @@ class Watch:
         self.limit_reached, self.used = "wall_time", elapsed
         return {**fields, "outcome": "wall_time"}
 
-    def asked(self, reason: str) -> Kill | None:
+    def asked(self, reason: str, now: float) -> Kill | None:
         """The caller wants the task ended; a cancel wins until the future resolves."""
-        self.killed = reason
+        self.killed, self.killed_at = reason, now
         return Kill(reason)
 
     def read(self, reading: Reading, now: float) -> Soft | Kill | None:
         """Judge a reading, and settle when to look again."""
         idle = reading.cpu_time - self.last.cpu_time < SHORTEST_CPU_LOOK
         self.last = reading
-        if not self._bounded():
+        if not self._watched():
             return None
         self._schedule(reading, now, idle=idle)
+        if self.stage == "returned":
+            return self._read_after_return(reading, now)
         limits = self.limits
         if limits.memory is not None and reading.memory > limits.memory:
-            return self._kill("memory", reading.memory)
+            return self._kill("memory", reading.memory, now)
         if limits.cpu_time is not None and reading.cpu_time >= limits.cpu_time:
             return self._reach("cpu_time", reading.cpu_time, now)
         if self.counts_processes and limits.processes is not None:
             self._over = self._over + 1 if reading.processes > limits.processes else 0
             if self._over > 1:  # one reading never kills: a process may have been seen twice
-                return self._kill("processes", reading.processes)
+                return self._kill("processes", reading.processes, now)
         return None
+
+    def _read_after_return(self, reading: Reading, now: float) -> Kill | None:
+        """The verdict is fixed; what the task left running shall not use what it likes."""
+        memory, cpu_time = self.limits.memory, self._cpu_bound()
+        over = memory is not None and reading.memory > memory + MEMORY_FOR_RETURNING
+        if over or (cpu_time is not None and reading.cpu_time > cpu_time):
+            return self.asked("transfer", now)
+        return None
+
+    def _cpu_bound(self) -> float | None:
+        """CPU seconds at which something is done; after the return as much again."""
+        limit = self.limits.cpu_time
+        if limit is None or self.stage != "returned":
+            return limit
+        return limit + max(limit, CPU_FOR_RETURNING)
 
     def tick(self, now: float) -> Soft | Kill | None:
         """Judge the time."""
@@ -152,10 +181,11 @@ class Watch:
             return None
         if self.stage == "loading" and self.limits.startup_time is not None:
             if now >= self._since + self.limits.startup_time:
-                return self._kill("startup_time", now - self._since)
+                return self._kill("startup_time", now - self._since, now)
             return None
         if self._kill_at is not None:
-            return self._kill(str(self.limit_reached), self.used) if now >= self._kill_at else None
+            late = now >= self._kill_at
+            return self._kill(str(self.limit_reached), self.used, now) if late else None
         if self.running_at is not None and self.limits.wall_time is not None:
             elapsed = now - self.running_at
             if elapsed >= self.limits.wall_time:
@@ -164,11 +194,11 @@ class Watch:
 
     def look_due(self, now: float) -> bool:
         """Whether it is time for a reading."""
-        return self._bounded() and self._look_at is not None and now >= self._look_at
+        return self._watched() and self._look_at is not None and now >= self._look_at
 
     def deadline(self) -> float | None:
         """When `tick` or a reading is due next; None: only an event can change anything."""
-        times = [self._look_at if self._bounded() else None]
+        times = [self._look_at if self._watched() else None]
         if self.killed is None:
             times.append(self._kill_at)
             if self.stage == "loading" and self.limits.startup_time is not None:
@@ -178,20 +208,25 @@ class Watch:
         return min((time for time in times if time is not None), default=None)
 
     def _bounded(self) -> bool:
+        """Whether the clocks run."""
         return self.killed is None and self.stage in ("running", "outcome")
+
+    def _watched(self) -> bool:
+        """Whether readings are taken."""
+        return self._bounded() or (self.killed is None and self.stage == "returned")
 
     def _reach(self, limit: str, used: float, now: float) -> Soft | Kill | None:
         """A limit with a grace period is passed: the soft signal once, then the kill."""
         if self._kill_at is not None:
             return None
         if self.limits.grace_period is None:
-            return self._kill(limit, used)
+            return self._kill(limit, used, now)
         self.limit_reached, self.used = limit, used
         self._kill_at = now + self.limits.grace_period
         return Soft(limit, SOFT_SIGNALS[limit])
 
-    def _kill(self, reason: str, used: float | None) -> Kill:
-        self.killed, self.used = reason, used
+    def _kill(self, reason: str, used: float | None, now: float) -> Kill:
+        self.killed, self.killed_at, self.used = reason, now, used
         if reason != "startup_time":
             self.limit_reached = reason
         return Kill(reason)
@@ -208,7 +243,8 @@ class Watch:
                 period = min(period, room / (GROWTH_RATE * self.cores))
         dear = min(reading.cost * LOOK_SHARE, DEAREST_LOOK)
         period = max(period, SHORTEST_LOOK, dear)
-        if self.limits.cpu_time is not None and self._kill_at is None:
-            left = (self.limits.cpu_time - reading.cpu_time) / self.cores
+        cpu_time = self._cpu_bound()
+        if cpu_time is not None and self._kill_at is None:
+            left = (cpu_time - reading.cpu_time) / self.cores
             period = min(period, max(left, SHORTEST_CPU_LOOK))
         self._look_at = now + period

@@ -34,6 +34,15 @@ __all__ = ["CallerGone", "Watching"]
 LARGE_OUTCOME = 1 << 16
 """Bytes: above this the socket may not hold the outcome, so the caller must read meanwhile."""
 
+WORDS_AT_ONCE, MOST_WORDS = 16, 64
+"""Messages of a task that are taken in one turn, and in its life; it has no more than five to say.
+
+What floods its line shall not keep this process from its clocks.
+"""
+
+LONGEST_WAIT = 86400.0
+"""Seconds: poll(2) counts milliseconds in an int."""
+
 LINGER = 0.2
 """Seconds after RETURNED at which the caller is asked to read, whatever the outcome's size."""
 
@@ -74,6 +83,7 @@ class Watching:
         self._account = Account(child.pid, child.clock, limits)
         self._gate: Gate | None = None
         self._read_at: float | None = None
+        self._words = 0
         self._streams: list[output.Stream] = []
         self._poll = select.poll()
         self._handlers: dict[int, Callable[[], None]] = {}
@@ -135,7 +145,9 @@ class Watching:
         if self._gate is not None and self._gate.pending is not None:
             due.append(time.monotonic() + self._gate.pending)
         times = [moment for moment in due if moment is not None]
-        return max(0.0, min(times) - time.monotonic()) * 1000 if times else None
+        if not times:
+            return None
+        return min(max(0.0, min(times) - time.monotonic()), LONGEST_WAIT) * 1000
 
     def _act(self) -> None:
         """What is due by the clock: a look, a waiting fork, a limit."""
@@ -154,7 +166,6 @@ class Watching:
         account = self._account
         pids = memory.tree()
         held = account.gauge.read(pids, self._limits.memory)
-        account.peak_memory = max(account.peak_memory, held)
         others = max(0, len(pids) - 1)
         account.peak_processes = max(account.peak_processes, others)
         return Reading(account.cpu_time(), held, others, time.monotonic() - began)
@@ -179,11 +190,14 @@ class Watching:
             with contextlib.suppress(ProcessLookupError):
                 pidfd.send_signal(self._child.pidfd, signal.SIGTERM)
         else:
-            self._watch.asked(message.fields["reason"])
+            self._watch.asked(message.fields["reason"], time.monotonic())
 
     def _hear_task(self) -> None:
-        """Take all that the task has said. Its end of this line is in the function's hands."""
-        while True:
+        """Take what the task has said. Its end of this line is in the function's hands."""
+        for _ in range(WORDS_AT_ONCE):
+            if self._words == MOST_WORDS:
+                self._ignore(self._child.line.fileno())
+                return
             try:
                 message = messages.receive(self._child.line)
             except BlockingIOError:
@@ -191,6 +205,7 @@ class Watching:
             if message is None:
                 self._ignore(self._child.line.fileno())
                 return
+            self._words += 1
             self._take(message)
 
     def _take(self, message: messages.Message) -> None:
@@ -239,11 +254,10 @@ class Watching:
     def _conclude(self) -> bool:
         """The child has ended or must: end the rest, take the last figures, tell the caller."""
         ended_at = time.monotonic()
-        if self._watch.killed == "wall_time":
-            # The exit code then says -15 where nothing handles SIGTERM, as pynisher's did.
-            with contextlib.suppress(ProcessLookupError):
-                pidfd.send_signal(self._child.pidfd, signal.SIGTERM)
-        survivors = kill.end_tree(self._account.reaped, self._options.kill_timeout)
+        if self._watch.killed is not None:
+            self._strike()
+        first, patience = self._child.pid, self._options.kill_timeout
+        survivors = kill.end_tree(self._account.reaped, patience, first=first)
         self._hear_task()
         self._account.end(ended_at)
         self._send_ended(self._account.fields(self._watch, self._gate, survivors))
@@ -253,6 +267,19 @@ class Watching:
             self._gate.close()
         self._child.close()
         return not survivors
+
+    def _strike(self) -> None:
+        """Kill the first process, if it is still there: only then is the kill why it ended.
+
+        At a wall limit SIGTERM goes first, at once followed by the kill: the exit code then says
+        -15 where nothing handles it, as pynisher's did.
+        """
+        child = self._child.pidfd
+        self._account.struck = not pidfd.exited(child)
+        with contextlib.suppress(ProcessLookupError):
+            if self._watch.killed == "wall_time":
+                pidfd.send_signal(child, signal.SIGTERM)
+            pidfd.send_signal(child, signal.SIGKILL)
 
     def _wait_for_the_stuck(self) -> None:
         """The caller has replaced this slot; what the kernel frees late must still be reaped."""
@@ -268,9 +295,13 @@ class Watching:
         for stream in self._streams:
             stream.drain_all()
         contents = [stream.content() for stream in self._streams]
-        file = output.to_memory_file(contents)
+        fields["output"] = [len(content) for content in contents]
         try:
-            sizes = [len(content) for content in contents]
-            messages.send(self._control, "ended", (file,), output=sizes, **fields)
+            file = output.to_memory_file(contents)
+        except OSError:  # no memory, or no descriptor: the rest of the account counts all the same
+            messages.send(self._control, "ended", **fields)
+            return
+        try:
+            messages.send(self._control, "ended", (file,), **fields)
         finally:
             os.close(file)

@@ -7,6 +7,7 @@ and its buffers, if there is one to send.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import os
@@ -24,9 +25,14 @@ if TYPE_CHECKING:
     from pynisher_exec.limits import Limits
     from pynisher_exec.task.soft import SoftSignals
 
-__all__ = ["Outcome", "classify", "exit_code_of", "pack", "text_of", "type_name"]
+__all__ = ["Outcome", "classify", "comes_from_fork", "exit_code_of", "pack", "text_of", "type_name"]
 
 _MAX_TEXT = 1 << 15
+_FORKING = frozenset(
+    ("fork", "forkpty", "fork_exec", "_fork_exec", "posix_spawn", "posix_spawnp", "system")
+)
+"""How Python code calls for a process: `os`, and `_posixsubprocess` below subprocess and pools."""
+
 _SENT = ("value", "exception", "os_error", "startup")  # the other endings need no object
 
 
@@ -86,13 +92,25 @@ def _refused_memory(error: BaseException, limits: Limits, baseline: rlimits.Base
     )
 
 
+def comes_from_fork(error: BaseException) -> bool:
+    """Whether an error left a function that makes processes, as its code names such a call.
+
+    A refused fork is told by EAGAIN, but so is a socket that has nothing to read.
+    """
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    return trace is not None and not _FORKING.isdisjoint(trace.tb_frame.f_code.co_names)
+
+
 def exit_code_of(error: SystemExit) -> int:
     """Tell the exit code of `sys.exit(...)` as the interpreter would: text goes to stderr."""
     if error.code is None:
         return 0
     if isinstance(error.code, int):
         return error.code & 0xFF
-    print(error.code, file=sys.stderr)  # noqa: T201  (what the interpreter itself does)
+    with contextlib.suppress(Exception):  # stderr may be closed, or a foreign `__str__` raise
+        print(error.code, file=sys.stderr)  # noqa: T201  (what the interpreter itself does)
     return 1
 
 

@@ -40,7 +40,7 @@ def rehearse() -> None:
     stream, caller = socket.socketpair()
     own = surroundings.momentary()
     with line, supervisor, stream, caller:
-        head = run.Header(limits=_LIMITS, momentary=tuple(own), initializer=0, classic=False)
+        head = run.Header(limits=_LIMITS, momentary=tuple(own), classic=False)
         FrameWriter([head.encode(), *_CALL]).write(caller)
         begun = stream.recvmsg(1)[0]
         segments = FrameReader(1 << 16, begun).read(stream) or []

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import array
 import marshal
+import multiprocessing.process
 import os
 import signal
 import socket
@@ -34,6 +35,8 @@ from pynisher_exec.task.soft import SoftSignals
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    Initializer = tuple[Callable[..., object], tuple[Any, ...]] | None
 
 __all__ = ["Call", "Endpoints", "Header", "Inherited", "Packed", "main", "prepare"]
 
@@ -70,27 +73,25 @@ class Call(NamedTuple):
 class Inherited(NamedTuple):
     """What a task that was forked from the caller has by memory: its call, and the initializer."""
 
+    initializer: Initializer
     call: Call
-    initializer: tuple[Callable[..., object], tuple[Any, ...]] | None = None
 
 
 class Packed(NamedTuple):
-    """A pickled call, with the segments of an initializer before its own."""
+    """The segments of initializer (or None) and call, pickled in one: they may share globals."""
 
     segments: list[Any]
-    initializer: int
 
 
 class Header(NamedTuple):
     """The first segment of what a task is sent.
 
-    `initializer`: how many segments of it come before those of the call. `classic`: the ways of
-    pynisher 0.6, in which SIGQUIT raises inside the function and a traceback goes to stderr.
+    `classic`: the ways of pynisher 0.6, in which SIGQUIT raises inside the function and a traceback
+    goes to stderr.
     """
 
     limits: dict[str, Any]
     momentary: tuple[Any, ...]
-    initializer: int
     classic: bool
 
     def encode(self) -> bytes:
@@ -107,6 +108,7 @@ def prepare(*, scope: int | None) -> None:
     the forking *thread* ends, PR_SET_PDEATHSIG(2const)).
     """
     prctl.die_with_parent()
+    prctl.set_name("limit-task")
     os.setsid()
     if scope is not None:
         landlock.restrict_self(scope)
@@ -132,6 +134,12 @@ def _invoke(call: Call) -> Any:
     return call.function(*call.args, **call.kwargs)
 
 
+def _file_of(descriptor: int) -> tuple[int, int]:
+    """What a descriptor is open on, as the kernel tells it from all else."""
+    found = os.fstat(descriptor)
+    return found.st_dev, found.st_ino
+
+
 class _Task:
     """One call: what it is made of as it is learnt, step by step."""
 
@@ -139,7 +147,7 @@ class _Task:
         self._ends = ends
         self._pid = os.getpid()
         self._line, self._stream = ends.line.fileno(), ends.stream.fileno()
-        self._inodes = {end: os.fstat(end).st_ino for end in (self._line, self._stream)}
+        self._files = {end: _file_of(end) for end in (self._line, self._stream)}
         forked = isinstance(ends.inherited, Inherited)
         self._main_names: frozenset[str] | None = None if forked else frozenset()
         self._baseline: rlimits.Baseline | None = None
@@ -192,25 +200,22 @@ class _Task:
         surroundings.put_on(segments[1])
         inherited = self._ends.inherited
         if isinstance(inherited, Inherited):
-            if inherited.initializer is not None:
-                self._initialize(*inherited.initializer)
-            return inherited.call
-        packed, before = inherited or Packed(segments[2:], header.initializer)
-        if before:
-            self._initialize(*self._unpickle(packed[:before]))
-        return Call(*self._unpickle(packed[before:]))
+            initializer, call = inherited
+        else:
+            packed = segments[2:] if inherited is None else inherited.segments
+            initializer, call = self._unpickle(packed)
+        if initializer is not None:
+            function, args = initializer
+            function(*args)
+            self._exit_if_forked()
+        return call
 
-    def _initialize(self, function: Callable[..., object], args: tuple[Any, ...]) -> None:
-        function(*args)
-        self._exit_if_forked()
-
-    def _unpickle(self, segments: list[Any]) -> tuple[Any, ...]:
-        loaded, names = payload.load_call(segments)
-        if names and self._main_names is not None:
+    def _unpickle(self, segments: list[Any]) -> tuple[Initializer, Call]:
+        (initializer, call), names = payload.load_call(segments)
+        if names:
             surroundings.adopt_main_names(names)
-            self._main_names |= names.keys()
-        values: tuple[Any, ...] = loaded
-        return values
+            self._main_names = frozenset(names)
+        return initializer, Call(*call)
 
     def _run(self, call: Call, *, classic: bool) -> int:
         """Take the baseline and the limits, run the function, deliver what came of it."""
@@ -237,7 +242,7 @@ class _Task:
             return self._deliver_error(error, soft, baseline, classic=classic)
         self._settle()
         if type(value) not in payload.ATOMS:
-            self._tell("outcome", what=outcome.type_name(value))
+            self._tell("outcome", at=self._ended_at, what=outcome.type_name(value))
         return self._deliver("value", value, {})
 
     def _refuse_to_begin(self, baseline: rlimits.Baseline) -> NoReturn:
@@ -263,12 +268,13 @@ class _Task:
         kind = outcome.classify(error, self._limits, soft, baseline)
         if isinstance(error, SystemExit):
             facts["exit_code"] = outcome.exit_code_of(error)
-        if isinstance(error, OSError):
+        if isinstance(error, OSError) and isinstance(error.errno, int):
             facts["os_errno"] = error.errno
+            facts["forking"] = outcome.comes_from_fork(error)
         if classic and kind == "exception":
             with suppress(Exception):  # stderr closed, or replaced by the function
                 traceback.print_exception(type(error), error, trace)
-        self._tell("outcome", what=outcome.type_name(error))
+        self._tell("outcome", at=self._ended_at, what=outcome.type_name(error))
         return self._deliver(kind, error, facts)
 
     def _deliver(self, kind: str, value: object, facts: dict[str, Any]) -> int:
@@ -297,7 +303,7 @@ class _Task:
     def _owns(self, end: int) -> bool:
         """Whether a descriptor is still what it was: the function may have closed and reused it."""
         try:
-            return os.fstat(end).st_ino == self._inodes[end]
+            return _file_of(end) == self._files[end]
         except OSError:
             return False
 
@@ -314,4 +320,6 @@ class _Task:
         util = sys.modules.get("multiprocessing.util")
         if util is not None:
             with suppress(Exception):
+                for child in multiprocessing.process.active_children():
+                    child.kill()  # else the next line waits for it, and then it is killed anyway
                 util._exit_function()  # noqa: SLF001  (what a multiprocessing child runs at its end)

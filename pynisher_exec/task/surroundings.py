@@ -158,7 +158,8 @@ def become_fresh_process(*, keep_main: bool) -> None:
     """
     _reset_multiprocessing()
     if not keep_main:
-        sys.modules["__main__"] = types.ModuleType("__main__")
+        main = types.ModuleType("__main__")
+        sys.modules["__main__"] = sys.modules["__mp_main__"] = main  # as multiprocessing has them
 
 
 def reseed() -> None:

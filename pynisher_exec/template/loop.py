@@ -73,6 +73,7 @@ def serve_in_context(control: int, caller: int, inherited: Inherited | Packed) -
 
 def _begin(*, keep_streams: bool) -> None:
     """Leave the terminal's job, take signals as a fresh process does, adopt orphans from now on."""
+    _open_standard_streams()  # before anything else takes their numbers
     with contextlib.suppress(PermissionError):  # a process that a context has made a leader already
         os.setsid()
     prctl.become_subreaper()
@@ -87,7 +88,7 @@ def _begin(*, keep_streams: bool) -> None:
     signal.pthread_sigmask(signal.SIG_SETMASK, {signal.SIGCHLD})
     if not keep_streams:
         _close_streams()
-        prctl.set_name("limited-template")
+        prctl.set_name("limit-template")
 
 
 def _close_streams() -> None:
@@ -95,12 +96,23 @@ def _close_streams() -> None:
     null = os.open(os.devnull, os.O_RDWR)
     os.dup2(null, 0)
     os.dup2(null, 1)
-    try:
-        os.fstat(2)
-    except OSError:
-        os.dup2(null, 2)
-    if null > 2:  # noqa: PLR2004  (the standard streams)
-        os.close(null)
+    os.close(null)
+
+
+def _open_standard_streams() -> None:
+    """Where the caller has closed its own: open them on nothing, so that tasks have them."""
+    for number, name, mode in ((0, "stdin", "r"), (1, "stdout", "w"), (2, "stderr", "w")):
+        try:
+            os.fstat(number)
+        except OSError:
+            null = os.open(os.devnull, os.O_RDWR)
+            if null != number:
+                os.dup2(null, number)
+                os.close(null)
+            os.set_inheritable(number, True)
+        if getattr(sys, name) is None:  # as the interpreter leaves it
+            errors = "backslashreplace" if number == 2 else "strict"  # noqa: PLR2004  (stderr)
+            setattr(sys, name, open(number, mode, errors=errors, closefd=False))  # noqa: SIM115
 
 
 def _run(template: _Template) -> NoReturn:

@@ -1,0 +1,141 @@
+"""The iterators behind `map` and `reports`: tasks submitted ahead of what is being waited for.
+
+Objects and not generators, since a generator that was never started does nothing when it is closed:
+what has been submitted ahead would run on.
+"""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections import deque
+from queue import SimpleQueue
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from pynisher_exec.caller.future import LimitedFuture
+    from pynisher_exec.report import Report
+
+__all__ = ["Reports", "Results"]
+
+T = TypeVar("T")
+
+
+class Submitter(Protocol):
+    """An executor."""
+
+    def submit(self, fn: Callable[..., T], /, *args: Any, **kwargs: Any) -> LimitedFuture[T]:
+        """Submit a call."""
+
+
+class _Ahead(Generic[T]):
+    """Submits `buffersize` calls (None: all), and one more for each that has been taken."""
+
+    def __init__(
+        self,
+        executor: Submitter,
+        fn: Callable[..., Any],
+        calls: Iterator[tuple[Any, ...]],
+        buffersize: int | None,
+    ) -> None:
+        self._executor = executor
+        self._fn = fn
+        self._calls = calls
+        self._pending: deque[LimitedFuture[Any]] = deque()
+        try:
+            self._submit(buffersize)
+        except BaseException:
+            self.close()
+            raise
+
+    def _submit(self, count: int | None) -> None:
+        for args in itertools.islice(self._calls, count):
+            future = self._executor.submit(self._fn, *args)
+            self._pending.append(future)
+            self._note(future)
+
+    def _note(self, future: LimitedFuture[Any]) -> None:
+        """A call has been submitted."""
+
+    def __iter__(self) -> _Ahead[T]:
+        return self
+
+    def __next__(self) -> T:
+        if not self._pending:
+            raise StopIteration
+        try:
+            value = self._take()
+            self._submit(1)
+        except BaseException:
+            self.close()
+            raise
+        return value
+
+    def _take(self) -> T:
+        """Wait for what comes next and give it."""
+        raise NotImplementedError
+
+    def close(self) -> None:
+        """Cancel what has not ended."""
+        pending, self._pending = self._pending, deque()
+        for future in pending:
+            future.cancel()
+
+    def __del__(self) -> None:
+        if getattr(self, "_pending", None):  # its `__init__` may have failed early
+            self.close()
+
+
+class Results(_Ahead[T]):
+    """The values in the order of the calls; the first failure ends it. `deadline` is monotonic."""
+
+    def __init__(
+        self,
+        executor: Submitter,
+        fn: Callable[..., T],
+        calls: Iterator[tuple[Any, ...]],
+        buffersize: int | None,
+        deadline: float | None,
+    ) -> None:
+        self._deadline = deadline
+        super().__init__(executor, fn, calls, buffersize)
+
+    def _take(self) -> T:
+        left = None if self._deadline is None else max(0.0, self._deadline - time.monotonic())
+        value: T = self._pending[0].result(left)
+        self._pending.popleft()
+        return value
+
+
+class Reports(_Ahead["Report"]):
+    """One report for each call, in order or as they are done."""
+
+    def __init__(
+        self,
+        executor: Submitter,
+        fn: Callable[..., Any],
+        calls: Iterator[tuple[Any, ...]],
+        buffersize: int | None,
+        *,
+        ordered: bool,
+    ) -> None:
+        self._done: SimpleQueue[LimitedFuture[Any]] | None = None if ordered else SimpleQueue()
+        self._taken: set[LimitedFuture[Any]] = set()
+        super().__init__(executor, fn, calls, buffersize)
+
+    def _note(self, future: LimitedFuture[Any]) -> None:
+        if self._done is not None:
+            future.add_done_callback(self._done.put)  # type: ignore[arg-type]
+
+    def _take(self) -> Report:
+        if self._done is None:
+            report = self._pending[0].wait_for_report()
+            self._pending.popleft()
+            return report
+        future = self._done.get()
+        self._taken.add(future)
+        while self._pending and self._pending[0] in self._taken:
+            self._taken.remove(self._pending.popleft())
+        return future.wait_for_report()
