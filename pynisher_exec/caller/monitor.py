@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from pynisher_exec.caller.account import Ending, account, never_started
 from pynisher_exec.caller.hosts import Hosts
 from pynisher_exec.caller.item import Item, Key, key_of
-from pynisher_exec.caller.slot import Slot
+from pynisher_exec.caller.slot import CHECK_AFTER, Slot
 from pynisher_exec.errors import UnpicklableError
 from pynisher_exec.report import Status
 
@@ -375,8 +375,11 @@ class Monitor:
             return
         slot.deadline = None
         if slot.state == "busy":
-            slot.failure = slot.failure or "it does not do its work, stopped perhaps"
-            slot.kill_supervisor()
+            if slot.killing or slot.supervisor_is_stopped:
+                slot.failure = slot.failure or "it did not do its work, stopped perhaps"
+                slot.kill_supervisor()
+            else:
+                slot.deadline = now + CHECK_AFTER
             return
         slot.hopeless = True
         slot.failure = slot.failure or "nothing came up within startup_time"

@@ -17,14 +17,19 @@ from typing import TYPE_CHECKING, Any, Protocol
 from pynisher_exec.caller.account import Ending
 from pynisher_exec.caller.exchange import Exchange
 from pynisher_exec.caller.reactor import Reactor, above_standard, control_line, private
-from pynisher_exec.kernel import pidfd
+from pynisher_exec.kernel import pidfd, proc
 from pynisher_exec.protocol import messages
 
 if TYPE_CHECKING:
     from pynisher_exec.caller.item import Item, Key, Segments
     from pynisher_exec.caller.launch import Host
 
-__all__ = ["Keeper", "Slot"]
+__all__ = ["CHECK_AFTER", "Keeper", "Slot"]
+
+
+CHECK_AFTER = 2.0
+"""Seconds after a wall limit, or between two looks, until a supervisor that has not ended its task
+is looked at: it may be loading the call still, or be stopped."""
 
 
 class Keeper(Protocol):
@@ -63,6 +68,7 @@ class Slot:
         self.item: Item | None = None
         self.deadline: float | None = deadline
         self.failure = ""
+        self.killing = False  # it has been told to end its task
         self.hopeless = False  # another try would fail the same way
         self.idle_since = 0.0
         self._reactor = reactor
@@ -73,6 +79,7 @@ class Slot:
         self._exchange: Exchange | None = None
         self._supervisor: int | None = None
         self._pid: int | None = None
+        self._supervisor_pid: int | None = None
         self._given_up = False
 
     def open(self, options: dict[str, Any]) -> None:
@@ -94,7 +101,7 @@ class Slot:
 
     def run(self, item: Item, segments: Segments) -> None:
         """Give the waiting child its call."""
-        self.state, self.item, self.deadline = "busy", item, self._latest_end(item)
+        self.state, self.item, self.deadline = "busy", item, self._check_at(item)
         with contextlib.suppress(OSError):  # the line's end will be heard
             messages.send(
                 self._control,
@@ -105,25 +112,29 @@ class Slot:
             )
         stream, self._stream = self._stream, None
         assert stream is not None  # noqa: S101  (a slot becomes idle by READY, which brings one)
+        self.killing = False
         self._exchange = Exchange(stream, self._reactor, item, segments)
         self._exchange.write()
         if self._exchange.trouble:
             self.kill("transfer")
 
-    def _latest_end(self, item: Item) -> float | None:
-        """When a supervisor that keeps its clocks has ended the task, without fail.
-
-        Without a wall limit a task may run for ever. Loading has its limit, if one is set.
-        """
+    def _check_at(self, item: Item) -> float | None:
+        """When to look whether the supervisor keeps its clocks; without a wall limit, never."""
         limits = item.limits
-        if limits.wall_time is None or limits.startup_time is None:
+        if limits.wall_time is None:
             return None
-        allowed = limits.startup_time + limits.wall_time + (limits.grace_period or 0)
-        return time.monotonic() + allowed + self._patience
+        return time.monotonic() + limits.wall_time + (limits.grace_period or 0) + CHECK_AFTER
+
+    @property
+    def supervisor_is_stopped(self) -> bool:
+        """Whether somebody has stopped it, or traces it: then no limit is kept."""
+        found = None if self._supervisor_pid is None else proc.stat(self._supervisor_pid)
+        return found is not None and found.state in "Tt"
 
     def kill(self, reason: str, *, gently: bool = False) -> None:
         """Have the supervisor end the task that runs now; `due` when it does not."""
         if not gently:
+            self.killing = True
             self.deadline = time.monotonic() + self._patience
         with contextlib.suppress(OSError):
             messages.send(
@@ -170,6 +181,7 @@ class Slot:
         self._stream, self._pid = stream, message.fields["pid"]
         if self._supervisor is None:
             with contextlib.suppress(OSError):  # no descriptor free, or gone: the line will tell
+                self._supervisor_pid = message.fields["supervisor"]
                 self._supervisor = pidfd.open_pidfd(message.fields["supervisor"])
         if self.state == "busy":  # the child died before START reached it: that will be told
             return

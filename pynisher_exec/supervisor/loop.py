@@ -120,7 +120,8 @@ class _Slot:
             for _ in range(WARM_UP):
                 rehearsal.rehearse()
             gc.freeze()
-        child = Child(self._pipes, self.forget, scope, self._inherited)
+        # Kept: what is collected while an exception passes would be closed with a warning.
+        self._child = child = Child(self._pipes, self.forget, scope, self._inherited)
         self._generation += 1
         messages.send(
             self._control,

@@ -19,10 +19,10 @@ from pynisher_exec.kernel import libc, proc
 __all__ = ["Holder", "MemoryGauge"]
 
 _KCMP_VM = 1
-PEAK_STEP = 1.1
+PEAK_STEP = 1.25
 PEAK_SHARE = 100
-"""Below the limit the dear reading is taken where the cheap one has grown by that factor, and for
-at most one part in that many of the time."""
+"""Below the limit the dear reading is taken where the cheap one has grown by that factor since, and
+else for at most one part in that many of the time."""
 
 
 class Holder(NamedTuple):
@@ -44,6 +44,7 @@ class MemoryGauge:
         self.largest: Holder | None = None
         self._baseline = baseline
         self._first = first
+        self._divided = 1
         self._fair_after = 0.0
 
     def read(self, pids: list[int], limit: int | None) -> int:
@@ -77,8 +78,9 @@ class MemoryGauge:
         if len(pids) == 1:
             return self._noted(exact)
         now = time.monotonic()
-        if exact <= self.peak * PEAK_STEP or now < self._fair_after:
+        if exact < self._divided * PEAK_STEP and (exact <= self.peak or now < self._fair_after):
             return exact
+        self._divided = max(exact, self._divided)
         fair = self._fair(pids)
         done = time.monotonic()
         self._fair_after = done + (done - now) * PEAK_SHARE

@@ -166,6 +166,7 @@ class _Task:
         except BaseException as error:  # noqa: BLE001  (imports and __setstate__ may raise anything)
             self._exit_if_forked()
             return self._deliver("startup", error, {"traceback": outcome.text_of(error)})
+        segments.clear()  # what has been loaded holds what it needs of them
         return self._run(call, classic=header.classic)
 
     def _receive(self) -> list[bytearray] | None:
