@@ -121,16 +121,23 @@ def _run(options: argparse.Namespace) -> int:
     limits = _limits(options)
     if options.json is None:
         return _exit_status(_report_of(command, limits), command)
+    try:  # before anything runs: a report that cannot be written costs no run
+        file = options.json.open("w", encoding="utf-8")
+    except OSError as error:
+        return _unwritten(options.json, error)
+    report = _report_of(command, limits)
     try:
-        # Opened before anything runs: a report that cannot be written costs no run.
-        with options.json.open("w", encoding="utf-8") as file:
-            report = _report_of(command, limits)
+        with file:
             json.dump({"command": command, **report.to_dict()}, file, indent=2)
             file.write("\n")
     except OSError as error:
-        _say(f"--json={options.json}: {error.strerror}")
-        return OWN_FAILURE
+        return _unwritten(options.json, error)
     return _exit_status(report, command)
+
+
+def _unwritten(path: Path, error: OSError) -> int:
+    _say(f"--json={path}: {error.strerror}")
+    return OWN_FAILURE
 
 
 def _limits(options: argparse.Namespace) -> Limits:
