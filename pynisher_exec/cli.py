@@ -6,6 +6,7 @@ import argparse
 import contextlib
 import json
 import os
+import re
 import signal
 import sys
 from dataclasses import replace
@@ -16,6 +17,7 @@ from pynisher_exec.caller.future import LimitedFuture
 from pynisher_exec.caller.item import Item
 from pynisher_exec.caller.pool import Pool, PoolOptions
 from pynisher_exec.caller.support import LIMITS, supports
+from pynisher_exec.errors import AnythingException
 from pynisher_exec.limits import Limits
 from pynisher_exec.report import Report, Status
 from pynisher_exec.task.run import Call
@@ -33,7 +35,9 @@ _EPILOG = """\
 exit status:
   the command's own, 128 + n when signal n ended it;
   124 when it passed --wall-time or --cpu-time; 137 when it passed --memory or --processes;
-  125 when pynisher_exec itself failed; 126 or 127 when the command could not be run or found.
+  125 when pynisher_exec was used wrongly or failed; 126 or 127 when the command could not be
+  run or found. A command that was told of its limit (a fork refused, a soft signal) may still
+  end with 0: that is passed on. Each limit that was met is told in one line on stderr.
 
 Limits hold for everything that the command starts. Sizes: 500MB, 2GiB, 50%. Durations: 90,
 1.5s, 5min, 1h30min. With --grace-period the command gets SIGALRM (wall) or SIGXCPU (CPU) first.
@@ -43,27 +47,37 @@ Limits hold for everything that the command starts. Sizes: 500MB, 2GiB, 50%. Dur
 def main(arguments: Sequence[str] | None = None) -> int:
     """Parse the command line, do what it says, and give the exit status."""
     parser = _parser()
-    options = parser.parse_args(arguments)
-    status: int = options.action(options, parser)
+    options, unknown = parser.parse_known_args(arguments)
+    if unknown:
+        options.parser.error(f"unknown option: {' '.join(unknown)}")
+    status: int = options.action(options)
     return status
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+class _Parser(argparse.ArgumentParser):
+    """Wrong use ends with a status that the command to be run is not likely to have."""
+
+    def error(self, message: str) -> NoReturn:
+        self.print_usage(sys.stderr)
+        self.exit(OWN_FAILURE, f"{self.prog}: error: {message}\n")
+
+
+def _parser() -> _Parser:
+    parser = _Parser(
         prog="python -m pynisher_exec",
         description="Run programs and Python functions under limits that they cannot outgrow.",
     )
     actions = parser.add_subparsers(required=True, metavar="ACTION")
     _add_run(actions)
     doctor = actions.add_parser("doctor", help="tell which limits this machine holds, and how")
-    doctor.set_defaults(action=_doctor)
+    doctor.set_defaults(action=_doctor, parser=doctor)
     demo = actions.add_parser("demo", help="search scikit-learn models, some of which run away")
     demo.add_argument("--output", default="reports.jsonl", help="default: %(default)s")
-    demo.set_defaults(action=_demo)
+    demo.set_defaults(action=_demo, parser=demo)
     return parser
 
 
-def _add_run(actions: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+def _add_run(actions: argparse._SubParsersAction[_Parser]) -> None:
     run = actions.add_parser(
         "run",
         help="run a command under limits",
@@ -82,7 +96,7 @@ def _add_run(actions: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
     limits.add_argument("--core-size", metavar="SIZE", help="of each core dump")
     run.add_argument("--json", metavar="FILE", type=Path, help="write the report there")
     run.add_argument("command", nargs=argparse.REMAINDER, metavar="COMMAND", help="after --")
-    run.set_defaults(action=_run)
+    run.set_defaults(action=_run, parser=run)
 
 
 # run ---------------------------------------------------------------------------------------------
@@ -100,12 +114,37 @@ def _size_or_text(value: str | None) -> str | int | None:
     return int(value) if value is not None and value.isdecimal() else value
 
 
-def _run(options: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
+def _run(options: argparse.Namespace) -> int:
     command = options.command[1:] if options.command[:1] == ["--"] else options.command
     if not command:
-        parser.error("run: no command given; it goes after --")
+        options.parser.error("no command given; it goes after --")
+    limits = _limits(options)
+    if options.json is None:
+        return _exit_status(_report_of(command, limits), command)
+    try:  # before anything runs: a report that cannot be written costs no run
+        file = options.json.open("w", encoding="utf-8")
+    except OSError as error:
+        return _unwritten(options.json, error)
+    report = _report_of(command, limits)
     try:
-        limits = Limits(
+        with file:
+            json.dump({"command": command, **report.to_dict()}, file, indent=2)
+            file.write("\n")
+    except OSError as error:
+        return _unwritten(options.json, error)
+    return _exit_status(report, command)
+
+
+def _unwritten(path: Path, error: OSError) -> int:
+    _say(f"--json={path}: {error.strerror}")
+    return OWN_FAILURE
+
+
+def _limits(options: argparse.Namespace) -> Limits:
+    """Take the limits; what is no limit ends this process with a usage line."""
+    parser: _Parser = options.parser
+    try:
+        return Limits(
             memory=_size_or_text(options.memory),  # type: ignore[arg-type]
             cpu_time=_number_or_text(options.cpu_time),  # type: ignore[arg-type]
             wall_time=_number_or_text(options.wall_time),  # type: ignore[arg-type]
@@ -118,12 +157,23 @@ def _run(options: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
             from_zero=True,
         )
     except (TypeError, ValueError) as error:
-        parser.error(f"run: {error}")
-    report = _report_of(command, limits)
-    if options.json is not None:
-        text = json.dumps({"command": command, **report.to_dict()}, indent=2)
-        options.json.write_text(text + "\n", encoding="utf-8")
-    return _exit_status(report, command)
+        parser.error(_as_typed(str(error), options))
+
+
+def _as_typed(complaint: str, options: argparse.Namespace) -> str:
+    """Say options where `Limits` says arguments, with the value as it stood on the command line."""
+
+    def option(found: re.Match[str]) -> str:
+        name = "--" + found[1].replace("_", "-")
+        return name if found[2] is None else f"{name}={getattr(options, found[1])}"
+
+    return _ARGUMENT.sub(option, complaint)
+
+
+_ARGUMENT = re.compile(
+    r"\b(memory|cpu_time|wall_time|processes|grace_period|open_files|file_size|core_size)"
+    r"(?:=('[^']*'|\S+)(?: bytes)?|(?<=_time))"  # a bare "memory" or "processes" is the word
+)
 
 
 def _report_of(command: list[str], limits: Limits) -> Report:
@@ -135,7 +185,7 @@ def _report_of(command: list[str], limits: Limits) -> Report:
         signal.signal(number, _interrupt)
     try:
         pool.submit(item)
-        return _ok_if_zero(future.wait_for_report())
+        return _of_command(future.wait_for_report())
     except KeyboardInterrupt:
         future.cancel()
         return future.wait_for_report()
@@ -144,11 +194,14 @@ def _report_of(command: list[str], limits: Limits) -> Report:
         pool.join()
 
 
-def _ok_if_zero(report: Report) -> Report:
-    """For a function, to exit is not to return; for a command, to exit with 0 is success."""
-    if report.status is Status.EXIT and report.exit_code == 0:
+def _of_command(report: Report) -> Report:
+    """For a function, to exit is not to return; for a command it is how to end, 0 success."""
+    if report.status is not Status.EXIT:
+        return report
+    if report.exit_code == 0:
         return replace(report, status=Status.OK, exception=None, message="")
-    return report
+    message = f"exited with code {report.exit_code}"
+    return replace(report, exception=AnythingException(message), message=message)
 
 
 def _interrupt(_signum: int, _frame: FrameType | None) -> NoReturn:
@@ -164,28 +217,74 @@ def become(command: list[str]) -> NoReturn:
 
 def _exit_status(report: Report, command: list[str]) -> int:
     """Pass on how the command ended; say on stderr what the user cannot see from that."""
-    status = report.status
-    if status in (Status.OK, Status.EXIT):
+    own = _own_status(report)
+    if own is None:
+        _say(_failure(report, command))
+        return _status_of_failure(report)
+    if report.limit_reached not in _STATUS_OF_LIMIT:
+        return own
+    # It was told of a limit and ended by itself. Success is its own to claim.
+    _say(_limit_met(report))
+    return own and _STATUS_OF_LIMIT[report.limit_reached]
+
+
+_STATUS_OF_LIMIT = {
+    "memory": OVER_LIMIT,
+    "processes": OVER_LIMIT,
+    "cpu_time": TIMED_OUT,
+    "wall_time": TIMED_OUT,
+}
+
+
+def _own_status(report: Report) -> int | None:
+    """The status of a command that ended by itself, as a shell gives it; else None."""
+    if report.status in (Status.OK, Status.EXIT):
         return report.exit_code or 0
-    if status is Status.SIGNAL and report.signal is not None:
+    if report.status is Status.SIGNAL and report.signal is not None:
         return _SIGNALLED + report.signal
-    message = report.message
-    if status is Status.OS_ERROR and isinstance(report.exception, OSError):
-        message = f"{command[0]}: {report.exception.strerror}"
-    print(f"pynisher_exec: {message}", file=sys.stderr)  # noqa: T201  (a command line's voice)
-    if status in (Status.WALL_TIME, Status.CPU_TIME):
-        return TIMED_OUT
-    if status in (Status.MEMORY, Status.PROCESSES):
-        return OVER_LIMIT
-    if status is Status.OS_ERROR:
+    return None
+
+
+def _status_of_failure(report: Report) -> int:
+    """The status for a command that was stopped, or never ran."""
+    if report.status is Status.OS_ERROR:
         return NOT_FOUND if isinstance(report.exception, FileNotFoundError) else CANNOT_EXECUTE
-    return _SIGNALLED + signal.SIGINT if status is Status.CANCELLED else OWN_FAILURE
+    if report.status is Status.CANCELLED:
+        return _SIGNALLED + signal.SIGINT
+    return _STATUS_OF_LIMIT.get(report.status.value, OWN_FAILURE)
+
+
+def _failure(report: Report, command: list[str]) -> str:
+    if report.status is Status.OS_ERROR and isinstance(report.exception, OSError):
+        return f"{command[0]}: {report.exception.strerror}"
+    return report.message
+
+
+def _limit_met(report: Report) -> str:
+    """Which limit was met by a command that ended by itself, and how much it used."""
+    name = str(report.limit_reached)
+    limit = report.limits[name].value if name in report.limits else 0
+    match name:
+        case "processes":
+            alive = report.peak_processes
+            return f"processes limit of {limit:g} met: forks were refused, {alive} alive at once"
+        case "memory":
+            held = report.peak_memory / (1 << 20)
+            return f"memory limit of {limit / (1 << 20):.1f} MiB met: held {held:.1f} MiB"
+        case "cpu_time":
+            return f"cpu_time limit of {limit:g} s passed: used {report.cpu_time:.3f} s"
+        case _:
+            return f"wall_time limit of {limit:g} s passed: ran for {report.wall_time:.3f} s"
+
+
+def _say(line: str) -> None:
+    print(f"pynisher_exec: {line}", file=sys.stderr)  # noqa: T201  (a command line's voice)
 
 
 # doctor and demo ---------------------------------------------------------------------------------
 
 
-def _doctor(_options: argparse.Namespace, _parser: argparse.ArgumentParser) -> int:
+def _doctor(_options: argparse.Namespace) -> int:
     lines = [f"Linux {os.uname().release}, {os.uname().machine}, uid {os.getuid()}", ""]
     for name in LIMITS:
         found = supports(name)
@@ -196,7 +295,7 @@ def _doctor(_options: argparse.Namespace, _parser: argparse.ArgumentParser) -> i
     return 0
 
 
-def _demo(options: argparse.Namespace, _parser: argparse.ArgumentParser) -> int:
+def _demo(options: argparse.Namespace) -> int:
     from pynisher_exec import demo  # noqa: PLC0415  (needs the extra `demo`)
 
     status: int = demo.run(Path(options.output))

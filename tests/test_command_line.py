@@ -71,6 +71,62 @@ def test_report_is_written_as_json(tmp_path: Path) -> None:
     assert report["command"][1:] == ["-c", HOG]
 
 
+def test_command_that_exited_did_not_fail_to_return(tmp_path: Path) -> None:
+    """The words for a function are not those for a command."""
+    path = tmp_path / "report.json"
+    done = run("run", "--json", str(path), "--", "sh", "-c", "exit 5")
+    report = json.loads(path.read_text())
+    assert (done.returncode, report["status"], report["exit_code"]) == (5, "exit", 5)
+    assert report["message"] == report["exception"]["message"] == "exited with code 5"
+
+
+@pytest.mark.parametrize("path", ["/nonexistent/report.json", "/"])
+def test_report_that_cannot_be_written_is_told_before_the_run(path: str) -> None:
+    """Status 125, one line, and the command does not run."""
+    done = run("run", "--json", path, "--", "echo", "ran")
+    assert (done.stdout, done.returncode) == ("", 125)
+    assert len(done.stderr.splitlines()) == 1
+    assert f"--json={path}: " in done.stderr
+
+
+def test_report_that_failed_to_be_written_is_told() -> None:
+    """Status 125 and one line where the space ran out only after the command."""
+    done = run("run", "--json", "/dev/full", "--", "echo", "ran")
+    assert (done.stdout, done.returncode) == ("ran\n", 125)
+    assert done.stderr == "pynisher_exec: --json=/dev/full: No space left on device\n"
+
+
+@pytest.mark.parametrize(
+    ("shell", "status"),
+    [
+        ("sleep 1 & sleep 1 & sleep 1 & wait", 137),
+        ("(sleep 1 & sleep 1 & sleep 1 & wait); exit 0", 0),
+        ("(sleep 1 & sleep 1 & sleep 1 & wait); kill -TERM $$", 137),
+    ],
+)
+def test_refused_forks_are_told(tmp_path: Path, shell: str, status: int) -> None:
+    """137 and a line with limit and use, where the command then ended by itself; 0 stays 0."""
+    path = tmp_path / "report.json"
+    done = run("run", "--processes", "2", "--json", str(path), "--", "sh", "-c", shell)
+    lines = [line for line in done.stderr.splitlines() if line.startswith("pynisher_exec: ")]
+    assert lines == [
+        "pynisher_exec: processes limit of 2 met: forks were refused, 2 alive at once"
+    ], done.stderr
+    assert done.returncode == status
+    assert json.loads(path.read_text())["limit_reached"] == "processes"
+
+
+@pytest.mark.parametrize(("code", "status"), [(3, 124), (0, 0)])
+def test_command_that_heeds_the_soft_signal_is_told(code: int, status: int) -> None:
+    """It may end with success; any other status of its own gives way to 124."""
+    shell = f'trap "exit {code}" ALRM; while :; do sleep 0.05; done'
+    limits = ["--wall-time", "0.3", "--grace-period", "20"]
+    done = run("run", *limits, "--", "sh", "-c", shell)
+    assert done.returncode == status
+    assert done.stderr.startswith("pynisher_exec: wall_time limit of 0.3 s passed: ran for 0.")
+    assert len(done.stderr.splitlines()) == 1
+
+
 def test_ignored_signals_are_not_passed_on() -> None:
     """Python ignores SIGPIPE; a program that runs under it must not."""
     done = run("run", "--", "sh", "-c", "yes | head -1")
@@ -95,13 +151,37 @@ def test_terminated_command_line_takes_its_tree_along() -> None:
 
 
 @pytest.mark.parametrize(
-    "arguments", [["run", "--memory", "2 apples", "--", "true"], ["run", "--"], ["run"], []]
+    ("arguments", "text"),
+    [
+        (["run", "--memory", "2 apples", "--", "touch", "ran"], "--memory=2 apples is not"),
+        (["run", "--memory", "1kB", "--", "touch", "ran"], "--memory=1kB is below"),
+        (["run", "--wall-time=-1", "--", "touch", "ran"], "--wall-time=-1 is not"),
+        (["run", "--cpu-time", "nan", "--", "touch", "ran"], "--cpu-time=nan is not"),
+        (["run", "--processes=-3", "--", "touch", "ran"], "--processes=-3 is not"),
+        (["run", "--processes", "x", "--", "touch", "ran"], "argument --processes: invalid"),
+        (
+            ["run", "--grace-period", "5s", "--", "touch", "ran"],
+            "=5s serves no limit: it lies between the soft signal and the kill of --cpu-time or --",
+        ),
+        (["run", "--bogus", "--", "touch", "ran"], "unknown option: --bogus"),
+        (["run", "--"], "run: error: no command given"),
+        (["run"], "run: error: no command given"),
+        ([], "ACTION"),
+        (["doctor", "--bogus"], "doctor: error: unknown option: --bogus"),
+    ],
 )
-def test_wrong_use_is_explained(arguments: list[str]) -> None:
-    """Status 2 and a usage line."""
+def test_wrong_use_is_explained(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], text: str
+) -> None:
+    """Status 125, the usage, and the option as it was typed; nothing is run."""
+    monkeypatch.chdir(tmp_path)
     done = run(*arguments)
-    assert done.returncode == 2
-    assert "usage" in done.stderr
+    usage, complaint = done.stderr.splitlines()
+    assert done.returncode == 125
+    assert usage.startswith("usage: ")
+    assert text in complaint
+    assert "_" not in complaint.replace("pynisher_exec", "")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_doctor_tells_every_limit() -> None:
