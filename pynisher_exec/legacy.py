@@ -126,14 +126,16 @@ def _exit_code(report: Report, exit_status: type[errors.TaskError] | int) -> int
     """The same ending by 0.6's numbers.
 
     Its process caught most endings, and so ended with 0 where a task ends with 1. At a wall limit
-    it was terminated; a task that does not heed SIGTERM is killed with the same meaning.
+    it was terminated; here that stands for the kill as well, and for a function that came to its
+    end a moment too late.
     """
-    caught = exit_status not in (errors.AnythingException, errors.PynisherError)
-    if caught and report.exit_code == 1:
+    if exit_status == 0:  # whatever became of the process after the value had arrived
         return 0
-    if report.status is Status.WALL_TIME and report.exit_code == -signal.SIGKILL:
-        return -signal.SIGTERM
-    return report.exit_code
+    caught = exit_status not in (errors.AnythingException, errors.PynisherError)
+    if report.status is Status.WALL_TIME:
+        soft = "grace_period" in report.limits and report.exit_code in (0, 1)
+        return 0 if soft else -signal.SIGTERM
+    return 0 if caught and report.exit_code == 1 else report.exit_code
 
 
 class EnforcedFunction(Wrapper, Generic[P, T]):
