@@ -15,6 +15,7 @@ from pynisher_exec.caller.executor import capture_bound, take_context
 from pynisher_exec.caller.future import LimitedFuture
 from pynisher_exec.caller.item import Item
 from pynisher_exec.caller.pool import Pool, PoolOptions
+from pynisher_exec.caller.support import LIMITS
 from pynisher_exec.limits import Limits
 from pynisher_exec.task.run import Call
 from pynisher_exec.wrapper import Wrapper
@@ -45,6 +46,16 @@ def _begin_anew() -> None:
 
 
 os.register_at_fork(after_in_child=_begin_anew)
+
+
+_KNOWN = (*LIMITS, "capture_output", "context")
+
+
+def _refuse_unknown(given: dict[str, Any]) -> None:
+    for name in given:
+        if name not in _KNOWN:
+            msg = f"limited(): {name!r} is no limit; there are {', '.join(_KNOWN)}"
+            raise TypeError(msg)
 
 
 def submit_hidden(item: Item, context: BaseContext | None) -> None:
@@ -79,6 +90,7 @@ class Limited(Wrapper, Generic[P, T]):
         super().__init__(function)
         self._given = limits
         given = dict(limits)
+        _refuse_unknown(given)
         self._context = take_context(given.pop("context", None))
         self._capture = capture_bound(given.pop("capture_output", False))
         given.setdefault("startup_time", 60.0)

@@ -74,15 +74,18 @@ def supports(limit: str, *, no_new_privs: bool = True) -> Support:
     return Support("hard", f"rlimit {limit}, in each process", "not passed")
 
 
+_NOT_COUNTED = "files in memory (tmpfs, memfd) that no process maps are not counted"
+
+
 def _memory(refused: dict[str, str]) -> Support:
     if not refused["pss"]:
         mechanism = "RLIMIT_DATA in each process; the tree sampled, confirmed by PSS"
-        return Support("hard", mechanism, "64 MiB + 5 %, of a tree 64 MiB + 15 %")
+        return Support("hard", mechanism, f"64 MiB + 5 %, of a tree 64 MiB + 15 %; {_NOT_COUNTED}")
     mechanism = "RLIMIT_DATA in each process; the tree sampled"
     return Support(
         "soft",
         mechanism,
-        "pages shared within the tree count for each process",
+        f"pages shared within the tree count for each process; {_NOT_COUNTED}",
         f"a readable /proc/PID/smaps_rollup ({refused['pss']})",
     )
 

@@ -1,7 +1,8 @@
-"""Control messages: one JSON object per datagram of a SOCK_SEQPACKET pair, with descriptors.
+"""Control messages: one per datagram of a SOCK_SEQPACKET pair, with descriptors.
 
-JSON, since one end of some of these sockets is in a task's hands: parsing what a task sends must
-not be able to run anything. A message that does not parse is handed on as `Message("garbage")`.
+Between processes of ours by marshal, which is quick and of one interpreter only, as they are. What
+a task says to its supervisor is JSON: parsing what a task sends must not be able to break anything.
+A message that does not parse is handed on as `Message("garbage")`.
 """
 
 from __future__ import annotations
@@ -10,14 +11,15 @@ import array
 import contextlib
 import errno
 import json
+import marshal
 import os
 import socket
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
-__all__ = ["Message", "pair", "receive", "send"]
+__all__ = ["Message", "hear", "pair", "receive", "say", "send"]
 
 MAX_BYTES = 1 << 16
 MAX_DESCRIPTORS = 4
@@ -53,12 +55,21 @@ def pair() -> tuple[socket.socket, socket.socket]:
 
 
 def send(line: socket.socket, kind: str, descriptors: Sequence[int] = (), **fields: Any) -> None:
-    """Send one message. OSError when the other end is gone or, non-blocking, the line is full.
+    """Send one message between two of ours. OSError as from `say`."""
+    _send(line, marshal.dumps((kind, fields)), descriptors)
 
-    EMSGSIZE for one that the other end would not receive whole.
+
+def say(line: socket.socket, kind: str, descriptors: Sequence[int] = (), **fields: Any) -> None:
+    """Send one message from a task.
+
+    OSError when the other end is gone or, non-blocking, the line is full; EMSGSIZE for one that
+    the other end would not receive whole.
     """
     fields["kind"] = kind
-    data = _encode(fields).encode()
+    _send(line, _encode(fields).encode(), descriptors)
+
+
+def _send(line: socket.socket, data: bytes, descriptors: Sequence[int]) -> None:
     if len(data) > MAX_BYTES:
         raise OSError(errno.EMSGSIZE, f"a message of {len(data)} bytes is too long")
     if descriptors:
@@ -69,7 +80,22 @@ def send(line: socket.socket, kind: str, descriptors: Sequence[int] = (), **fiel
 
 
 def receive(line: socket.socket) -> Message | None:
-    """Take one message; None at the end of the line. BlockingIOError when there is none yet.
+    """Take one message of ours; None at the line's end. BlockingIOError when there is none yet."""
+    return _receive(line, marshal.loads)
+
+
+def hear(line: socket.socket) -> Message | None:
+    """Take one message that a task has said, as `receive` does."""
+    return _receive(line, _decode)
+
+
+def _decode(data: bytes) -> tuple[str, dict[str, Any]]:
+    fields = json.loads(data.decode())
+    return str(fields.pop("kind")), fields
+
+
+def _receive(line: socket.socket, decode: Callable[[bytes], tuple[str, Any]]) -> Message | None:
+    """Receive and decode.
 
     A reset (the other end died with messages of ours unread) is reported by the kernel once, before
     what it had sent: so look again.
@@ -82,9 +108,13 @@ def receive(line: socket.socket) -> Message | None:
     descriptors = _descriptors_in(ancillary) if ancillary else ()
     if not data and not descriptors:
         return None
-    if flags & _CUT:
+    if flags & _CUT:  # it was longer than any of ours
         return Message("garbage", {}, descriptors)
-    return _parse(data, descriptors, truncated=bool(flags & _TRUNCATED))
+    try:
+        kind, fields = decode(data)
+    except (ValueError, EOFError, RecursionError, AttributeError, KeyError, TypeError):
+        kind, fields = "garbage", {}
+    return Message(kind, fields, descriptors, bool(flags & _TRUNCATED))
 
 
 def _descriptors_in(ancillary: list[tuple[int, int, bytes]]) -> tuple[int, ...]:
@@ -94,12 +124,3 @@ def _descriptors_in(ancillary: list[tuple[int, int, bytes]]) -> tuple[int, ...]:
             whole = len(content) - len(content) % descriptors.itemsize
             descriptors.frombytes(content[:whole])
     return tuple(descriptors)
-
-
-def _parse(data: bytes, descriptors: tuple[int, ...], *, truncated: bool) -> Message:
-    try:
-        fields = json.loads(data)
-        kind = fields.pop("kind")
-    except (ValueError, RecursionError, AttributeError, KeyError, TypeError):
-        kind, fields = "garbage", {}
-    return Message(str(kind), fields, descriptors, truncated)

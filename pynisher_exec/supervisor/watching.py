@@ -46,7 +46,7 @@ LONGEST_WAIT = 86400.0
 LINGER = 0.2
 """Seconds after RETURNED at which the caller is asked to read, whatever the outcome's size."""
 
-QUIET = 0.002
+QUIET = 0.005
 """Seconds after START in which the task is not listened to.
 
 A small task has ended by then, and all that it said is read at once; to wake up for each word
@@ -199,7 +199,7 @@ class Watching:
                 self._ignore(self._child.line.fileno())
                 return
             try:
-                message = messages.receive(self._child.line)
+                message = messages.hear(self._child.line)
             except BlockingIOError:
                 return
             if message is None:

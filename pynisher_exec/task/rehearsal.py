@@ -12,6 +12,7 @@ import os
 import select
 import socket
 import time
+from types import FunctionType
 from typing import Final
 
 from pynisher_exec.limits import Limits
@@ -22,7 +23,10 @@ from pynisher_exec.task.soft import SoftSignals
 
 __all__ = ["rehearse", "rehearse_unless_called"]
 
-_CALL: Final = tuple(payload.dump_call((abs, (0,), {})))
+_BY_VALUE = FunctionType((lambda: None).__code__, {"__name__": "__main__"})
+"""A function as those of a caller's `__main__` come: cloudpickle has most to do with them."""
+
+_CALL: Final = tuple(payload.dump_call((None, (_BY_VALUE, (), {}))))
 _LIMITS: Final = Limits(memory=1 << 30, cpu_time=1, wall_time=1).as_message
 
 
@@ -47,12 +51,12 @@ def rehearse() -> None:
         header, call = segments[0], segments[1:]
         limits = Limits.received(run.Header(*marshal.loads(header)).limits)  # noqa: S302  (ours)
         surroundings.put_on_momentary(own)
-        function, args, kwargs = payload.load_call(call)[0]
+        (_, (function, args, kwargs)), _ = payload.load_call(call)
         SoftSignals(limits, on_quit=False, below=rehearse.__code__)
         baseline = rlimits.measure()
-        messages.send(line, "running", at=baseline.at, held=baseline.memory.held, mechanisms={})
+        messages.say(line, "running", at=baseline.at, held=baseline.memory.held, mechanisms={})
         packed = outcome.pack("value", function(*args, **kwargs), frozenset(), {})
         os.fstat(line.fileno())
         peak = rlimits.peak(baseline)
-        messages.send(line, "returned", at=time.monotonic(), peak=peak, **packed.facts)
+        messages.say(line, "returned", at=time.monotonic(), peak=peak, **packed.facts)
         FrameWriter(packed.segments).write(stream)

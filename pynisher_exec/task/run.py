@@ -297,7 +297,7 @@ class _Task:
         if self._owns(self._line):
             given = () if descriptor is None else (descriptor,)
             with suppress(ConnectionError):  # it has gone: so shall we, in a moment
-                messages.send(self._ends.line, kind, given, **fields)
+                messages.say(self._ends.line, kind, given, **fields)
         if descriptor is not None:
             os.close(descriptor)
 
