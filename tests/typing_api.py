@@ -4,7 +4,14 @@ from __future__ import annotations
 
 from typing import assert_type  # type: ignore[attr-defined,unused-ignore]
 
-from pynisher_exec import Limited, LimitedFuture, LimitedProcessExecutor, Report, limited
+from pynisher_exec import (
+    Limited,
+    LimitedFuture,
+    LimitedProcessExecutor,
+    Report,
+    enforce_limits,
+    limited,
+)
 
 
 def train(x: int, *, scale: float = 1.0) -> str:
@@ -32,3 +39,7 @@ def use(executor: LimitedProcessExecutor) -> None:
     safe("three")  # type: ignore[arg-type]
     assert_type(decorated(3), float)
     assert_type(decorated, Limited[[int], float])
+    old = enforce_limits(wall_time_in_s=2)(train)
+    assert_type(old(3, scale=2.0), str | None)
+    assert_type(old.result, str | None)
+    old("three")  # type: ignore[arg-type]

@@ -12,6 +12,7 @@ import sys
 import time
 from array import array
 from dataclasses import dataclass, field
+from types import BuiltinFunctionType, FunctionType
 from typing import TYPE_CHECKING, Any
 
 from pynisher_exec.errors import UnpicklableError
@@ -97,8 +98,29 @@ def name_of(function: object) -> str:
     return str(getattr(function, "__qualname__", None) or type(function).__qualname__)
 
 
+_UNFIT = (
+    inspect.CO_GENERATOR
+    | inspect.CO_COROUTINE
+    | inspect.CO_ITERABLE_COROUTINE
+    | inspect.CO_ASYNC_GENERATOR
+)
+
+
+def _is_plain(function: object) -> bool:
+    """Whether this surely is a plain function: most are, and this runs at every submit."""
+    if type(function) is BuiltinFunctionType:
+        return True
+    return (
+        type(function) is FunctionType
+        and not function.__code__.co_flags & _UNFIT
+        and not function.__dict__  # no `__wrapped__`, no mark of asyncio's
+    )
+
+
 def refuse_unfit(function: object) -> None:
     """TypeError for what is no plain call, saying what to do instead."""
+    if _is_plain(function):
+        return
     if not callable(function):
         msg = f"{function!r} is not callable"
         raise TypeError(msg)
