@@ -192,6 +192,19 @@ class Adder:
         return self.base + x + y
 
 
+class Proxy:
+    """Has an attribute of any name, another proxy; adds one when it is called."""
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return Proxy()
+
+    def __call__(self, x: int) -> int:
+        """Add one."""
+        return x + 1
+
+
 @enforce_limits(wall_time_in_s=0.3)
 def nap(seconds: float) -> str:
     """Sleep."""

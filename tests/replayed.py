@@ -27,6 +27,7 @@ HUNG: Answer = ("hung",)
 """In place of value, exit status, exit code and errno."""
 
 LOCK = threading.Lock()
+REASON = "reason"
 
 
 class Spec(NamedTuple):
@@ -59,7 +60,7 @@ def _large(count: int, _: str) -> bytes:
 
 
 def _raise(name: str, _: str) -> NoReturn:
-    raise getattr(importlib.import_module("builtins"), name)("reason")
+    raise getattr(importlib.import_module("builtins"), name)(REASON)
 
 
 def _raise_os_error(number: int | None, _: str) -> NoReturn:
@@ -67,7 +68,7 @@ def _raise_os_error(number: int | None, _: str) -> NoReturn:
 
 
 def _raise_of_library(name: str, library: str) -> NoReturn:
-    raise getattr(importlib.import_module(library), name)("reason")
+    raise getattr(importlib.import_module(library), name)(REASON)
 
 
 def _sys_exit(code: Any, _: str) -> NoReturn:
