@@ -29,6 +29,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import cloudpickle
 import crashes
 import enforced
+import plain
 import pytest
 from capabilities import available, skip_reason
 from conftest import holdings, wait_until_nothing_is_left
@@ -144,23 +145,23 @@ HEARD = [  # needs a signal handler that is run in a busy process
 ]
 ROWS = [
     Row("value", crashes.value, (), EVER, 42, 0, 0),
-    Row("value, captured", enforced.write, ("hello",), CAPTURED, "hello", 0, 0, None, "hello\n"),
+    Row("value, captured", plain.write, ("hello",), CAPTURED, "hello", 0, 0, None, "hello\n"),
     Row("value, no limit", crashes.value, (), {}, 42, 0, 0),
-    Row("value None", enforced.write, ("",), EVER, "", 0, 0),
+    Row("value None", plain.write, ("",), EVER, "", 0, 0),
     *HEARD,
     Row("soft wall, caught", crashes.sleep_until_told, (), {**WALL, **LONG}, "best so far", 0, 0),
     Row("soft wall, escaped", crashes.sleep_long, (), {**WALL, **LONG}, None, T, 0),
-    Row("memory error", enforced.raise_oom, (), EVER, None, M, 0),
-    Row("memory error, limit", enforced.raise_oom, (), {"mem_in_mb": 4000, **EVER}, None, M, 0),
+    Row("memory error", plain.raise_oom, (), EVER, None, M, 0),
+    Row("memory error, limit", plain.raise_oom, (), {"mem_in_mb": 4000, **EVER}, None, M, 0),
     Row("memory, refused", crashes.hoard, (), {"mem_in_mb": 300, **EVER}, None, M, 0),
     Row("memory, 1 MiB", abs, (-1,), {"mem_in_mb": 1, **EVER}, None, M, 0),
     Row("memory, 32 MiB", abs, (-1,), {"mem_in_mb": 32, **EVER}, None, M, 0),
     Row("memory, half a MiB", abs, (-1,), {"mem_in_mb": 0.5, **EVER}, None, M, 0),
     Row("memory, generous", abs, (-1,), {"mem_in_mb": 4000, **EVER}, 1, 0, 0),
     Row("os error", crashes.open_nothing, (), EVER, None, S, 0, errno.ENOENT),
-    Row("os error 5", enforced.raise_it, (OSError(5, "x"),), EVER, None, S, 0, 5),
-    Row("os error, none", enforced.raise_it, (OSError("x"),), EVER, None, S, 0),
-    Row("timeout error", enforced.raise_it, (TimeoutError(110, "x"),), EVER, None, S, 0, 110),
+    Row("os error 5", plain.raise_it, (OSError(5, "x"),), EVER, None, S, 0, 5),
+    Row("os error, none", plain.raise_it, (OSError("x"),), EVER, None, S, 0),
+    Row("timeout error", plain.raise_it, (TimeoutError(110, "x"),), EVER, None, S, 0, 110),
     Row("exception", crashes.raise_value_error, (), EVER, None, A, 1),
     Row(
         "traceback", crashes.raise_value_error, (), CAPTURED, None, A, 1, None, "raise_value_error"
@@ -169,22 +170,22 @@ ROWS = [
         "its text", crashes.raise_value_error, (), CAPTURED, None, A, 1, None, "ValueError: reason"
     ),
     Row("two args", crashes.raise_two_arguments, (), CAPTURED, None, A, 1, None, "TwoArguments: f"),
-    Row("key error", enforced.raise_it, (NAMED,), CAPTURED, None, A, 1, None, "'a key'"),
-    Row("interrupt", enforced.raise_it, (KeyboardInterrupt(),), EVER, None, A, 1),
-    Row("its own timeout", enforced.raise_it, (TimeoutException("x"),), EVER, None, T, 0),
-    Row("its own cpu", enforced.raise_it, (CpuTimeoutException("x"),), EVER, None, C, 0),
-    Row("its own quit", enforced.raise_it, (SignalException("x"),), EVER, None, SignalException, 0),
+    Row("key error", plain.raise_it, (NAMED,), CAPTURED, None, A, 1, None, "'a key'"),
+    Row("interrupt", plain.raise_it, (KeyboardInterrupt(),), EVER, None, A, 1),
+    Row("its own timeout", plain.raise_it, (TimeoutException("x"),), EVER, None, T, 0),
+    Row("its own cpu", plain.raise_it, (CpuTimeoutException("x"),), EVER, None, C, 0),
+    Row("its own quit", plain.raise_it, (SignalException("x"),), EVER, None, SignalException, 0),
     Row("wall", crashes.sleep_long, (), WALL, None, T, -15),
     Row("wall, in C", crashes.sleep_in_c, (), WALL, None, T, -15),
     Row("wall, ignored", crashes.ignore_everything, (), WALL, None, T, -15),
     Row("wall, stopped", crashes.stop_itself, (), WALL, None, T, -15),
     Row("wall, ignored, grace", crashes.ignore_everything, (), {**WALL, **BRIEF}, None, T, -15),
-    Row("wall, swallowed", enforced.sleep_on, (), {**WALL, **BRIEF}, None, T, -15),
+    Row("wall, swallowed", plain.sleep_on, (), {**WALL, **BRIEF}, None, T, -15),
     Row("cpu", crashes.burn, (), CPU, None, C, -9),
     Row("cpu, no grace", crashes.burn, (), {**CPU, "grace_period_in_s": 0}, None, C, -9),
     Row("cpu, in C", crashes.burn_in_c, (), CPU, None, C, -9),
     Row("cpu, in C, grace", crashes.burn_in_c, (), {**CPU, **BRIEF}, None, C, -9),
-    Row("cpu, swallowed", enforced.burn_on, (), {**CPU, **BRIEF}, None, C, -9),
+    Row("cpu, swallowed", plain.burn_on, (), {**CPU, **BRIEF}, None, C, -9),
     Row("os._exit 0", crashes.exit_at_once, (0,), EVER, None, A, 0),
     Row("os._exit 3", crashes.exit_at_once, (3,), EVER, None, A, 3),
     Row("sys.exit 0", crashes.exit_politely, (0,), EVER, None, A, 0),
@@ -305,7 +306,7 @@ def test_attributes_before_any_call_are_none() -> None:
 
 def test_attributes_of_a_call_do_not_outlive_it() -> None:
     """What an earlier call left (an errno, an exit code, output) is not read after the next one."""
-    function = wrapped(enforced.end_somehow, **CAPTURED)
+    function = wrapped(plain.end_somehow, **CAPTURED)
     function(2)
     assert (function.os_errno, function.exit_status) == (1002, SubprocessException)
     assert function(0) == "value 0"
@@ -336,7 +337,7 @@ def test_report_is_the_executors() -> None:
 
 def test_resources_are_those_of_this_call() -> None:
     """CPU time of the function and nothing of the calls before it."""
-    function = wrapped(enforced.burn_for, **EVER)
+    function = wrapped(plain.burn_for, **EVER)
     function(0.5)
     first = function.resources_function
     assert first is not None
@@ -358,7 +359,7 @@ def test_output_is_captured_whole_and_in_order() -> None:
     """Python's streams, descriptors and subprocesses; and what a killed function had written."""
     function = ended(os.system, "echo out; echo err >&2", **CAPTURED)
     assert (function.stdout, function.stderr) == ("out\n", "err\n")
-    function = ended(enforced.write, "hello", 60, capture_output=True, wall_time_in_s=0.5)
+    function = ended(plain.write, "hello", 60, capture_output=True, wall_time_in_s=0.5)
     assert (function.exit_status, function.exitcode) == (TimeoutException, -15)
     assert (function.stdout, function.stderr) == ("hello\n", "hello\n")
 
@@ -370,7 +371,7 @@ def test_output_is_captured_where_the_caller_has_replaced_its_streams(
     """As a notebook, a test runner or `redirect_stdout` does: what is printed is still captured."""
     out, err = io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-        function = ended(enforced.write, "hello", context=context, **CAPTURED)
+        function = ended(plain.write, "hello", context=context, **CAPTURED)
         failed = ended(crashes.raise_value_error, context=context, **CAPTURED)
     assert (function.stdout, function.stderr) == ("hello\n", "hello\n")
     assert "ValueError: reason" in failed.stderr
@@ -382,7 +383,7 @@ def test_output_is_captured_where_the_caller_has_replaced_its_streams(
 )
 def test_exception_with_a_status_of_its_own_prints_no_traceback(error: Exception) -> None:
     """Only what ends with 1 is printed to stderr, as 0.6 does."""
-    function = ended(enforced.raise_it, error, **CAPTURED)
+    function = ended(plain.raise_it, error, **CAPTURED)
     assert (function.exitcode, function.stderr) == (0, "")
 
 
@@ -390,7 +391,7 @@ def test_output_without_capture_goes_where_the_callers_goes(
     capfd: pytest.CaptureFixture[str],
 ) -> None:
     """And the attributes are None."""
-    function = ended(enforced.write, "hello", **EVER)
+    function = ended(plain.write, "hello", **EVER)
     assert (function.stdout, function.stderr) == (None, None)
     assert capfd.readouterr() == ("hello\n", "hello\n")
 
@@ -420,7 +421,7 @@ def test_arguments_go_by_position_and_by_name() -> None:
     by_name: dict[str, Any] = dict(zip(names, given, strict=True))
     for limits in (enforce_limits(*given), enforce_limits(**by_name)):
         assert tuple(getattr(limits, name) for name in names) == given
-        function = limits(enforced.add)
+        function = limits(plain.add)
         assert function(1, third=4) == 7
         assert (function.exit_status, function.stdout) == (0, "")
 
@@ -533,12 +534,12 @@ def test_processes_are_counted_in_the_functions_tree(context: str | None) -> Non
     """As many as allowed run at once, one more is refused: as root, whatever else the user runs."""
     if not available("seccomp"):
         pytest.skip(skip_reason("seccomp"))
-    held = wrapped(enforced.fork_children, num_processes=2, context=context, **EVER)
+    held = wrapped(plain.fork_children, num_processes=2, context=context, **EVER)
     assert held(2) == 2
     assert held.exit_status == 0
     assert held(3) is None
     assert (held.exit_status, held.os_errno) == (SubprocessException, errno.EAGAIN)
-    none = wrapped(enforced.fork_children, num_processes=0, context=context, **EVER)
+    none = wrapped(plain.fork_children, num_processes=0, context=context, **EVER)
     assert none(0) == 0
     assert none(1) is None
     assert none.exit_status is SubprocessException
@@ -558,7 +559,7 @@ def test_memory_of_the_tree_is_held() -> None:
 def test_what_the_caller_holds_is_not_counted() -> None:
     """A caller with 300 MB runs a task under 200 MB, which may use a good part of them."""
     ballast = bytearray(300 << 20)
-    function = wrapped(enforced.hold, mem_in_mb=200, **EVER)
+    function = wrapped(plain.hold, mem_in_mb=200, **EVER)
     assert function(50 << 20) == 50 << 20, function.report
     assert function.exit_status == 0
     assert function(300 << 20) is None
@@ -569,10 +570,10 @@ def test_what_the_caller_holds_is_not_counted() -> None:
 def test_arguments_count() -> None:
     """From zero, so with what the call brought along."""
     argument = bytes(100 << 20)
-    function = wrapped(enforced.size_of, mem_in_mb=80, **EVER)
+    function = wrapped(plain.size_of, mem_in_mb=80, **EVER)
     assert function(argument) is None
     assert function.exit_status is MemorylimitException
-    generous = wrapped(enforced.size_of, mem_in_mb=500, **EVER)
+    generous = wrapped(plain.size_of, mem_in_mb=500, **EVER)
     assert generous(argument) == 100 << 20
 
 
@@ -618,22 +619,22 @@ def test_fork_hands_over_what_cannot_be_pickled(tmp_path: Path) -> None:
     """A queue, locks and an open file are inherited, and globals are as the caller left them."""
     context = multiprocessing.get_context("fork")
     queue = context.Queue()
-    wrapped(enforced.put, context=context, **EVER)(queue, "thing")
+    wrapped(plain.put, context=context, **EVER)(queue, "thing")
     assert queue.get(timeout=20) == "thing"
     queue.close()
     queue.join_thread()
     for lock in (context.Lock(), threading.Lock()):
-        assert wrapped(enforced.take_lock, context="fork", **EVER)(lock) is True
+        assert wrapped(plain.take_lock, context="fork", **EVER)(lock) is True
     with (tmp_path / "file").open("w") as file:
-        pid = wrapped(enforced.write_line, context="fork", **EVER)(file, "from the task")
+        pid = wrapped(plain.write_line, context="fork", **EVER)(file, "from the task")
     assert pid not in (None, os.getpid())
     assert (tmp_path / "file").read_text() == "from the task"
-    enforced.Adder.later = "set at run time"  # type: ignore[attr-defined]
+    plain.Adder.later = "set at run time"  # type: ignore[attr-defined]
     try:
         look = wrapped(getattr, context="fork", **EVER)
-        assert look(enforced.Adder, "later") == "set at run time"
+        assert look(plain.Adder, "later") == "set at run time"
     finally:
-        del enforced.Adder.later  # type: ignore[attr-defined]
+        del plain.Adder.later  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize("name", ["spawn", "forkserver"])
@@ -642,7 +643,7 @@ def test_queue_of_the_same_context_is_handed_over(name: str) -> None:
     context = multiprocessing.get_context(name)
     queue = context.Queue()
     try:
-        function = wrapped(enforced.put, context=context, **EVER)
+        function = wrapped(plain.put, context=context, **EVER)
         function(queue, "thing")
         assert function.exit_status == 0, function.report
         assert queue.get(timeout=5) == "thing"
@@ -650,7 +651,7 @@ def test_queue_of_the_same_context_is_handed_over(name: str) -> None:
         queue.close()
         queue.join_thread()
     lock = context.Lock()
-    assert wrapped(enforced.take_lock, context=context, **EVER)(lock) is True
+    assert wrapped(plain.take_lock, context=context, **EVER)(lock) is True
 
 
 def test_unpicklable_call_falls_back_to_a_fork_and_warns(tmp_path: Path) -> None:
@@ -659,7 +660,7 @@ def test_unpicklable_call_falls_back_to_a_fork_and_warns(tmp_path: Path) -> None
     limits = enforce_limits(logger=logger, **EVER)
     assert limits(abs)(-1) == 1
     assert logger.warnings == []
-    locked = limits(enforced.take_lock)
+    locked = limits(plain.take_lock)
     assert locked(threading.Lock()) is True
     assert (locked.exit_status, locked.exitcode) == (0, 0)
     (warning,) = logger.warnings
@@ -667,7 +668,7 @@ def test_unpicklable_call_falls_back_to_a_fork_and_warns(tmp_path: Path) -> None
     assert "_thread.lock" in warning
     assert "fork" in warning
     with (tmp_path / "file").open("w") as file:
-        writing = limits(enforced.write_line)
+        writing = limits(plain.write_line)
         pid = writing(file, "from the task")
     assert pid not in (None, os.getpid())
     assert (tmp_path / "file").read_text() == "from the task"
@@ -679,7 +680,7 @@ def test_warning_goes_to_the_librarys_logger_by_default(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     """`pynisher_exec`, at level WARNING."""
-    assert wrapped(enforced.take_lock, **EVER)(threading.Lock()) is True
+    assert wrapped(plain.take_lock, **EVER)(threading.Lock()) is True
     (record,) = caplog.records
     assert (record.name, record.levelname) == ("pynisher_exec", "WARNING")
 
@@ -687,7 +688,7 @@ def test_warning_goes_to_the_librarys_logger_by_default(
 @pytest.mark.parametrize("context", ["spawn", "forkserver", "loky"])
 def test_unpicklable_call_with_a_context_is_told_of(context: str) -> None:
     """A context that was asked for is obeyed: no fork behind its back."""
-    function = ended(enforced.take_lock, threading.Lock(), context=context, **EVER)
+    function = ended(plain.take_lock, threading.Lock(), context=context, **EVER)
     assert (function.result, function.exit_status) == (None, AnythingException)
     assert function.report is not None
     assert "cannot be pickled" in function.report.message
@@ -697,7 +698,7 @@ def test_limits_hold_in_the_fork_that_is_fallen_back_to() -> None:
     """Its wall limit ends what a lock held by another thread would hang for ever."""
     lock = threading.Lock()
     with lock:
-        function = ended(enforced.take_lock, lock, logger=Lines(), wall_time_in_s=0.5)
+        function = ended(plain.take_lock, lock, logger=Lines(), wall_time_in_s=0.5)
     assert (function.exit_status, function.exitcode) == (TimeoutException, -15)
 
 
@@ -718,7 +719,7 @@ def test_lock_held_by_another_thread_does_not_hang_a_call() -> None:
     holder.start()
     try:
         assert held.wait(20)
-        function = ended(enforced.log_line, wall_time_in_s=20, capture_output=True)
+        function = ended(plain.log_line, wall_time_in_s=20, capture_output=True)
         assert (function.result, function.exit_status) == ("logged", 0)
     finally:
         release.set()
@@ -743,17 +744,17 @@ def test_decorated_function_keeps_name_docstring_and_signature() -> None:
 
 def test_keyword_arguments_reach_the_function() -> None:
     """Whatever their names: those of pynisher, and `self`, too."""
-    function = wrapped(enforced.echo, **EVER)
+    function = wrapped(plain.echo, **EVER)
     names = ["self", "self2", "func", "pipe", "logger", "mem_in_mb", "args", "kwargs", "context"]
     given = dict.fromkeys(names, 1)
     assert function(1, 2, **given) == ((1, 2), given)
-    assert wrapped(enforced.add, **EVER)(1, third=4) == 7
-    assert wrapped(enforced.add, **EVER)(first=1, second=1, third=1) == 3
+    assert wrapped(plain.add, **EVER)(1, third=4) == 7
+    assert wrapped(plain.add, **EVER)(first=1, second=1, third=1) == 3
 
 
 def test_call_that_does_not_fit_is_told_of_as_from_inside() -> None:
     """A wrong argument is the function's TypeError, in its traceback."""
-    function = ended(enforced.add, **CAPTURED)
+    function = ended(plain.add, **CAPTURED)
     assert (function.exit_status, function.exitcode) == (AnythingException, 1)
     assert "TypeError" in (function.stderr or "")
     assert "first" in (function.stderr or "")
@@ -801,9 +802,9 @@ def test_callable_objects_partials_builtins_and_lambdas() -> None:
     """Everything that can be called."""
     limits = enforce_limits(**EVER)
     offset = 7
-    assert limits(enforced.Adder(10))(5, y=1) == 16
-    assert limits(functools.partial(enforced.add, 1, third=5))(1) == 7
-    assert limits(functools.partial(enforced.Adder(1), y=5))(1) == 7
+    assert limits(plain.Adder(10))(5, y=1) == 16
+    assert limits(functools.partial(plain.add, 1, third=5))(1) == 7
+    assert limits(functools.partial(plain.Adder(1), y=5))(1) == 7
     assert limits(lambda x: x + offset)(1) == 8
     assert limits(math.sqrt)(9) == 3
     assert limits("-".join)(["a", "b"]) == "a-b"
@@ -813,8 +814,8 @@ def test_callable_objects_partials_builtins_and_lambdas() -> None:
 def test_object_with_every_attribute_is_wrapped_like_another() -> None:
     """A proxy (xmlrpc's, a mock) has an attribute of any name, and is no endless partial."""
     code = """
-        import enforced, pynisher_exec
-        print(pynisher_exec.enforce_limits()(enforced.Proxy())(1))
+        import plain, pynisher_exec
+        print(pynisher_exec.enforce_limits()(plain.Proxy())(1))
     """
     with subprocess.Popen(
         [sys.executable, "-c", textwrap.dedent(code)],
@@ -863,7 +864,7 @@ def test_limits_pickle_and_copy() -> None:
 def test_pool_of_another_library_runs_it() -> None:
     """A daemonic worker of a fork Pool, which may not start children by multiprocessing."""
     with multiprocessing.get_context("fork").Pool(2) as pool:
-        assert pool.map(enforce_limits(**EVER)(enforced.add), range(4)) == [5, 6, 7, 8]
+        assert pool.map(enforce_limits(**EVER)(plain.add), range(4)) == [5, 6, 7, 8]
         assert pool.map(enforced.nap, [0, 60]) == ["rested", None]
         assert pool.apply(enforced.outer, (60,)) == ("TimeoutException", -15)
         pool.close()
@@ -891,7 +892,7 @@ def test_decorators_are_stacked() -> None:
 
 def test_each_thread_reads_its_own_call() -> None:
     """16 threads on one object, all calls at once, each with another ending."""
-    function = wrapped(enforced.end_somehow, wall_time_in_s=1.0, capture_output=True)
+    function = wrapped(plain.end_somehow, wall_time_in_s=1.0, capture_output=True)
     together = threading.Barrier(16)
 
     def call(n: int) -> tuple[int, Any, dict[str, Any]]:
@@ -906,7 +907,7 @@ def test_each_thread_reads_its_own_call() -> None:
 
 
 def check_mixed(n: int, returned: object, found: dict[str, Any]) -> None:
-    """The attributes are those of the n-th ending of `enforced.end_somehow`."""
+    """The attributes are those of the n-th ending of `plain.end_somehow`."""
     status, exitcode = [
         (0, 0),
         (AnythingException, 1),
@@ -916,19 +917,19 @@ def check_mixed(n: int, returned: object, found: dict[str, Any]) -> None:
         (MemorylimitException, 0),
         (AnythingException, n % 200),
         (TimeoutException, -15),
-    ][n % enforced.MIXED]
-    value = f"value {n}" if n % enforced.MIXED == 0 else None
+    ][n % plain.MIXED]
+    value = f"value {n}" if n % plain.MIXED == 0 else None
     assert (found["exit_status"], found["exitcode"]) == (status, exitcode), (n, found["report"])
     assert (returned, found["result"]) == (value, value)
-    assert found["os_errno"] == (1000 + n if n % enforced.MIXED == 2 else None)
+    assert found["os_errno"] == (1000 + n if n % plain.MIXED == 2 else None)
     stderr = found["stderr"]
-    if n % enforced.MIXED != 5:  # see test_exception_with_a_status_of_its_own_prints_no_traceback
-        assert f"reason {n}\n" in stderr if n % enforced.MIXED == 1 else stderr == ""
+    if n % plain.MIXED != 5:  # see test_exception_with_a_status_of_its_own_prints_no_traceback
+        assert f"reason {n}\n" in stderr if n % plain.MIXED == 1 else stderr == ""
 
 
 def test_400_calls_from_16_threads_are_all_right(marked: Any) -> None:
     """Mixed endings on one object: 400 right answers, and no process is left."""
-    function = wrapped(enforced.end_somehow, wall_time_in_s=1.0, capture_output=True)
+    function = wrapped(plain.end_somehow, wall_time_in_s=1.0, capture_output=True)
 
     def call(n: int) -> tuple[int, Any, dict[str, Any]]:
         return n, function(n), snapshot(function)
@@ -947,7 +948,7 @@ def test_400_calls_from_16_threads_are_all_right(marked: Any) -> None:
 
 def test_thread_without_a_call_reads_the_last_one() -> None:
     """A call in a worker thread is read by the thread that waits for it."""
-    function = wrapped(enforced.end_somehow, **EVER)
+    function = wrapped(plain.end_somehow, **EVER)
     for n, status in ((0, 0), (5, MemorylimitException)):
         thread = threading.Thread(target=function, args=(n,))
         thread.start()
@@ -985,7 +986,7 @@ def test_limits_are_logged_at_construction() -> None:
 def test_call_and_its_end_are_logged_in_order() -> None:
     """With the arguments before and the value after."""
     logger = Lines()
-    ended(enforced.add, 3, 4, logger=logger, **EVER)
+    ended(plain.add, 3, 4, logger=logger, **EVER)
     moments = [
         "Function called with argument: (3, 4), {}",
         "call function",
@@ -1026,9 +1027,9 @@ def deep() -> list[Any]:
 
 
 LARGE: list[tuple[str, Callable[[], Any]]] = [
-    ("object", enforced.RefusesRepr),
-    ("in a list", lambda: [enforced.RefusesRepr()]),
-    ("in a dict", lambda: {"key": (enforced.RefusesRepr(),)}),
+    ("object", plain.RefusesRepr),
+    ("in a list", lambda: [plain.RefusesRepr()]),
+    ("in a dict", lambda: {"key": (plain.RefusesRepr(),)}),
     ("bytes", lambda: bytes(50_000_000)),
     ("text", lambda: "x" * 50_000_000),
     ("texts", lambda: ["x" * 100_000] * 500),
@@ -1036,9 +1037,9 @@ LARGE: list[tuple[str, Callable[[], Any]]] = [
     ("many", lambda: list(range(500_000))),
     ("deep", deep),
     ("wide", lambda: {n: list(range(10)) for n in range(1000)}),
-    ("float", lambda: enforced.RefusesReprFloat(1.5)),
-    ("a class of that name", enforced.array),
-    ("large int", enforced.make_large_int),
+    ("float", lambda: plain.RefusesReprFloat(1.5)),
+    ("a class of that name", plain.array),
+    ("large int", plain.make_large_int),
 ]
 
 
@@ -1046,12 +1047,12 @@ LARGE: list[tuple[str, Callable[[], Any]]] = [
 def test_no_line_has_the_whole_of_an_argument_or_result(make: Callable[[], Any]) -> None:
     """Nothing foreign is asked for its repr or its order, and every line stays a line."""
     logger = Lines()
-    result = wrapped(enforced.make, logger=logger, **EVER)
+    result = wrapped(plain.make, logger=logger, **EVER)
     found = result(make)
     assert result.exit_status == 0, result.report
     assert type(found).__name__ == type(make()).__name__
     thing = make()
-    function = wrapped(enforced.type_of, logger=logger, **EVER)
+    function = wrapped(plain.type_of, logger=logger, **EVER)
     assert function(thing) == type(thing).__name__
     assert function(thing=thing) == type(thing).__name__
     assert max(map(len, logger.lines)) < 1000
@@ -1060,17 +1061,17 @@ def test_no_line_has_the_whole_of_an_argument_or_result(make: Callable[[], Any])
 @pytest.mark.parametrize("make", [set, frozenset, dict.fromkeys], ids=["set", "frozenset", "dict"])
 def test_no_line_sorts_an_argument(make: Callable[[Any], Any]) -> None:
     """A line's worth of a large set costs a line: nothing foreign is compared to print it."""
-    thing = make([enforced.NotesOrder() for _ in range(3)])
-    enforced.NotesOrder.compared = 0
-    assert wrapped(enforced.type_of, **EVER)(thing) == type(thing).__name__
-    assert enforced.NotesOrder.compared == 0
+    thing = make([plain.NotesOrder() for _ in range(3)])
+    plain.NotesOrder.compared = 0
+    assert wrapped(plain.type_of, **EVER)(thing) == type(thing).__name__
+    assert plain.NotesOrder.compared == 0
 
 
 def test_large_argument_and_result_are_not_printed_without_a_logger() -> None:
     """The default logger costs nothing either."""
-    function = wrapped(enforced.make, **EVER)
-    assert len(function(enforced.RefusesRepr)) == 50_000_000
-    assert wrapped(enforced.size_of, **EVER)(enforced.RefusesRepr()) == 50_000_000
+    function = wrapped(plain.make, **EVER)
+    assert len(function(plain.RefusesRepr)) == 50_000_000
+    assert wrapped(plain.size_of, **EVER)(plain.RefusesRepr()) == 50_000_000
 
 
 # Interrupts --------------------------------------------------------------------------------------

@@ -20,7 +20,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 import crashes
-import enforced
+import plain
 import pytest
 from capabilities import requires
 from loky.backend import context as loky_context
@@ -234,7 +234,7 @@ def test_a_new_process_is_started() -> None:
 def test_the_value_is_returned() -> None:
     """The function's return value comes back in the end, equal and of its type."""
     for value in (0, 1.5, "text", [1, {"a": (2, None)}], {1, 2}, b"\x00" * 100_000):
-        again = pynisher.enforce_limits(**EVER)(enforced.echo)(value)
+        again = pynisher.enforce_limits(**EVER)(plain.echo)(value)
         assert again == ((value,), {})
         assert type(again[0][0]) is type(value)
 
@@ -270,8 +270,8 @@ def test_wall_time_is_limited() -> None:
 @requires("seccomp")
 def test_subprocesses_are_limited() -> None:
     """Fourth: the number of the function's subprocesses."""
-    assert ended(enforced.fork_children, 3, num_processes=3, **EVER).result == 3
-    function = ended(enforced.fork_children, 4, num_processes=3, **EVER)
+    assert ended(plain.fork_children, 3, num_processes=3, **EVER).result == 3
+    function = ended(plain.fork_children, 4, num_processes=3, **EVER)
     assert (function.result, function.exit_status) == (None, pynisher.SubprocessException)
 
 
@@ -280,7 +280,7 @@ def test_interpreter_is_included_in_the_memory() -> None:
 
     A function that holds as much as the limit fails, and one that holds half of it does not.
     """
-    held = pynisher.enforce_limits(mem_in_mb=200, **EVER)(enforced.hold)
+    held = pynisher.enforce_limits(mem_in_mb=200, **EVER)(plain.hold)
     assert held(100 << 20) == 100 << 20
     assert held(195 << 20) is None
     assert held.exit_status is pynisher.MemorylimitException
@@ -289,7 +289,7 @@ def test_interpreter_is_included_in_the_memory() -> None:
 def test_integers_and_none_are_values_and_none_restricts_nothing() -> None:
     """Every constraint is an integer, or None for no restriction."""
     function = ended(
-        enforced.hold,
+        plain.hold,
         500 << 20,
         mem_in_mb=None,
         cpu_time_in_s=None,
@@ -359,14 +359,14 @@ def test_logger_gets_lines_at_debug_level(caplog: pytest.LogCaptureFixture) -> N
 
 def test_object_is_used_as_the_original_function() -> None:
     """It takes the same arguments and returns the same value."""
-    function = pynisher.enforce_limits(**EVER)(enforced.add)
-    assert function(1, 2, third=3) == enforced.add(1, 2, third=3)
-    assert list(map(function, range(3))) == list(map(enforced.add, range(3)))
+    function = pynisher.enforce_limits(**EVER)(plain.add)
+    assert function(1, 2, third=3) == plain.add(1, 2, third=3)
+    assert list(map(function, range(3))) == list(map(plain.add, range(3)))
 
 
 def test_object_contains_the_result_and_what_happened() -> None:
     """After the call: the actual result, and an indicator of what happened."""
-    function = ended(enforced.add, 1, **EVER)
+    function = ended(plain.add, 1, **EVER)
     assert (function.result, function.exit_status) == (6, 0)
 
 
@@ -427,7 +427,7 @@ def test_used_from_threads_there_is_no_deadlock(context: str | None) -> None:
     """Beside Python threads no call hangs, with the default or a context for starting processes."""
     source: Any = loky_context if context == "loky" else multiprocessing
     given = None if context is None else source.get_context(context)
-    function = pynisher.enforce_limits(context=given, **EVER)(enforced.add)
+    function = pynisher.enforce_limits(context=given, **EVER)(plain.add)
     results: list[int | None] = []
     threads = [threading.Thread(target=lambda n=n: results.append(function(n))) for n in range(8)]
     for thread in threads:
