@@ -7,29 +7,28 @@ differs from 0.6's, 0.6 was wrong; the README has the list.
 
 from __future__ import annotations
 
-import logging
 import math
 import multiprocessing
-import reprlib
 import resource
 import signal
 import threading
 import time
 from dataclasses import dataclass
+from itertools import islice
 from typing import TYPE_CHECKING, Any, Final, Generic, ParamSpec, TypeVar
 
 from pynisher_exec import errors
-from pynisher_exec.caller.executor import capture_bound, take_context
+from pynisher_exec.caller.executor import take_context
 from pynisher_exec.caller.future import LimitedFuture
 from pynisher_exec.caller.item import Item, name_of
 from pynisher_exec.decorator import submit_hidden
-from pynisher_exec.limits import Limits
+from pynisher_exec.limits import Limits, is_bool
 from pynisher_exec.report import Report, Status
 from pynisher_exec.task.run import Call
 from pynisher_exec.wrapper import Wrapper
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from multiprocessing.context import BaseContext
 
 __all__ = ["EnforcedFunction", "enforce_limits"]
@@ -38,6 +37,11 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 _MEBIBYTE = 1 << 20
+_MOST = float(1 << 31)
+"""MiB, seconds, processes: more than anything has."""
+
+_ALL_OUTPUT = 1 << 30
+"""Bytes kept of each captured stream: 0.6 kept everything."""
 _STARTUP_TIME = 60.0
 _NUMBER = "an int or a float above zero, or None,"
 
@@ -62,10 +66,13 @@ def _number(name: str, value: Any, *, zero: bool = False) -> Any:
         return None
     accepted = _NUMBER.replace("above zero", "of zero or more") if zero else _NUMBER
     msg = f"{name}={value!r} is not a valid limit: {accepted} is accepted"
-    if isinstance(value, (bool, str, bytes)) or not hasattr(value, "__float__"):
+    if is_bool(value) or isinstance(value, (str, bytes)) or not hasattr(value, "__float__"):
         raise TypeError(msg)
-    number = float(value)
-    if not math.isfinite(number) or number < 0 or (number == 0 and not zero):
+    try:
+        number = float(value)
+    except OverflowError:
+        number = math.inf
+    if not 0 <= number <= _MOST or (number == 0 and not zero):  # nor NaN
         raise ValueError(msg)
     return value
 
@@ -224,7 +231,7 @@ class enforce_limits:  # noqa: N801  (the name is pynisher's)
     num_processes: subprocesses alive at once.
     grace_period_in_s: seconds between a soft signal (`CpuTimeoutException` or `TimeoutException`
         raised inside the function) and the kill; without it the function is killed at once.
-    logger: anything with `debug` and `warning`; default: the library's own.
+    logger: anything with `debug` and `warning`; default: multiprocessing's, as in pynisher.
     capture_output: keep what is written to standard output and error.
     context: None, or how processes are started: "loky", "spawn", "forkserver", "fork", or such a
         context object. With None, a call that cannot be pickled is started by a fork.
@@ -253,10 +260,13 @@ class enforce_limits:  # noqa: N801  (the name is pynisher's)
         self.wall_time_in_s = _number("wall_time_in_s", wall_time_in_s)
         self.num_processes = _whole("num_processes", num_processes)
         self.grace_period_in_s = _number("grace_period_in_s", grace_period_in_s, zero=True) or 0
-        self.logger = logging.getLogger("pynisher_exec") if logger is None else logger
         self.capture_output = bool(capture_output)
         self._context = take_context(context)
         self.context = self._context or multiprocessing.get_context()
+        self.logger = self.context.get_logger() if logger is None else logger
+        if not callable(getattr(self.logger, "debug", None)):
+            msg = f"logger={logger!r} is no logger: something with debug and warning is accepted"
+            raise TypeError(msg)
         self._given = (logger, context)
         self._limits = self._translated()
         self._tell_limits()
@@ -272,7 +282,7 @@ class enforce_limits:  # noqa: N801  (the name is pynisher's)
         return enforce_limits, (*numbers, grace, logger, self.capture_output, context)
 
     def __repr__(self) -> str:
-        limits = {name: getattr(self, name) for name in _LINES if getattr(self, name)}
+        limits = {name: getattr(self, name) for name in _LINES if getattr(self, name) is not None}
         return f"enforce_limits({', '.join(f'{name}={value}' for name, value in limits.items())})"
 
     def _translated(self) -> Limits:
@@ -290,10 +300,10 @@ class enforce_limits:  # noqa: N801  (the name is pynisher's)
         )
 
     def run(self, call: Call) -> Report:
-        """Have a call done and give its report; what cannot be pickled is done by a fork."""
+        """Have a call done and give its report; by a fork where it cannot travel as a pickle."""
         self._tell_call(call)
         report = self._report(call, self._context)
-        if self._context is None and report.pid is None and _is_unpicklable(report):
+        if self._context is None and _did_not_travel(report):
             self.logger.warning(f"{report.message}; it is started by a fork instead")  # noqa: G004
             report = self._report(call, multiprocessing.get_context("fork"))
         self._tell_end(report)
@@ -301,7 +311,7 @@ class enforce_limits:  # noqa: N801  (the name is pynisher's)
 
     def _report(self, call: Call, context: BaseContext | None) -> Report:
         future: LimitedFuture[Any] = LimitedFuture()
-        capture = capture_bound(self.capture_output)
+        capture = _ALL_OUTPUT if self.capture_output else 0
         submit_hidden(Item(future, call, self._limits, capture, classic=True), context)
         try:
             return future.wait_for_report()
@@ -346,21 +356,34 @@ _LINES: Final = {
 }
 
 
-def _is_unpicklable(report: Report) -> bool:
-    return isinstance(report.exception, errors.UnpicklableError)
+def _did_not_travel(report: Report) -> bool:
+    """Whether the function was never begun, since its call cannot be pickled or loaded."""
+    error = report.exception
+    if report.pid is None:
+        return isinstance(error, errors.UnpicklableError)
+    cause = None if error is None else error.__cause__
+    return report.status is Status.STARTUP and isinstance(cause, Exception)
 
 
-class _Shown(reprlib.Repr):
-    """Values on one line: never the whole of a large one, nor a foreign `__repr__`."""
+def _shown(value: object, depth: int = 2) -> str:
+    """Show a value on one line: never the whole of a large one, nor by foreign code."""
+    kind = type(value)
+    if kind in (type(None), bool, float):
+        return repr(value)
+    if isinstance(value, int) and kind is int and -_INTEGER < value < _INTEGER:
+        return repr(value)
+    if isinstance(value, (str, bytes)) and kind in (str, bytes):
+        return repr(value[:_TEXT]) + "..." * (len(value) > _TEXT)
+    if isinstance(value, (tuple, list)) and kind in (tuple, list) and depth:
+        return f"({_several((_shown(each, depth - 1) for each in value), len(value))})"
+    if isinstance(value, dict) and kind is dict and depth:
+        pairs = (f"{_shown(k, 0)}: {_shown(v, depth - 1)}" for k, v in value.items())
+        return f"{{{_several(pairs, len(value))}}}"
+    return f"<{kind.__qualname__}>"
 
-    def repr_instance(self, x: Any, level: int) -> str:  # noqa: ARG002  (reprlib's signature)
-        """Anything that is no builtin container, text or int."""
-        return repr(x) if isinstance(x, (bool, float, type(None))) else f"<{type(x).__qualname__}>"
 
-    def repr_str(self, x: str, level: int) -> str:  # noqa: ARG002  (reprlib's signature)
-        """The beginning of a text."""
-        return repr(x if len(x) <= _TEXT else x[:_TEXT] + "...")
+def _several(texts: Iterator[str], count: int) -> str:
+    return ", ".join(islice(texts, _ITEMS)) + ", ..." * (count > _ITEMS)
 
 
-_TEXT = 60
-_shown = _Shown().repr
+_TEXT, _ITEMS, _INTEGER = 60, 6, 10**20

@@ -14,7 +14,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, NoReturn
 
-__all__ = ["UNSET", "Limits", "Unset", "duration", "size"]
+__all__ = ["UNSET", "Limits", "Unset", "duration", "is_bool", "size"]
 
 _LARGEST = (1 << 63) - 1
 """What a rlimit can be (getrlimit(2))."""
@@ -64,9 +64,14 @@ def size(name: str, value: object) -> int:
     return number
 
 
+def is_bool(value: object) -> bool:
+    """Whether it is a truth value, numpy's included: no number that anybody means."""
+    return type(value).__name__ in ("bool", "bool_")
+
+
 def _integer(name: str, value: object, accepted: str) -> int:
     """Take ints and what says it is one (numpy's integers), but no bool and no float."""
-    if isinstance(value, (bool, float)) or not hasattr(value, "__index__"):
+    if is_bool(value) or isinstance(value, float) or not hasattr(value, "__index__"):
         _refuse(name, value, accepted, TypeError)
     return int(value.__index__())
 
@@ -128,7 +133,7 @@ def duration(name: str, value: object) -> float:
     """Turn a duration into seconds; ValueError or TypeError names the argument and the value."""
     if isinstance(value, str):
         return _duration_of_text(name, value)
-    if isinstance(value, bool) or not (hasattr(value, "__float__") or hasattr(value, "__index__")):
+    if is_bool(value) or not (hasattr(value, "__float__") or hasattr(value, "__index__")):
         _refuse(name, value, _TIME_HELP, TypeError)
     try:
         seconds = float(value)  # type: ignore[arg-type]

@@ -10,7 +10,6 @@ from __future__ import annotations
 import functools
 import sys
 import threading
-import types
 from typing import TYPE_CHECKING, Any, cast
 
 import cloudpickle
@@ -36,10 +35,12 @@ class Wrapper:
 
     def __get__(self, instance: object, owner: type | None = None) -> Any:
         """Bind as a function does; what is bound shares all else with this."""
-        if instance is None:
+        bind = getattr(type(self.func), "__get__", None)
+        if instance is None or bind is None:  # a builtin, or a callable object
             return self
+        method = bind(self.func, instance, owner)
         bound = object.__new__(type(self))
-        bound.__dict__.update(self.__dict__, func=types.MethodType(self.func, instance))
+        bound.__dict__.update(self.__dict__, func=method, __wrapped__=method)
         return bound
 
     def by_value(self) -> tuple[Any, ...]:

@@ -676,13 +676,18 @@ def test_unpicklable_call_falls_back_to_a_fork_and_warns(tmp_path: Path) -> None
     assert "file" in logger.warnings[1].replace("write_line", "")
 
 
-def test_warning_goes_to_the_librarys_logger_by_default(
+def test_warning_goes_to_multiprocessings_logger_by_default(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """`pynisher_exec`, at level WARNING."""
-    assert wrapped(plain.take_lock, **EVER)(threading.Lock()) is True
+    """As 0.6's lines did, so that who has set that one up goes on seeing them."""
+    logger = multiprocessing.get_logger()
+    logger.addHandler(caplog.handler)
+    try:
+        assert wrapped(plain.take_lock, **EVER)(threading.Lock()) is True
+    finally:
+        logger.removeHandler(caplog.handler)
     (record,) = caplog.records
-    assert (record.name, record.levelname) == ("pynisher_exec", "WARNING")
+    assert (record.name, record.levelname) == ("multiprocessing", "WARNING")
 
 
 @pytest.mark.parametrize("context", ["spawn", "forkserver", "loky"])

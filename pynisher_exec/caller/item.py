@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import inspect
 import os
 import socket
@@ -124,8 +125,10 @@ def refuse_unfit(function: object) -> None:
     if not callable(function):
         msg = f"{function!r} is not callable"
         raise TypeError(msg)
-    target = inspect.unwrap(function) if hasattr(function, "__wrapped__") else function
-    while hasattr(target, "func") and not inspect.isfunction(target):  # partials
+    target: Any = function
+    with contextlib.suppress(ValueError):  # a proxy that has every attribute unwraps for ever
+        target = inspect.unwrap(function)
+    while isinstance(target, functools.partial):
         target = target.func
     # An object is called through its class, and a coroutine function may hide there.
     called = target if inspect.isroutine(target) else type(target).__call__

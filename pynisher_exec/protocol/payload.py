@@ -82,11 +82,10 @@ class _CallPickler(_Pickler):
     """Notes which names of `__main__` travel by value."""
 
     def __init__(self, stream: io.BytesIO, reducers: Mapping[type, Any] | None) -> None:
+        if reducers:  # before the C pickler takes the table that it finds
+            self.dispatch_table = ChainMap(cloudpickle.Pickler.dispatch_table, dict(reducers))
         super().__init__(stream)
         self.main_names: dict[str, Any] = {}
-        if reducers:
-            known = cloudpickle.Pickler.dispatch_table
-            self.dispatch_table = ChainMap(known, dict(reducers))
 
     def reducer_override(self, obj: Any) -> Any:
         name = _in_main(obj)

@@ -26,6 +26,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
+from pynisher_exec.errors import CpuTimeoutException, SignalException, TimeoutException
 from pynisher_exec.kernel import landlock, prctl
 from pynisher_exec.limits import Limits
 from pynisher_exec.protocol import messages, payload
@@ -41,6 +42,9 @@ if TYPE_CHECKING:
 __all__ = ["Call", "Endpoints", "Header", "Inherited", "Packed", "main", "prepare"]
 
 _BOUNDLESS = 1 << 62  # what the caller sends is as large as it is; the task's own memory bounds it
+_HEARD_OF = (MemoryError, CpuTimeoutException, TimeoutException, SignalException)
+"""Exceptions that pynisher 0.6 takes for an ending of that name, whoever raised them."""
+
 _INTERNAL_ERROR = 70  # EX_SOFTWARE, sysexits.h
 _ALL_SIGNALS = frozenset(range(1, signal.NSIG)) - {32, 33}  # those two are the C library's own
 _RIGHTS = socket.CMSG_SPACE(3 * array.array("i").itemsize)
@@ -191,6 +195,8 @@ class _Task:
         targets = given or pipes
         for number, source in enumerate(targets, 3 - len(targets)):
             os.dup2(source, number)
+        if not given and self._main_names is None:  # of the caller, who may have replaced them
+            sys.stdout, sys.stderr = (open(end, "w", closefd=False) for end in (1, 2))  # noqa: SIM115
         for descriptor in {*targets, *pipes}:
             if descriptor > 2:  # noqa: PLR2004  (the three standard streams)
                 os.close(descriptor)
@@ -223,6 +229,8 @@ class _Task:
         soft = SoftSignals(self._limits, on_quit=classic, below=_invoke.__code__)
         soft.install()
         self._baseline = baseline = rlimits.measure()
+        if rlimits.leaves_no_room(self._limits, baseline):
+            return self._refuse(baseline)
         mechanisms, listener = rlimits.impose(self._limits, baseline)
         memory = baseline.memory
         self._tell(
@@ -235,8 +243,6 @@ class _Task:
             mechanisms=mechanisms,
         )
         try:
-            if rlimits.leaves_no_room(self._limits, baseline):
-                self._refuse_to_begin(baseline)
             value = _invoke(call)
         except BaseException as error:  # noqa: BLE001  (whatever the function raises is its outcome)
             self._settle()
@@ -246,9 +252,10 @@ class _Task:
             self._tell("outcome", at=self._ended_at, what=outcome.type_name(value))
         return self._deliver("value", value, {})
 
-    def _refuse_to_begin(self, baseline: rlimits.Baseline) -> NoReturn:
+    def _refuse(self, baseline: rlimits.Baseline) -> int:
+        """Not even the interpreter fits: say so before any clock or watch could."""
         msg = f"the interpreter alone takes {baseline.memory.address_space} bytes of address space"
-        raise MemoryError(msg)
+        return self._deliver("memory", MemoryError(msg), {})
 
     def _settle(self) -> None:
         """The function has ended: no signal reaches this thread, a fork of it has no say."""
@@ -272,7 +279,7 @@ class _Task:
         if isinstance(error, OSError) and isinstance(error.errno, int):
             facts["os_errno"] = error.errno
             facts["forking"] = outcome.comes_from_fork(error)
-        if classic and kind == "exception":
+        if classic and kind == "exception" and not isinstance(error, _HEARD_OF):
             with suppress(Exception):  # stderr closed, or replaced by the function
                 traceback.print_exception(type(error), error, trace)
         self._tell("outcome", at=self._ended_at, what=outcome.type_name(error))
