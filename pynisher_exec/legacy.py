@@ -7,6 +7,7 @@ differs from 0.6's, 0.6 was wrong; the README has the list.
 
 from __future__ import annotations
 
+import logging
 import math
 import multiprocessing
 import resource
@@ -263,7 +264,9 @@ class enforce_limits:  # noqa: N801  (the name is pynisher's)
         self.capture_output = bool(capture_output)
         self._context = take_context(context)
         self.context = self._context or multiprocessing.get_context()
-        self.logger = self.context.get_logger() if logger is None else logger
+        # By its name, not by multiprocessing's own `get_logger`: what that one notes makes loky's
+        # processes fail (loky 3.7 takes the logger's first handler, whether or not there is one).
+        self.logger = logging.getLogger("multiprocessing") if logger is None else logger
         if not callable(getattr(self.logger, "debug", None)):
             msg = f"logger={logger!r} is no logger: something with debug and warning is accepted"
             raise TypeError(msg)
