@@ -49,9 +49,9 @@ LINGER = 0.2
 QUIET = 0.005
 """Seconds after START in which the task is not listened to.
 
-A small task has ended by then, and all that it said is read at once; to wake up for each word
-would cost it, and the other tasks, more than what it does. Nothing is late by that: its words carry
-their time, and no limit is looked at earlier.
+A small task has returned by then, and all that it said is read at once, when it closes its line; to
+wake up for each word would cost it, and other tasks, more than what it does. Nothing is late by
+that: its words carry their time, and no limit is looked at earlier.
 """
 
 
@@ -97,15 +97,20 @@ class Watching:
         self._listen(self._control.fileno(), self._hear_caller)
         self._listen(self._caller, self._caller_died)
         self._poll.register(child.pidfd, select.POLLIN)
+        self._listen(child.line.fileno(), self._hear_task, 0)  # its end alone: see QUIET
 
     def _listen_to_task(self) -> None:
-        self._listen(self._child.line.fileno(), self._hear_task)
+        line = self._child.line.fileno()
+        if line in self._handlers:
+            self._poll.modify(line, select.POLLIN)
         for stream in self._streams:
             self._listen(stream.fileno(), partial(self._drain, stream))
 
-    def _listen(self, descriptor: int, handler: Callable[[], None]) -> None:
+    def _listen(
+        self, descriptor: int, handler: Callable[[], None], events: int = select.POLLIN
+    ) -> None:
         self._handlers[descriptor] = handler
-        self._poll.register(descriptor, select.POLLIN)
+        self._poll.register(descriptor, events)
 
     def _ignore(self, descriptor: int) -> None:
         if self._handlers.pop(descriptor, None) is not None:
@@ -116,6 +121,8 @@ class Watching:
     def see_through(self) -> bool:
         """Watch until the child has ended, end what is left, account; False when it is stuck."""
         ended = self._turn(self._quiet_time())
+        if not ended and self._watch.stage == "returned":
+            ended = self._turn(self._quiet_time())
         if not ended:
             self._listen_to_task()
         while not ended and self._watch.killed is None:

@@ -292,6 +292,8 @@ class _Task:
         peak = 0 if self._baseline is None else rlimits.peak(self._baseline)
         size = packed.size
         self._tell("returned", at=self._ended_at, peak=peak, size=size, **packed.facts)
+        if self._owns(self._line):  # the last word: the supervisor hears that by its end
+            os.close(self._ends.line.detach())
         if self._owns(self._stream):
             with suppress(ConnectionError):  # the caller has gone: nobody to tell
                 FrameWriter(packed.segments).write(self._ends.stream)
