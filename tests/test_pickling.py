@@ -80,15 +80,14 @@ def test_error_survives_with_what_it_carries(
 def test_report_survives_whatever_its_status(status: Status, travel: Callable[[Any], Any]) -> None:
     """The error in it may lead back to it, as a future's does."""
     found = Report(status).exit_status
-    error = ValueError("reason") if isinstance(found, int) else found("reason")
+    error = TaskError("reason") if isinstance(found, int) else found("reason")
     report = Report(status, exception=error, message="reason", traceback="inside")
-    if isinstance(error, TaskError):
-        error.report = report
+    error.report = report
     again = travel(report)
     assert (again.status, again.message, again.traceback) == (status, "reason", "inside")
     assert type(again.exception) is type(error)
-    if isinstance(error, TaskError):
-        assert again.exception.report.status is status
+    assert again.exception.report is not None
+    assert again.exception.report.status is status
 
 
 @pytest.mark.parametrize(
