@@ -1,0 +1,82 @@
+"""Ctrl-C while a script waits for its tasks: they end, and the interrupt goes on."""
+
+from __future__ import annotations
+
+import signal
+from typing import TYPE_CHECKING
+
+import pytest
+from test_places import run_script, wait_until_gone
+
+if TYPE_CHECKING:
+    from conftest import Mark
+
+# The interrupt comes when the main thread waits in `Pool.join`: its stack says so.
+HEAD = """
+import os, signal, subprocess, sys, threading, time
+from pynisher_exec import LimitedProcessExecutor
+
+def stubborn():
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
+    subprocess.Popen(["setsid", "sleep", "40"])
+    os.write(1, b"up\\n")
+    time.sleep(40)
+
+def waits(frame):
+    names = []
+    while frame is not None:
+        names.append((os.path.basename(frame.f_code.co_filename), frame.f_code.co_name))
+        frame = frame.f_back
+    return ("pool.py", "join") in names and names[0][0] == "threading.py"
+
+def interrupt():
+    while not waits(sys._current_frames()[threading.main_thread().ident]):
+        time.sleep(0.001)
+    os.kill(os.getpid(), signal.SIGINT)
+
+threading.Thread(target=interrupt, daemon=True).start()
+
+def begin(executor):
+    futures = [executor.submit(stubborn) for _ in range(2)]
+    while not futures[0].running():
+        pass
+    return futures
+"""
+
+AT_THE_END_OF_THE_BLOCK = """
+with LimitedProcessExecutor(1) as executor:
+    begin(executor)
+"""
+
+CAUGHT = """
+try:
+    with LimitedProcessExecutor(1) as executor:
+        futures = begin(executor)
+except KeyboardInterrupt:
+    print([future.cancelled() for future in futures])
+    with LimitedProcessExecutor(1) as executor:
+        print(executor.submit(abs, -1).result(20))
+"""
+
+AT_THE_EXIT = """
+executor = LimitedProcessExecutor(1)
+begin(executor)
+"""
+
+
+@pytest.mark.parametrize("body", [AT_THE_END_OF_THE_BLOCK, AT_THE_EXIT], ids=["block", "exit"])
+def test_ctrl_c_while_the_script_waits_ends_its_tasks(body: str, marked: Mark) -> None:
+    """At the end of a with block, and at the interpreter's own."""
+    done = run_script(HEAD + body, timeout=25)
+    assert "KeyboardInterrupt" in done.stderr
+    assert done.returncode in (0, 1, -signal.SIGINT)  # 0: at the exit Python only tells of it
+    wait_until_gone(marked, 5)
+
+
+def test_caught_ctrl_c_has_ended_the_tasks(marked: Mark) -> None:
+    """Whoever catches it goes on without them."""
+    done = run_script(HEAD + CAUGHT, timeout=25)
+    assert done.stdout.splitlines()[-2:] == ["[True, True]", "1"], done.stderr
+    assert done.returncode == 0
+    wait_until_gone(marked, 5)

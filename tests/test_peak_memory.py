@@ -1,0 +1,64 @@
+"""`peak_memory` is counted as the limit counts: the tree's, pages that are shared once."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+
+import test_limits_held
+
+from pynisher_exec import LimitedProcessExecutor, Report
+
+PATIENCE = 40
+MB = 1_000_000
+
+
+HOLD = f"held = bytearray(b'x') * {80 * MB}; print('up', flush=True); input()"
+
+
+def hold_in_subprocesses(argument: bytes, count: int) -> int:
+    """Have interpreters of their own hold 80 MB each, all at once, for several samples."""
+    command = [sys.executable, "-S", "-c", HOLD]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    started = [subprocess.Popen(command, **pipes) for _ in range(count)]  # type: ignore[call-overload]
+    for process in started:
+        assert process.stdout.readline() == b"up\n"
+    time.sleep(0.6)
+    for process in started:
+        process.communicate(b"\n")
+    return len(argument)
+
+
+def report_of(argument: bytes, count: int, memory: str) -> Report:
+    """Run that under a limit."""
+    with LimitedProcessExecutor(1, memory=memory, wall_time=30) as executor:
+        return executor.submit(hold_in_subprocesses, argument, count).wait_for_report()
+
+
+def test_subprocess_counts_in_full() -> None:
+    """Also one that began by exec, and far below the limit."""
+    report = report_of(b"", 1, "1GB")
+    assert report.status == "ok"
+    assert 80 * MB <= report.peak_memory < 130 * MB
+
+
+def test_argument_is_not_taken_off_from_each_subprocess() -> None:
+    """The baseline is the task's own: three times 80 MB are 240 beside an argument of 120."""
+    report = report_of(bytes(120 * MB), 3, "1GB")
+    assert report.status == "ok"
+    assert 240 * MB <= report.peak_memory < 340 * MB
+
+
+def test_argument_buys_no_subprocess_room() -> None:
+    """What is above the limit is ended, though each alone is below it."""
+    report = report_of(bytes(120 * MB), 3, "150MB")
+    assert report.status == "memory"
+
+
+def test_pages_that_forks_share_are_told_once() -> None:
+    """Four readers of one array of 100 MB have a peak of about that."""
+    with LimitedProcessExecutor(1, memory="1GB", wall_time=30) as executor:
+        report = executor.submit(test_limits_held.share, 100 * MB, 4).wait_for_report()
+    assert report.status == "ok"
+    assert 95 * MB < report.peak_memory < 150 * MB

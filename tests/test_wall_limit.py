@@ -1,0 +1,115 @@
+"""The wall limit as the reason of an ending: late, early, handled or flooded, it is told right."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import sys
+import time
+from typing import TYPE_CHECKING, Any
+
+import crashes
+import pytest
+
+from pynisher_exec import LimitedProcessExecutor, TimeoutException
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+PATIENCE = 30
+
+
+def call(function: Callable[[], Any]) -> Any:
+    """Call it."""
+    return function()
+
+
+def exit_by_handler() -> None:
+    """Exit in C from the handler."""
+    signal.signal(signal.SIGTERM, lambda *_: os._exit(3))
+    crashes.sleep_long()
+
+
+def leave_by_handler() -> None:
+    """Exit as Python does, with success."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    crashes.sleep_long()
+
+
+def return_by_handler() -> str:
+    """Return a value."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        crashes.sleep_long()
+    except KeyboardInterrupt:
+        return "graceful"
+    return "slept"
+
+
+@pytest.mark.parametrize("function", [exit_by_handler, leave_by_handler, return_by_handler])
+def test_handler_of_sigterm_never_changes_the_verdict(function: Callable[[], Any]) -> None:
+    """The task is over its limit, whatever it manages to do between SIGTERM and the kill."""
+    with LimitedProcessExecutor(4, wall_time=0.1) as executor:
+        reports = list(executor.reports(call, [function] * 16))
+    assert {str(report.status) for report in reports} == {"wall_time"}
+    assert all(report.result is None for report in reports)
+
+
+def test_function_that_ends_after_its_limit_is_over_it() -> None:
+    """Always, though it may return before it is killed."""
+    with LimitedProcessExecutor(4, wall_time=0.2) as executor:
+        reports = list(executor.reports(time.sleep, [0.2] * 20))
+    assert [str(report.status) for report in reports] == ["wall_time"] * 20
+
+
+class SlowToPickle:
+    """Takes a while to leave its task."""
+
+    def __reduce__(self) -> tuple[type[int], tuple[()]]:
+        time.sleep(0.6)
+        return int, ()
+
+
+def return_slowly() -> SlowToPickle:
+    """Return in time what passes the limit by being pickled; leave output in the buffer."""
+    sys.stdout.write("last words")
+    return SlowToPickle()
+
+
+def test_soft_limit_that_falls_into_pickling_loses_nothing() -> None:
+    """The function had returned: the value is kept, and what its buffers held is written."""
+    with LimitedProcessExecutor(
+        1, wall_time=0.4, grace_period=10, capture_output=True
+    ) as executor:
+        report = executor.submit(return_slowly).wait_for_report()
+    assert (str(report.status), report.result) == ("ok", 0)
+    assert report.stdout == "last words"
+    assert report.exit_code == 0
+
+
+def flood(processes: int) -> None:
+    """Send words to the supervisor, on the task's own line, from many processes."""
+    until = time.monotonic() + PATIENCE
+    lines = []
+    for fd in range(3, 64):
+        try:
+            line = socket.socket(fileno=os.dup(fd))
+        except OSError:
+            continue
+        lines += [line] if line.type == socket.SOCK_SEQPACKET else []
+    assert lines
+    for _ in range(processes - 1):
+        if os.fork() == 0:
+            break
+    while time.monotonic() < until:
+        lines[0].send(b"x")
+    os._exit(0)
+
+
+def test_flood_on_the_line_of_a_task_does_not_delay_its_limit() -> None:
+    """The supervisor reads a little at a time, and never forgets its clocks."""
+    with LimitedProcessExecutor(1, wall_time=0.5) as executor:
+        future = executor.submit(flood, 12)
+        assert isinstance(future.exception(PATIENCE // 2), TimeoutException)
+        assert executor.submit(crashes.value).result(PATIENCE) == 42
