@@ -95,12 +95,15 @@ def _refused_memory(error: BaseException, limits: Limits, baseline: rlimits.Base
 def comes_from_fork(error: BaseException) -> bool:
     """Whether an error left a function that makes processes, as its code names such a call.
 
-    A refused fork is told by EAGAIN, but so is a socket that has nothing to read.
+    A refused fork is told by EAGAIN, but so is a socket that has nothing to read. Without a frame
+    of Python code the function itself was the call, `os.fork` say.
     """
     trace = error.__traceback__
-    while trace is not None and trace.tb_next is not None:
+    if trace is None:
+        return True
+    while trace.tb_next is not None:
         trace = trace.tb_next
-    return trace is not None and not _FORKING.isdisjoint(trace.tb_frame.f_code.co_names)
+    return not _FORKING.isdisjoint(trace.tb_frame.f_code.co_names)
 
 
 def exit_code_of(error: SystemExit) -> int:
