@@ -166,12 +166,24 @@ class Monitor:
                 if slot.state == "idle" and slot.key == key:
                     self._run(slot, item)
                     return True
-        starting = sum(slot.state == "starting" for slot in self._slots.values())
-        if starting and not self._bound and starting >= min(len(self._inbox) + 1, STARTING_AT_ONCE):
+        if not self._bound and self._has_enough_coming():
             return False
         if self._retry_at is not None or not self._has_room(key):
             return False
         return self._start_slot(item, key)
+
+    def _has_enough_coming(self) -> bool:
+        """Whether slots that start, or prepare their next child, will serve all who wait.
+
+        One more than that is worth having: a caller that makes one call after the other then never
+        waits for a fork.
+        """
+        starting = [slot for slot in self._slots.values() if slot.state == "starting"]
+        new = sum(not slot.idle_since for slot in starting)
+        waiting = len(self._inbox) + 1
+        if new >= min(waiting, STARTING_AT_ONCE):
+            return True
+        return len(starting) > waiting
 
     def _key(self, item: Item) -> Key:
         if self._options.context is not None:
