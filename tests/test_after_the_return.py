@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import mmap
 import multiprocessing
 import os
 import signal
@@ -36,7 +37,7 @@ def forge_returned(count: int) -> None:
 
 
 def own_lines(kind: int) -> list[socket.socket]:
-    """This process's sockets of a kind, as copies."""
+    """Copies of the sockets of a kind that this process has."""
     found = []
     for fd in sockets():
         line = socket.socket(fileno=os.dup(fd))
@@ -108,8 +109,11 @@ def return_beside_a_burner(path: str, allocate: bool) -> bytes:
         if os.fork() == 0:
             file.write(str(os.getpid()).encode())
             file.close()
-            if allocate:
-                crashes.hold(400 << 20)
+            if allocate:  # beyond the reach of RLIMIT_DATA
+                memory = mmap.mmap(-1, 400 << 20)
+                for page in range(0, len(memory), mmap.PAGESIZE):
+                    memory[page] = 1
+                time.sleep(30)
             until = time.monotonic() + 30
             while time.monotonic() < until:
                 pass
