@@ -35,7 +35,8 @@ found = []
 with LimitedProcessExecutor(1, wall_time=20, context={context!r}) as executor:
     for view in (executor, executor.limit(capture_output=True)):
         report = view.submit(write).wait_for_report()
-        found.append((report.status, report.result, sorted((report.stdout or "").split()), report.message))
+        words = sorted((report.stdout or "").split())
+        found.append((report.status, report.result, words, report.message))
 with open(sys.argv[1], "w") as file:
     json.dump(found, file)
 """
