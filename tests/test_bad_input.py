@@ -27,9 +27,15 @@ NONSENSE: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"memory": "120%"}, ValueError, "memory='120%'"),
     ({"memory": 1000}, ValueError, "below 1 MiB"),
     ({"memory": b"1GB"}, TypeError, "memory=b'1GB'"),
+    ({"memory": 10**30}, ValueError, "memory=1000000000000000000"),
+    ({"memory": f"{10**30}GB"}, ValueError, "memory='1000000000"),
     ({"cpu_time": -1}, ValueError, "cpu_time=-1"),
     ({"cpu_time": 0}, ValueError, "cpu_time=0"),
     ({"cpu_time": math.nan}, ValueError, "cpu_time=nan"),
+    ({"cpu_time": 1e300}, ValueError, "cpu_time=1e+300"),
+    ({"cpu_time": 10**400}, ValueError, "cpu_time=1000000000"),
+    ({"wall_time": 10**400}, ValueError, "wall_time=1000000000"),
+    ({"wall_time": f"{10**30}d"}, ValueError, "wall_time='1000000000"),
     ({"wall_time": math.inf}, ValueError, "wall_time=inf"),
     ({"wall_time": False}, TypeError, "wall_time=False"),
     ({"wall_time": "5 parsecs"}, ValueError, "wall_time='5 parsecs'"),
@@ -41,6 +47,11 @@ NONSENSE: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"grace_period": -1, "wall_time": 1}, ValueError, "grace_period=-1"),
     ({"open_files": True}, TypeError, "open_files=True"),
     ({"file_size": "1 page"}, ValueError, "file_size='1 page'"),
+    ({"file_size": 10**30}, ValueError, "file_size=1000000000"),
+    ({"open_files": 10**400}, ValueError, "open_files=1000000000"),
+    ({"processes": 10**400}, ValueError, "processes=1000000000"),
+    ({"kill_timeout": 1e300}, ValueError, "kill_timeout=1e+300"),
+    ({"startup_time": 10**400}, ValueError, "startup_time=1000000000"),
     ({"startup_time": 0}, ValueError, "startup_time=0"),
     ({"kill_timeout": "soon"}, ValueError, "kill_timeout='soon'"),
     ({"max_workers": 0}, ValueError, "max_workers=0"),
@@ -66,6 +77,15 @@ def test_nonsense_is_refused_at_construction(
     with pytest.raises(error) as caught:
         LimitedProcessExecutor(**arguments)
     assert text in str(caught.value)
+
+
+def test_long_durations_are_taken() -> None:
+    """Longer than poll(2) can wait at once: 2**31 milliseconds are not 25 days."""
+    with LimitedProcessExecutor(1, wall_time="30d", cpu_time="400d") as executor:
+        future = executor.submit(abs, -1)
+        assert future.result(PATIENCE) == 1
+        assert future.report is not None
+        assert future.report.limits["wall_time"].value == 30 * 86400
 
 
 @pytest.mark.skipif(HARD_FILES == resource.RLIM_INFINITY, reason="no hard limit stands here")

@@ -80,6 +80,15 @@ def test_command_that_exited_did_not_fail_to_return(tmp_path: Path) -> None:
     assert report["message"] == report["exception"]["message"] == "exited with code 5"
 
 
+def test_peak_of_a_short_command_is_its_own(tmp_path: Path) -> None:
+    """Not that of the interpreter which the process was before it became the command."""
+    path = tmp_path / "report.json"
+    for _ in range(3):
+        done = run("run", "--json", str(path), "--", "true")
+        assert done.returncode == 0, done.stderr
+        assert 0 <= json.loads(path.read_text())["peak_memory"] < 10_000_000
+
+
 @pytest.mark.parametrize("path", ["/nonexistent/report.json", "/"])
 def test_report_that_cannot_be_written_is_told_before_the_run(path: str) -> None:
     """Status 125, one line, and the command does not run."""

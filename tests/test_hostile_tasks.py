@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 import crashes
 import pytest
+from capabilities import requires
 
 from pynisher_exec import LimitedProcessExecutor, PynisherError
 
@@ -182,3 +183,20 @@ def test_value_that_memory_does_not_allow_to_send_is_a_memory_ending() -> None:
         assert future.report is not None
         assert error is None or future.report.status in ("memory", "exception")
         assert executor.submit(crashes.value).result(PATIENCE) == 42
+
+
+def bomb() -> None:
+    """Fork for two seconds at most."""
+    until = time.monotonic() + 2
+    while time.monotonic() < until:
+        with contextlib.suppress(OSError):
+            os.fork()
+
+
+@requires("root")
+def test_priority_of_the_supervisor_is_raised_for_no_longer_than_a_bomb_lasts() -> None:
+    """The tasks to come inherit it."""
+    with LimitedProcessExecutor(1, wall_time=0.3, kill_timeout=20) as executor:
+        executor.submit(bomb).exception(PATIENCE)
+        niceness = executor.submit(os.getpriority, os.PRIO_PROCESS, 0).result(PATIENCE)
+    assert niceness == os.getpriority(os.PRIO_PROCESS, 0)

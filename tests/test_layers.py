@@ -7,6 +7,7 @@ at run time is not seen. `__init__` stands above all and may import anything.
 from __future__ import annotations
 
 import ast
+import pkgutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -243,3 +244,10 @@ def test_planted_violation_is_caught(sound_tree: Path, place: str) -> None:
     found = rule(sound_tree)
     assert found
     assert module_name(sound_tree, path) in found[0]
+
+
+def test_no_module_bears_the_name_of_what_is_public() -> None:
+    """An imported submodule takes its name in the package, and would hide a function there."""
+    names = {module.name for module in pkgutil.iter_modules([str(PACKAGE)])}
+    assert "decorator" in names
+    assert not names & {*pynisher_exec.__all__}

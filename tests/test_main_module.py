@@ -32,7 +32,7 @@ with LimitedProcessExecutor(
 def test_function_sees_the_global_that_the_initializer_set(
     context: str | None, tmp_path: Path
 ) -> None:
-    """Both travel from `__main__`, and share its globals in the task; the caller keeps its own."""
+    """Both travel from `__main__`, and share its globals in the task; the caller's stay."""
     script = tmp_path / "script.py"
     script.write_text(INITIALIZED.format(context=context))
     done = run_script("", str(script))

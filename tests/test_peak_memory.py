@@ -12,6 +12,9 @@ from pynisher_exec import LimitedProcessExecutor, Report
 
 PATIENCE = 40
 MB = 1_000_000
+SEEN = 0.79
+"""The part that is told at least: below the limit a tree is weighed again once it has grown by 25 %
+since (or when the next dear reading is due)."""
 
 
 HOLD = f"held = bytearray(b'x') * {80 * MB}; print('up', flush=True); input()"
@@ -37,17 +40,17 @@ def report_of(argument: bytes, count: int, memory: str) -> Report:
 
 
 def test_subprocess_counts_in_full() -> None:
-    """Also one that began by exec, and far below the limit."""
+    """Also one that began by exec, and far below the limit: its memory is nobody else's."""
     report = report_of(b"", 1, "1GB")
     assert report.status == "ok"
-    assert 80 * MB <= report.peak_memory < 130 * MB
+    assert SEEN * 80 * MB <= report.peak_memory < 130 * MB
 
 
 def test_argument_is_not_taken_off_from_each_subprocess() -> None:
     """The baseline is the task's own: three times 80 MB are 240 beside an argument of 120."""
     report = report_of(bytes(120 * MB), 3, "1GB")
     assert report.status == "ok"
-    assert 240 * MB <= report.peak_memory < 340 * MB
+    assert SEEN * 240 * MB <= report.peak_memory < 340 * MB
 
 
 def test_argument_buys_no_subprocess_room() -> None:
@@ -61,4 +64,4 @@ def test_pages_that_forks_share_are_told_once() -> None:
     with LimitedProcessExecutor(1, memory="1GB", wall_time=30) as executor:
         report = executor.submit(test_limits_held.share, 100 * MB, 4).wait_for_report()
     assert report.status == "ok"
-    assert 95 * MB < report.peak_memory < 150 * MB
+    assert SEEN * 100 * MB < report.peak_memory < 150 * MB

@@ -79,9 +79,7 @@ def return_slowly() -> SlowToPickle:
 
 def test_soft_limit_that_falls_into_pickling_loses_nothing() -> None:
     """The function had returned: the value is kept, and what its buffers held is written."""
-    with LimitedProcessExecutor(
-        1, wall_time=0.4, grace_period=10, capture_output=True
-    ) as executor:
+    with LimitedProcessExecutor(1, wall_time=0.4, grace_period=10, capture_output=True) as executor:
         report = executor.submit(return_slowly).wait_for_report()
     assert (str(report.status), report.result) == ("ok", 0)
     assert report.stdout == "last words"

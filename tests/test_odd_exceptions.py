@@ -1,0 +1,122 @@
+"""Exceptions and values whose own code or fields are odd: one future tells of it, others go on."""
+
+from __future__ import annotations
+
+import os
+import sys
+from fractions import Fraction
+
+import crashes
+import pytest
+
+from pynisher_exec import LimitedProcessExecutor
+
+PATIENCE = 30
+
+
+@pytest.mark.parametrize("count", [1000, 64_900, 65_100, 65_300, 100_000])
+def test_long_error_number_resolves_its_future(count: int) -> None:
+    """An `errno` may be any object: what is said of it to the supervisor is bounded."""
+    with LimitedProcessExecutor(1, wall_time=5) as executor:
+        future = executor.submit(raise_os_error, "A" * count)
+        error = future.exception(PATIENCE)
+        assert isinstance(error, OSError)
+        assert error.args == ("A" * count, "x")
+        assert future.report is not None
+        assert (future.report.status, future.report.os_errno) == ("os_error", None)
+        assert executor.submit(crashes.value).result(PATIENCE) == 42
+
+
+def raise_os_error(number: object) -> None:
+    """Raise an OSError whose number is none."""
+    raise OSError(number, "x")
+
+
+def raise_os_error_of_an_object() -> None:
+    """Raise an OSError whose number pickles, and is none."""
+    raise_os_error(Fraction(1, 3))
+
+
+def test_object_as_an_error_number_is_an_os_error() -> None:
+    """It comes home as it was raised."""
+    with LimitedProcessExecutor(1, wall_time=5) as executor:
+        future = executor.submit(raise_os_error_of_an_object)
+        error = future.exception(PATIENCE)
+    assert isinstance(error, OSError)
+    assert error.errno == Fraction(1, 3)
+    assert future.report is not None
+    assert future.report.status == "os_error"
+
+
+def raise_local_object_as_number() -> None:
+    """The same, with an object that JSON cannot hold and plain pickle neither."""
+
+    class Number:
+        pass
+
+    raise_os_error(Number())
+
+
+def test_local_object_as_an_error_number_is_an_os_error() -> None:
+    """No word to the supervisor breaks by it."""
+    with LimitedProcessExecutor(1, wall_time=5) as executor:
+        report = executor.submit(raise_local_object_as_number).wait_for_report()
+    assert report.status == "os_error"
+
+
+def close_stderr_and_exit() -> None:
+    """Exit with a text that has nowhere to go."""
+    sys.stderr.close()
+    sys.exit("bye")
+
+
+def test_exit_with_a_text_and_no_stderr_has_code_1() -> None:
+    """As the interpreter itself would have it."""
+    with LimitedProcessExecutor(1, wall_time=5) as executor:
+        report = executor.submit(close_stderr_and_exit).wait_for_report()
+    assert (report.status, report.exit_code) == ("exit", 1)
+
+
+class Unspeakable(Exception):  # noqa: N818
+    """Its text exits."""
+
+    def __str__(self) -> str:
+        raise SystemExit(3)
+
+
+def raise_unspeakable() -> None:
+    """Raise it."""
+    raise Unspeakable
+
+
+class ExitsWhenLoadedByCaller:
+    """Loads in the task, which tries it, and exits in the caller."""
+
+    def __init__(self, caller: int) -> None:
+        self.caller = caller
+
+    def __reduce__(self) -> tuple[object, tuple[int]]:
+        return load_or_exit, (self.caller,)
+
+
+def load_or_exit(caller: int) -> int:
+    """Exit in the caller only."""
+    if os.getpid() == caller:
+        raise SystemExit(3)
+    return 1
+
+
+def test_exit_of_foreign_code_in_the_caller_harms_one_future() -> None:
+    """An exception's text, or a value's loading, that raises SystemExit: the others go on."""
+    with LimitedProcessExecutor(2, wall_time=20) as executor:
+        silent = executor.submit(raise_unspeakable)
+        leaving = executor.submit(ExitsWhenLoadedByCaller, os.getpid())
+        others = [executor.submit(crashes.value) for _ in range(4)]
+        assert isinstance(silent.exception(PATIENCE), Unspeakable)
+        assert leaving.exception(PATIENCE) is not None
+        assert [other.result(PATIENCE) for other in others] == [42] * 4
+        assert executor.submit(crashes.value).result(PATIENCE) == 42
+    assert silent.report is not None
+    assert silent.report.status == "exception"
+    assert leaving.report is not None
+    assert leaving.report.status == "exception"
