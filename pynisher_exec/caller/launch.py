@@ -99,6 +99,23 @@ def _above_standard(descriptor: int) -> int:
 
 
 @contextlib.contextmanager
+def _standard_numbers_taken() -> Iterator[None]:
+    """Where this process has closed standard streams: let nothing that is opened take their numbers.
+
+    multiprocessing's pipes would, and be taken for the caller's output, or for a fork's.
+    """
+    taken = []
+    try:
+        while (descriptor := os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)) <= 2:  # noqa: PLR2004
+            taken.append(descriptor)
+        os.close(descriptor)
+        yield
+    finally:
+        for descriptor in taken:
+            os.close(descriptor)
+
+
+@contextlib.contextmanager
 def _signals(change: int, signals: Iterable[int]) -> Iterator[None]:
     before = signal.pthread_sigmask(change, signals)
     try:
@@ -218,7 +235,7 @@ def start_in_context(context: BaseContext, caller: int, item: Item) -> Host:
             target=_target, args=(*map(_Passed, descriptors), inherited), daemon=False
         )
         # A process that is started beside it (forkserver's server) keeps this mask for good.
-        with _signals(signal.SIG_SETMASK, ()):
+        with _signals(signal.SIG_SETMASK, ()), _standard_numbers_taken():
             popen = _starter(process)(process)  # past `start`, which refuses daemonic processes
         # What `start` would have done as well: the arguments must not outlive the start.
         del process._target, process._args, process._kwargs  # noqa: SLF001
