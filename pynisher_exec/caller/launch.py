@@ -100,7 +100,7 @@ def _above_standard(descriptor: int) -> int:
 
 @contextlib.contextmanager
 def _standard_numbers_taken() -> Iterator[None]:
-    """Where this process has closed standard streams: let nothing that is opened take their numbers.
+    """Let nothing that is opened have the numbers of standard streams that were closed.
 
     multiprocessing's pipes would, and be taken for the caller's output, or for a fork's.
     """
