@@ -23,6 +23,9 @@ from pynisher_exec.task.soft import SoftSignals
 
 __all__ = ["rehearse", "rehearse_unless_called"]
 
+PATIENCE = 2
+"""Milliseconds that a fresh child waits for its call before it rehearses."""
+
 _BY_VALUE = FunctionType((lambda: None).__code__, {"__name__": "__main__"})
 """A function as those of a caller's `__main__` come: cloudpickle has most to do with them."""
 
@@ -31,10 +34,13 @@ _LIMITS: Final = Limits(memory=1 << 30, cpu_time=1, wall_time=1).as_message
 
 
 def rehearse_unless_called(stream: socket.socket) -> None:
-    """Rehearse once, in a task that waits; not where its call has come already."""
+    """Rehearse once, in a task that has waited a while; not where its call comes soon.
+
+    Where calls come one upon the other, the processor has better things to do.
+    """
     poll = select.poll()
     poll.register(stream, select.POLLIN)
-    if not poll.poll(0):
+    if not poll.poll(PATIENCE):
         rehearse()
 
 

@@ -37,6 +37,9 @@ MEMORY_RESERVE = 32 << 20
 LEAST_ADDRESS_SPACE = 16 << 20
 """Bytes of address space that a function needs beyond the interpreter to do anything at all."""
 
+SMALL_GROWTH = 1 << 18
+"""Bytes: a peak of less is told without another look at /proc."""
+
 CPU_BACKSTOP = 2
 """Seconds after which the kernel ends a process by itself, should its supervisor be gone.
 
@@ -65,7 +68,11 @@ def measure() -> Baseline:
 
 def peak(baseline: Baseline) -> int:
     """High-water mark of this process above its baseline, without what files back. Bytes."""
-    now, then = proc.own_memory(), baseline.memory
+    then = baseline.memory
+    grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10) - then.resident
+    if grown < SMALL_GROWTH:  # as for most small tasks; files cannot have had a part in it
+        return max(0, grown)
+    now = proc.own_memory()
     grown = now.high_water - then.resident
     return max(0, grown - max(0, now.file_backed - then.file_backed))
 
