@@ -52,6 +52,12 @@ def pytest_configure() -> None:
     os.environ[SESSION_MARK] = secrets.token_hex(16)
 
 
+def pytest_collection_finish() -> None:
+    """Let the collections between tests pass over what the whole session keeps."""
+    gc.collect()
+    gc.freeze()
+
+
 def pytest_report_header() -> list[str]:
     """Print who runs what, where."""
     return [

@@ -271,8 +271,8 @@ class Watching:
         self._hear_task()
         self._account.end(ended_at)
         self._send_ended(self._account.fields(self._watch, self._gate, survivors))
-        # The kernel expects a sender to sleep next, and may have put the caller's thread behind this
-        # process, which has a fork to make.
+        # The kernel expects a sender to sleep next, and may have put the caller's thread behind
+        # this process, which has a fork to make.
         os.sched_yield()
         if survivors:
             self._wait_for_the_stuck()
