@@ -401,7 +401,7 @@ def test_signal_that_is_caught_has_a_class_of_its_own() -> None:
 
 def test_internal_error_has_a_class_of_its_own() -> None:
     """An internal error should not happen: a call that cannot be loaded is one."""
-    function = ended(crashes.take, crashes.FailsWhenLoaded(), **EVER)
+    function = ended(crashes.take, crashes.FailsWhenLoaded(), context="spawn", **EVER)
     assert function.exit_status is pynisher.PynisherError
 
 

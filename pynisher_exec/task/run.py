@@ -14,6 +14,7 @@ costs a page to be copied, and that is most of what a small task costs.
 from __future__ import annotations
 
 import array
+import io
 import marshal
 import multiprocessing.process
 import os
@@ -195,11 +196,20 @@ class _Task:
         targets = given or pipes
         for number, source in enumerate(targets, 3 - len(targets)):
             os.dup2(source, number)
-        if not given and self._main_names is None:  # of the caller, who may have replaced them
-            sys.stdout, sys.stderr = (open(end, "w", closefd=False) for end in (1, 2))  # noqa: SIM115
+        if not given:
+            self._keep_lines()
         for descriptor in {*targets, *pipes}:
             if descriptor > 2:  # noqa: PLR2004  (the three standard streams)
                 os.close(descriptor)
+
+    def _keep_lines(self) -> None:
+        """Output is captured: what a task printed before it was killed shall be in it, by lines."""
+        if self._main_names is None:  # a fork of the caller, who may have replaced its streams
+            sys.stdout, sys.stderr = (open(end, "w", 1, closefd=False) for end in (1, 2))  # noqa: SIM115
+            return
+        for stream in (sys.stdout, sys.stderr):
+            if isinstance(stream, io.TextIOWrapper):
+                stream.reconfigure(line_buffering=True)
 
     def _load(self, header: Header, segments: list[bytearray]) -> Call:
         """Take on the caller's surroundings, load the call, run the initializer."""
