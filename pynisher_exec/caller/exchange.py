@@ -49,7 +49,7 @@ class Exchange:
         self._reader: FrameReader | None = None
 
     def write(self) -> None:
-        """Send what the task takes of its call; `trouble` says if that failed here."""
+        """Send what the task takes of its call; where that fails here, the deadline has passed."""
         if self._writer is None:
             return
         try:
@@ -57,7 +57,7 @@ class Exchange:
         except ConnectionError:  # the task has ended, and why is about to be told
             done = True
         except OSError as error:  # no descriptor is free here
-            self.trouble = str(error)
+            self.trouble, self.deadline = str(error), time.monotonic()
             done = True
         if done:
             self._writer = None

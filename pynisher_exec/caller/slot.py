@@ -115,8 +115,6 @@ class Slot:
         self.killing = False
         self._exchange = Exchange(stream, self._reactor, item, segments)
         self._exchange.write()
-        if self._exchange.trouble:
-            self.kill("transfer")
 
     def _check_at(self, item: Item) -> float | None:
         """When to look whether the supervisor keeps its clocks; without a wall limit, never."""
@@ -239,7 +237,7 @@ class Slot:
         if self._supervisor is not None and not self._given_up:
             with contextlib.suppress(ProcessLookupError):
                 pidfd.send_signal(self._supervisor, signal.SIGKILL)
-        elif self._supervisor is not None:
+        else:
             self.host.kill()  # that does not hear of it either
         self._given_up = True
 
