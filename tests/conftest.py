@@ -43,6 +43,7 @@ settings.load_profile("ci")
 
 MARK = "PYNISHER_EXEC_TEST_MARK"
 SESSION_MARK = "PYNISHER_EXEC_TEST_SESSION"
+JOBLIBS_TRACKER = "joblib.externals.loky.backend.resource_tracker"
 KEEPS_THREADS = ("numpy", "scipy", "sklearn", "torch")
 """Libraries whose pools of native threads come and go at will (first use, fork)."""
 
@@ -162,10 +163,12 @@ def helpers() -> tuple[set[int | None], set[int | None]]:
     They are told by what their modules remember, not by name: a resource tracker that a leftover
     template had started is a leftover too.
     """
-    trackers = (
+    trackers = [
         vars(multiprocessing.resource_tracker._resource_tracker),
         vars(loky.backend.resource_tracker._resource_tracker),
-    )
+    ]
+    if (joblibs := sys.modules.get(JOBLIBS_TRACKER)) is not None:  # with its own copy of loky
+        trackers.append(vars(joblibs._resource_tracker))
     server = vars(multiprocessing.forkserver._forkserver)
     pids = {tracker["_pid"] for tracker in trackers} | {server["_forkserver_pid"]}
     descriptors = {tracker["_fd"] for tracker in trackers} | {server["_forkserver_alive_fd"]}

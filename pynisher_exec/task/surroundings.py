@@ -31,6 +31,11 @@ __all__ = [
     "snapshot",
 ]
 
+_TRACKERS = (
+    "multiprocessing.resource_tracker",
+    "loky.backend.resource_tracker",
+    "joblib.externals.loky.backend.resource_tracker",
+)
 _RLIMITS = sorted({number for name, number in vars(resource).items() if name.startswith("RLIMIT_")})
 
 
@@ -198,7 +203,7 @@ def _reset_multiprocessing() -> None:
     util = sys.modules.get("multiprocessing.util")
     if util is not None:
         util._finalizer_registry.clear()  # noqa: SLF001
-    for name in ("multiprocessing.resource_tracker", "loky.backend.resource_tracker"):
+    for name in _TRACKERS:
         module = sys.modules.get(name)
         if module is not None:
             module._resource_tracker._fd = None  # noqa: SLF001
