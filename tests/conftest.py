@@ -33,6 +33,9 @@ import pynisher_exec
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from typing import Any
+
+    from pynisher_exec import LimitedFuture
 
 # No deadline in either: what an example takes depends on the machine's other work. "ci" always
 # draws the same examples, so that a red run means a change broke something; new ones are looked for
@@ -243,6 +246,14 @@ def compare(before: Holdings) -> Leftovers:
     lines += extra_descriptors(before.descriptors, now.descriptors)
     lines += extra_threads(before, now)
     return Leftovers(processes, lines)
+
+
+def wait_until_running(*futures: LimitedFuture[Any]) -> None:
+    """Wait for tasks to begin: there is no event, and spinning would keep the monitor back."""
+    deadline = time.monotonic() + 30
+    while not all(future.running() for future in futures):
+        assert time.monotonic() < deadline, futures
+        time.sleep(0.001)
 
 
 def wait_until_nothing_is_left(before: Holdings, patience: float) -> Leftovers:

@@ -16,9 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 import crashes
 import pytest
-from conftest import stat_fields
+from conftest import stat_fields, wait_until_running
 from test_hostile_tasks import sockets
-from test_views import wait_until_running
 
 from pynisher_exec import LimitedProcessExecutor, PynisherError
 from pynisher_exec.caller import exchange

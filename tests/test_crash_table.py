@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import crashes
 import pytest
 from capabilities import available, requires, skip_reason
-from conftest import holdings, wait_until_nothing_is_left
+from conftest import holdings, wait_until_nothing_is_left, wait_until_running
 
 from pynisher_exec import (
     AnythingException,
@@ -325,8 +325,7 @@ def test_task_that_is_ended_by_its_caller_is_cancelled(context: str | None, way:
     try:
         future = executor.submit(crashes.sleep_long)
         waiting = executor.submit(crashes.sleep_long)
-        while not future.running():
-            pass
+        wait_until_running(future)
         if way == "cancel":
             assert future.cancel()
             assert waiting.cancel()

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 
 import crashes
 import pytest
+from conftest import wait_until_running
 from test_places import run_script
-from test_views import wait_until_running
 
 from pynisher_exec import LimitedProcessExecutor
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import crashes
 import pytest
+from conftest import wait_until_running
 
 from pynisher_exec import (
     LimitedFuture,
@@ -33,8 +34,7 @@ def add(x: int, y: int = 0) -> int:
 def busy_slots(executor: LimitedProcessExecutor, count: int) -> list[LimitedFuture[Any]]:
     """Fill the slots with tasks that sleep, and wait until they run."""
     futures = [executor.submit(crashes.sleep_long) for _ in range(count)]
-    while not all(future.running() for future in futures):
-        pass
+    wait_until_running(*futures)
     return futures
 
 
@@ -69,8 +69,7 @@ def test_wait_and_as_completed_see_every_ending() -> None:
             executor.submit(crashes.segfault),
         ]
         stopped = executor.limit(wall_time=None).submit(crashes.sleep_long)
-        while not stopped.running():
-            pass
+        wait_until_running(stopped)
         stopped.cancel()
         futures.append(stopped)
         assert set(concurrent.futures.as_completed(futures, PATIENCE)) == set(futures)
@@ -181,8 +180,7 @@ def test_shutdown_cancels_pending_futures_when_asked() -> None:
     """What runs is finished, what waits is cancelled."""
     executor = LimitedProcessExecutor(1)
     running = executor.submit(time.sleep, 0.3)
-    while not running.running():
-        pass
+    wait_until_running(running)
     pending = [executor.submit(add, 1) for _ in range(3)]
     executor.shutdown(cancel_futures=True)
     assert running.result(0) is None
@@ -421,8 +419,7 @@ def test_defect_of_the_monitor_thread_leaves_nobody_waiting(
     """Should it ever fail, running and queued futures say so, and submit refuses."""
     executor = LimitedProcessExecutor(1)
     futures = [executor.submit(crashes.sleep_long) for _ in range(2)]
-    while not futures[0].running():
-        pass
+    wait_until_running(futures[0])
     monkeypatch.setattr(threading, "excepthook", lambda _: None)
     monkeypatch.setattr(executor._pool._monitor, "_obey", lambda: 1 / 0)
     executor._pool._reactor.ring()

@@ -11,7 +11,9 @@ from test_places import run_script, wait_until_gone
 if TYPE_CHECKING:
     from conftest import Mark
 
-# The interrupt comes when the main thread waits in `Pool.join`: its stack says so.
+# The interrupt comes when the main thread waits in `Pool.join`: its stack says so, and the kernel
+# that it sleeps. CPython looks for signals before it sleeps: one that comes when the thread has let
+# the interpreter lock go, but does not sleep yet, wakes nobody.
 HEAD = """
 import os, signal, subprocess, sys, threading, time
 from pynisher_exec import LimitedProcessExecutor
@@ -30,8 +32,13 @@ def waits(frame):
         frame = frame.f_back
     return ("pool.py", "join") in names and names[0][0] == "threading.py"
 
+def sleeps(thread):
+    with open(f"/proc/self/task/{thread.native_id}/stat") as file:
+        return file.read().rpartition(")")[2].split()[0] == "S"
+
 def interrupt():
-    while not waits(sys._current_frames()[threading.main_thread().ident]):
+    main = threading.main_thread()
+    while not (waits(sys._current_frames()[main.ident]) and sleeps(main)):
         time.sleep(0.001)
     os.kill(os.getpid(), signal.SIGINT)
 
@@ -40,7 +47,7 @@ threading.Thread(target=interrupt, daemon=True).start()
 def begin(executor):
     futures = [executor.submit(stubborn) for _ in range(2)]
     while not futures[0].running():
-        pass
+        time.sleep(0.001)
     return futures
 """
 

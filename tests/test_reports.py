@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import crashes
 import pytest
-from test_views import wait_until_running
+from conftest import wait_until_running
 
 from pynisher_exec import LimitedProcessExecutor, Report
 

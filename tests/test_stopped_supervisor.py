@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING
 
 import crashes
 import pytest
-from conftest import child_pids, stat_fields
-from test_views import wait_until_running
+from conftest import child_pids, stat_fields, wait_until_running
 
 from pynisher_exec import LimitedProcessExecutor, PynisherError
 from pynisher_exec.caller import monitor

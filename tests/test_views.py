@@ -4,25 +4,15 @@ from __future__ import annotations
 
 import threading
 import time
-from typing import TYPE_CHECKING, Any
 
 import crashes
 import pytest
 from capabilities import requires
+from conftest import wait_until_running
 
 from pynisher_exec import LimitedProcessExecutor
 
-if TYPE_CHECKING:
-    from pynisher_exec import LimitedFuture
-
 PATIENCE = 30
-
-
-def wait_until_running(*futures: LimitedFuture[Any]) -> None:
-    """Wait for the tasks to begin."""
-    deadline = time.monotonic() + PATIENCE
-    while not all(future.running() for future in futures):
-        assert time.monotonic() < deadline
 
 
 def test_shutdown_of_a_view_waits_for_what_went_through_it() -> None:

@@ -74,8 +74,10 @@ def serve_in_context(control: int, caller: int, inherited: Inherited | Packed) -
 def _begin(*, keep_streams: bool) -> None:
     """Leave the terminal's job, take signals as a fresh process does, adopt orphans from now on."""
     _open_standard_streams()  # before anything else takes their numbers
-    with contextlib.suppress(PermissionError):  # a process that a context has made a leader already
-        os.setsid()
+    # No session of its own: with autogroups (sched(7)) a caller that keeps its processor busy held
+    # up a template in another session by seconds, on Linux 6.18.
+    with contextlib.suppress(PermissionError):  # a context has made it the leader of a session
+        os.setpgid(0, 0)
     prctl.become_subreaper()
     with contextlib.suppress(ValueError):
         signal.set_wakeup_fd(-1)
