@@ -1,7 +1,8 @@
 """The limits of a task: how they are written, checked and handed on.
 
-Pure: nothing here asks the kernel for anything but the size of the machine's memory and the
-caller's own hard rlimits. What enforces a limit is told by `pynisher_exec.supports`.
+Pure: nothing here asks the kernel for anything but the caller's own hard rlimits and, for a
+percentage, the size of the machine's memory. What enforces a limit is told by
+`pynisher_exec.supports`.
 """
 
 from __future__ import annotations
@@ -9,12 +10,12 @@ from __future__ import annotations
 import math
 import re
 import resource
+import signal
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
-from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, Final, NoReturn
 
-__all__ = ["UNSET", "Limits", "Unset", "duration", "is_bool", "size"]
+__all__ = ["FORK_FILTER", "SOFT_SIGNALS", "UNSET", "Limits", "Unset", "duration", "is_bool", "size"]
 
 _LARGEST = (1 << 63) - 1
 """What a rlimit can be (getrlimit(2))."""
@@ -24,6 +25,12 @@ _LONGEST = float(1 << 31)
 
 MINIMUM_MEMORY = 1 << 20
 """Bytes: below this a task could not even pickle the report of its own MemoryError."""
+
+SOFT_SIGNALS: Final = {"cpu_time": signal.SIGXCPU, "wall_time": signal.SIGALRM}
+"""What the supervisor sends at a limit when there is a grace period."""
+
+FORK_FILTER: Final = "seccomp filter"
+"""The mechanism of `processes=0` inside another task's gate: it refuses without being asked."""
 
 _UNITS = {
     "b": 1,
@@ -84,49 +91,14 @@ def _size_of_text(name: str, text: str) -> int:
         percent = float(match[1])
         if not 0 < percent <= 100:  # noqa: PLR2004  (a percentage)
             _refuse(name, text, _SIZE_HELP)
-        return int(machine_memory() * percent / 100)
+        # Only a percentage needs it, and what it imports costs milliseconds.
+        from pynisher_exec import machine  # noqa: PLC0415
+
+        return int(machine.memory() * percent / 100)
     number = float(match[1]) * _UNITS[match[2]]
     if number > _LARGEST:
         _refuse(name, text, _SIZE_HELP)
     return int(number)
-
-
-def machine_memory() -> int:
-    """Bytes of memory that this process may count on: the machine's, or its cgroup's if less."""
-    import psutil  # noqa: PLC0415  (only a percentage needs it, and its import costs milliseconds)
-
-    total: int = psutil.virtual_memory().total
-    return min([total, *_cgroup_limits()])
-
-
-def _cgroup_limits() -> list[int]:
-    """The memory limits of the cgroups above this process, v1 and v2, where they can be read."""
-    try:
-        lines = Path("/proc/self/cgroup").read_text().splitlines()
-    except OSError:
-        return []
-    limits: list[int] = []
-    for line in lines:
-        _, controllers, path = line.split(":", 2)
-        if controllers == "memory":
-            limits += _limits_above(Path("/sys/fs/cgroup/memory"), path, "memory.limit_in_bytes")
-        elif controllers == "":
-            limits += _limits_above(Path("/sys/fs/cgroup"), path, "memory.max")
-    return limits
-
-
-def _limits_above(root: Path, path: str, name: str) -> list[int]:
-    """A limit binds the whole subtree below it, so each ancestor's counts."""
-    found: list[int] = []
-    group = root / path.lstrip("/")
-    for folder in (group, *group.parents):
-        if not folder.is_relative_to(root):
-            break
-        try:
-            found.append(int((folder / name).read_text()))
-        except (OSError, ValueError):  # not there, or "max"
-            continue
-    return found
 
 
 def duration(name: str, value: object) -> float:

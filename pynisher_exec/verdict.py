@@ -12,9 +12,10 @@ import signal
 from dataclasses import dataclass, field
 from typing import Any, Final
 
+from pynisher_exec.limits import FORK_FILTER, SOFT_SIGNALS
 from pynisher_exec.report import Enforced, Status
 
-__all__ = ["FORK_FILTER", "SOFT_SIGNALS", "Evidence", "Verdict", "judge"]
+__all__ = ["Evidence", "Verdict", "judge"]
 
 LIMIT_STATUS: Final = {
     "memory": Status.MEMORY,
@@ -24,12 +25,6 @@ LIMIT_STATUS: Final = {
     "startup_time": Status.STARTUP,
 }
 """Reasons for which a supervisor kills by itself, and the status of a task that died of it."""
-
-SOFT_SIGNALS: Final = {"cpu_time": signal.SIGXCPU, "wall_time": signal.SIGALRM}
-"""What the supervisor sends at a limit when there is a grace period."""
-
-FORK_FILTER: Final = "seccomp filter"
-"""The mechanism of `processes=0` inside another task's gate: it refuses without being asked."""
 
 RETURNED_STATUS: Final = {
     "value": Status.OK,

@@ -1,7 +1,7 @@
 """Run scripts and tests as another user, from copies that this user may read.
 
 Root's home is often closed to others, and with it the interpreter, the environment and the
-checkout. So all are copied: the interpreter with its standard library, every installed package,
+checkout. So all are copied: the interpreter with its standard library, the installed packages,
 `pynisher_exec` as it is tested here, the tests. Made once a session, by the fixture `as_nobody`.
 """
 
@@ -27,16 +27,22 @@ NOBODY = 65534
 
 _TESTS = Path(__file__).parent
 _VERSION = f"{sys.version_info.major}.{sys.version_info.minor}"
-_NOT_COPIED = shutil.ignore_patterns(
+_LIBRARY_NOT_COPIED = shutil.ignore_patterns(
     "config-*", "dist-packages", "idlelib", "lib2to3", "site-packages", "test", "tkinter"
 )
 """Parts of the standard library without a use here; the packages are copied on their own."""
 
+_PACKAGES_NOT_COPIED = shutil.ignore_patterns("numpy*", "pandas*", "scipy*", "sklearn*")
+"""Large ones without a use here."""
+
 
 def _copy(source: Path, target: Path) -> None:
-    ignore = None if "packages" in source.name else _NOT_COPIED
     shutil.copytree(
-        source, target, ignore=ignore, ignore_dangling_symlinks=True, dirs_exist_ok=True
+        source,
+        target,
+        ignore=_PACKAGES_NOT_COPIED if "packages" in source.name else _LIBRARY_NOT_COPIED,
+        ignore_dangling_symlinks=True,
+        dirs_exist_ok=True,
     )
 
 

@@ -25,6 +25,7 @@ NAME = "pynisher_exec"
 
 ORDER = (
     "errors",
+    "machine",
     "limits",
     "report",
     "verdict",

@@ -4,43 +4,55 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-
-import pytest
+from typing import TYPE_CHECKING
 
 import pynisher_exec
 
+if TYPE_CHECKING:
+    import pytest
+
 pytest_plugins = ["pytester"]
 
-LEAKS = {
-    "child": """
-import subprocess
+LEAKS = """
+import os, subprocess, threading
+import pytest
 kept = []
-def test_leaks():
+
+@pytest.fixture(scope="session")
+def patience():
+    return 0.2
+
+def test_child():
     kept.append(subprocess.Popen(["sleep", "61"]))
-""",
-    "zombie": """
-import os, subprocess
-kept = []
-def test_leaks():
+
+def test_after_child():
+    pass
+
+def test_zombie():
     kept.append(subprocess.Popen(["true"]))
-    os.waitid(os.P_PID, kept[0].pid, os.WEXITED | os.WNOWAIT)
-""",
-    "orphan": """
-import subprocess
-def test_leaks():
+    os.waitid(os.P_PID, kept[-1].pid, os.WEXITED | os.WNOWAIT)
+
+def test_after_zombie():
+    pass
+
+def test_orphan():
     subprocess.run(["sh", "-c", "setsid sleep 62 & true"], check=True)
-""",
-    "descriptor": """
-import os
-def test_leaks():
+
+def test_after_orphan():
+    pass
+
+def test_descriptor():
     os.pipe()
-""",
-    "thread": """
-import threading
-def test_leaks():
+
+def test_after_descriptor():
+    pass
+
+def test_thread():
     threading.Thread(target=threading.Event().wait, name="forgotten", daemon=True).start()
-""",
-}
+
+def test_after_thread():
+    pass
+"""
 
 SHOWN = {
     "child": "*process * (state S, child of *): sleep 61",
@@ -49,17 +61,6 @@ SHOWN = {
     "descriptor": "*descriptor *: pipe:*",
     "thread": "*thread forgotten",
 }
-
-AFTERWARDS = """
-import pytest
-
-@pytest.fixture(scope="session")
-def patience():
-    return 0.2
-
-def test_after_it():
-    pass
-"""
 
 CLEAN = """
 import subprocess, tempfile, threading
@@ -98,14 +99,14 @@ def run(
     return pytester.runpytest_subprocess("-p", "conftest", *options, timeout=50)
 
 
-@pytest.mark.parametrize("kind", LEAKS)
 def test_names_what_is_left_over(
-    pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch, kind: str
+    pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A test that leaves something behind fails, it is named, and the next test starts clean."""
-    result = run(pytester, monkeypatch, LEAKS[kind] + AFTERWARDS, "-q")
-    result.assert_outcomes(passed=2, errors=1)
-    result.stdout.fnmatch_lines(["*ERROR at teardown of test_leaks*", "left over:", SHOWN[kind]])
+    result = run(pytester, monkeypatch, LEAKS, "-q")
+    result.assert_outcomes(passed=2 * len(SHOWN), errors=len(SHOWN))
+    for kind, line in SHOWN.items():
+        result.stdout.fnmatch_lines([f"*ERROR at teardown of test_{kind}*", "left over:", line])
 
 
 def test_passes_what_is_clean(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,7 +15,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from pynisher_exec.verdict import SOFT_SIGNALS
+from pynisher_exec.limits import SOFT_SIGNALS
 
 if TYPE_CHECKING:
     from pynisher_exec.limits import Limits

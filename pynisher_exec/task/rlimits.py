@@ -14,8 +14,7 @@ from contextlib import suppress
 from typing import NamedTuple
 
 from pynisher_exec.kernel import proc, seccomp
-from pynisher_exec.limits import RLIMITS, Limits
-from pynisher_exec.verdict import FORK_FILTER
+from pynisher_exec.limits import FORK_FILTER, RLIMITS, Limits
 
 __all__ = [
     "MEMORY_RESERVE",
