@@ -422,7 +422,8 @@ def test_no_daemon_of_a_task_is_left_when_its_future_resolves(
         reports.append(future.report)
         done.set()
 
-    with LimitedProcessExecutor(1, context=context, wall_time=2) as executor:
+    wall_time = 0.8 if then == "sleep" else PATIENCE
+    with LimitedProcessExecutor(1, context=context, wall_time=wall_time) as executor:
         executor.submit(crashes.daemonize, mark, then).add_done_callback(look)
         assert done.wait(PATIENCE)
     assert seen == [[]]
@@ -434,8 +435,8 @@ def test_no_daemon_of_a_task_is_left_when_its_future_resolves(
 def test_crashes_harm_no_other_task(context: str | None) -> None:
     """Among tasks that crash all others have their values, each from a process of its own."""
     with LimitedProcessExecutor(3, context=context) as executor:
-        bad = [executor.submit(crashes.kill_itself, signal.SIGKILL) for _ in range(5)]
-        good = [executor.submit(os.getpid) for _ in range(10)]
-        bad += [executor.submit(crashes.segfault) for _ in range(5)]
-        assert len({future.result(PATIENCE) for future in good}) == 10
+        bad = [executor.submit(crashes.kill_itself, signal.SIGKILL) for _ in range(3)]
+        good = [executor.submit(os.getpid) for _ in range(6)]
+        bad += [executor.submit(crashes.segfault) for _ in range(3)]
+        assert len({future.result(PATIENCE) for future in good}) == 6
         assert all(isinstance(future.exception(PATIENCE), AnythingException) for future in bad)

@@ -120,10 +120,11 @@ class Monitor:
 
     def _drop(self, item: Item) -> None:
         """Cancel a call that is in no slot; one that had begun before it came back, too."""
-        if not item.future.cancel_if_pending():
+        if item.future.cancel_if_pending():
+            self._begun.discard(item)
+        else:
             item.cancelled = item.cancelled or "kill"
             self._conclude(item, Ending({"stage": "waiting"}))
-        self._begun.discard(item)
 
     def _end(self, slot: Slot, item: Item, how: str) -> None:
         """End what a slot runs: by KILL, or by giving up a slot that has not come up with it."""

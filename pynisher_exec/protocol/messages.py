@@ -26,21 +26,19 @@ MAX_DESCRIPTORS = 4
 _ANCILLARY = socket.CMSG_SPACE(MAX_DESCRIPTORS * array.array("i").itemsize)
 # Plain ints: the arithmetic of enums is Python code, and this runs in every task.
 _CLOEXEC, _NOSIGNAL = int(socket.MSG_CMSG_CLOEXEC), int(socket.MSG_NOSIGNAL)
-_TRUNCATED, _CUT = int(socket.MSG_CTRUNC), int(socket.MSG_TRUNC)
+_CUT = int(socket.MSG_TRUNC)
 _encode = json.JSONEncoder(separators=(",", ":")).encode
 
 
 class Message(NamedTuple):
     """One control message: its kind, its fields, and the descriptors that came with it.
 
-    The receiver owns the descriptors. `truncated` says that the kernel had to drop some because
-    this process has no descriptor free (recvmsg(2), MSG_CTRUNC).
+    The receiver owns the descriptors.
     """
 
     kind: str
     fields: dict[str, Any] = {}  # noqa: RUF012  (never written to)
     descriptors: tuple[int, ...] = ()
-    truncated: bool = False
 
     def close(self) -> None:
         """Close the descriptors of a message that is not wanted."""
@@ -114,7 +112,7 @@ def _receive(line: socket.socket, decode: Callable[[bytes], tuple[str, Any]]) ->
         kind, fields = decode(data)
     except (ValueError, EOFError, RecursionError, AttributeError, KeyError, TypeError):
         kind, fields = "garbage", {}
-    return Message(kind, fields, descriptors, bool(flags & _TRUNCATED))
+    return Message(kind, fields, descriptors)
 
 
 def _descriptors_in(ancillary: list[tuple[int, int, bytes]]) -> tuple[int, ...]:

@@ -21,6 +21,7 @@ __all__ = [
     "MEMORY_SLACK",
     "Baseline",
     "impose",
+    "leaves_no_room",
     "lift_memory",
     "measure",
     "memory_is_short",
