@@ -11,12 +11,15 @@ import os
 import threading
 from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar, overload
 
+from pynisher_exec.caller.account import never_started
 from pynisher_exec.caller.executor import capture_bound, take_context
-from pynisher_exec.caller.future import LimitedFuture
+from pynisher_exec.caller.future import AwaitedFuture, LimitedFuture
 from pynisher_exec.caller.item import Item
-from pynisher_exec.caller.pool import Pool, PoolOptions
+from pynisher_exec.caller.pool import Pool, PoolOptions, is_exiting
 from pynisher_exec.caller.support import LIMITS
+from pynisher_exec.errors import UnpicklableError
 from pynisher_exec.limits import Limits
+from pynisher_exec.report import Report, Status
 from pynisher_exec.task.run import Call
 from pynisher_exec.wrapper import Wrapper
 
@@ -24,9 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from multiprocessing.context import BaseContext
 
-    from pynisher_exec.report import Report
-
-__all__ = ["Limited", "limited", "shutdown", "submit_hidden"]
+__all__ = ["Limited", "call_hidden", "limited", "shutdown"]
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -67,6 +68,25 @@ def submit_hidden(item: Item, context: BaseContext | None) -> None:
             options = PoolOptions(max_workers=None, context=context, linger=LINGER)
             pool = _pools[name] = Pool(options)
         pool.submit(item)
+        if is_exiting():  # this call comes from a thread that goes on, and nobody closes it later
+            pool.close()
+
+
+def call_hidden(item: Item, context: BaseContext | None) -> Report:
+    """Do a call and give its report; pickled and loaded in this very thread.
+
+    A context pickles by itself, in the monitor's thread.
+    """
+    try:
+        if context is None:
+            item.pack()
+    except UnpicklableError as error:
+        return never_started(str(error), error.with_traceback(None), Status.EXCEPTION).report
+    submit_hidden(item, context)
+    try:
+        return item.future.wait_for_report()
+    finally:
+        item.future.cancel()  # after Ctrl-C: nobody waits for it any more
 
 
 def shutdown() -> None:
@@ -102,26 +122,28 @@ class Limited(Wrapper, Generic[P, T]):
 
     def __call__(self, /, *args: P.args, **kwargs: P.kwargs) -> T:
         """Call the function, wait, and return its value or raise what happened."""
-        future = self.submit(*args, **kwargs)
+        report = self.report(*args, **kwargs)
         try:
-            return future.result()
+            if report.exception is not None:
+                raise report.exception
+            value: T = report.result
+            return value
         finally:
-            future.cancel()  # after Ctrl-C: nobody waits for it any more
+            del report  # it holds the exception, whose traceback holds this frame
 
     def submit(self, /, *args: P.args, **kwargs: P.kwargs) -> LimitedFuture[T]:
         """Start a call and give its future."""
         future: LimitedFuture[T] = LimitedFuture()
-        item = Item(future, Call(self.func, args, kwargs), self._limits, self._capture)
-        submit_hidden(item, self._context)
+        submit_hidden(self._item(future, Call(self.func, args, kwargs)), self._context)
         return future
 
     def report(self, /, *args: P.args, **kwargs: P.kwargs) -> Report:
         """Call the function and give the whole account, whatever happened; raises nothing of it."""
-        future = self.submit(*args, **kwargs)
-        try:
-            return future.wait_for_report()
-        finally:
-            future.cancel()
+        item = self._item(AwaitedFuture(), Call(self.func, args, kwargs))
+        return call_hidden(item, self._context)
+
+    def _item(self, future: LimitedFuture[Any], call: Call) -> Item:
+        return Item(future, call, self._limits, self._capture)
 
     def __repr__(self) -> str:
         limits = ", ".join(f"{name}={value!r}" for name, value in self._given.items())

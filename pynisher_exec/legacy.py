@@ -12,17 +12,16 @@ import math
 import multiprocessing
 import resource
 import signal
-import threading
 import time
-from dataclasses import dataclass
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Final, Generic, ParamSpec, TypeVar
 
 from pynisher_exec import errors
+from pynisher_exec.answers import Answers, Attribute, answer_of, exit_status_of
 from pynisher_exec.caller.executor import take_context
-from pynisher_exec.caller.future import LimitedFuture
+from pynisher_exec.caller.future import AwaitedFuture
 from pynisher_exec.caller.item import Item, name_of
-from pynisher_exec.decorator import submit_hidden
+from pynisher_exec.decorator import call_hidden
 from pynisher_exec.limits import Limits, is_bool
 from pynisher_exec.report import Report, Status
 from pynisher_exec.task.run import Call
@@ -46,13 +45,6 @@ _ALL_OUTPUT = 1 << 30
 _STARTUP_TIME = 60.0
 _NUMBER = "an int or a float above zero, or None,"
 
-_RAISED: Final = (
-    errors.CpuTimeoutException,
-    errors.TimeoutException,
-    errors.SignalException,
-)
-"""What 0.6 takes as the ending of that name, whoever raised it inside the function."""
-
 _HEARD: Final = {
     Status.CPU_TIME: signal.SIGXCPU,
     Status.WALL_TIME: signal.SIGALRM,
@@ -62,20 +54,25 @@ _HEARD: Final = {
 
 
 def _number(name: str, value: Any, *, zero: bool = False) -> Any:
-    """Check a number; ValueError or TypeError names the argument, the value and what would do."""
+    """A number as Python's own, whatever kind is given (numpy's wrap around, or are of few bits).
+
+    ValueError or TypeError names the argument, the value and what would do.
+    """
     if value is None:
         return None
     accepted = _NUMBER.replace("above zero", "of zero or more") if zero else _NUMBER
     msg = f"{name}={value!r} is not a valid limit: {accepted} is accepted"
-    if is_bool(value) or isinstance(value, (str, bytes)) or not hasattr(value, "__float__"):
+    if is_bool(value) or isinstance(value, (str, bytes, type)):
         raise TypeError(msg)
     try:
-        number = float(value)
+        number = int(value) if hasattr(value, "__index__") else float(value)
     except OverflowError:
         number = math.inf
+    except (TypeError, ValueError):
+        raise TypeError(msg) from None
     if not 0 <= number <= _MOST or (number == 0 and not zero):  # nor NaN
         raise ValueError(msg)
-    return value
+    return number
 
 
 def _whole(name: str, value: Any) -> int | None:
@@ -85,65 +82,6 @@ def _whole(name: str, value: Any) -> int | None:
         msg = f"{name}={value!r} is not a valid limit: a whole number, or None, is accepted"
         raise ValueError(msg)
     return None if number is None else int(number)
-
-
-@dataclass
-class _Answer:
-    """The attributes of one call, as pynisher 0.6 names them, and the executor's report."""
-
-    result: Any = None
-    exit_status: type[errors.TaskError] | int | None = None
-    exitcode: int | None = None
-    os_errno: int | None = None
-    wall_clock_time: float | None = None
-    stdout: str | None = None
-    stderr: str | None = None
-    resources_function: resource.struct_rusage | None = None
-    resources_pynisher: resource.struct_rusage | None = None
-    report: Report | None = None
-
-
-def _answer(report: Report, wall_clock_time: float) -> _Answer:
-    exit_status = _exit_status(report)
-    return _Answer(
-        result=report.result,
-        exit_status=exit_status,
-        exitcode=_exit_code(report, exit_status),
-        os_errno=report.os_errno,
-        wall_clock_time=wall_clock_time,
-        stdout=report.stdout,
-        stderr=report.stderr,
-        resources_function=report.rusage or resource.struct_rusage((0.0,) * 16),
-        resources_pynisher=resource.getrusage(resource.RUSAGE_SELF),
-        report=report,
-    )
-
-
-def _exit_status(report: Report) -> type[errors.TaskError] | int:
-    """0 or one of the seven; some of the function's own exceptions are endings in 0.6."""
-    if report.status is Status.EXCEPTION:
-        for kind in _RAISED:
-            if isinstance(report.exception, kind):
-                return kind
-        if isinstance(report.exception, MemoryError):  # without a memory limit, too
-            return errors.MemorylimitException
-    return report.exit_status
-
-
-def _exit_code(report: Report, exit_status: type[errors.TaskError] | int) -> int | None:
-    """The same ending by 0.6's numbers.
-
-    Its process caught most endings, and so ended with 0 where a task ends with 1. At a wall limit
-    it was terminated; here that stands for the kill as well, and for a function that came to its
-    end a moment too late.
-    """
-    if exit_status == 0:  # whatever became of the process after the value had arrived
-        return 0
-    caught = exit_status not in (errors.AnythingException, errors.PynisherError)
-    if report.status is Status.WALL_TIME:
-        soft = "grace_period" in report.limits and report.exit_code in (0, 1)
-        return 0 if soft else -signal.SIGTERM
-    return 0 if caught and report.exit_code == 1 else report.exit_code
 
 
 class EnforcedFunction(Wrapper, Generic[P, T]):
@@ -157,22 +95,21 @@ class EnforcedFunction(Wrapper, Generic[P, T]):
     and one that has made none those of the call that ended last.
     """
 
-    if TYPE_CHECKING:  # `__getattr__` finds them
-        result: T | None
-        exit_status: type[errors.TaskError] | int | None
-        exitcode: int | None
-        os_errno: int | None
-        wall_clock_time: float | None
-        stdout: str | None
-        stderr: str | None
-        resources_function: resource.struct_rusage | None
-        resources_pynisher: resource.struct_rusage | None
-        report: Report | None
+    result = Attribute[Any]()
+    exit_status = Attribute[type[errors.TaskError] | int | None]()
+    exitcode = Attribute[int | None]()
+    os_errno = Attribute[int | None]()
+    wall_clock_time = Attribute[float | None]()
+    stdout = Attribute[str | None]()
+    stderr = Attribute[str | None]()
+    resources_function = Attribute[resource.struct_rusage | None]()
+    resources_pynisher = Attribute[resource.struct_rusage | None]()
+    report = Attribute[Report | None]()
 
     def __init__(self, enforcer: enforce_limits, func: Callable[P, T]) -> None:
         super().__init__(func)
         self._enforcer = enforcer
-        self._answers = _Answers()
+        self.answers = Answers()
 
     def by_value(self) -> tuple[Any, ...]:
         """See `Wrapper`."""
@@ -180,45 +117,16 @@ class EnforcedFunction(Wrapper, Generic[P, T]):
 
     def __call__(self, /, *args: P.args, **kwargs: P.kwargs) -> T | None:
         """Call the function in a process of its own under the limits, and wait for its end."""
-        self._answers.begin()
+        self.answers.begin()
         began = time.monotonic()
         report = self._enforcer.run(Call(self.func, args, kwargs))
-        answer = _answer(report, time.monotonic() - began)
-        self._answers.note(answer)
+        answer = answer_of(report, time.monotonic() - began)
+        self.answers.note(answer)
         value: T | None = answer.result
         return value
 
-    def __getattr__(self, name: str) -> Any:
-        """An attribute of the last call: see the class."""
-        if name not in _Answer.__dataclass_fields__:
-            msg = f"{type(self).__name__!r} object has no attribute {name!r}"
-            raise AttributeError(msg)
-        return getattr(self._answers.latest, name)
-
     def __repr__(self) -> str:
         return f"{self._enforcer!r}({self.func!r})"
-
-
-class _Answers:
-    """The last answer of each thread, and the last of all."""
-
-    def __init__(self) -> None:
-        self._own = threading.local()
-        self._last = _Answer()
-
-    def begin(self) -> None:
-        """A call begins: this thread's attributes are those of no call."""
-        self._own.answer = _Answer()
-
-    def note(self, answer: _Answer) -> None:
-        """A call of this thread has ended."""
-        self._own.answer = self._last = answer
-
-    @property
-    def latest(self) -> _Answer:
-        """What this thread shall read."""
-        answer: _Answer = getattr(self._own, "answer", self._last)
-        return answer
 
 
 class enforce_limits:  # noqa: N801  (the name is pynisher's)
@@ -256,22 +164,23 @@ class enforce_limits:  # noqa: N801  (the name is pynisher's)
         if callable(given):
             msg = "enforce_limits takes limits, and what it returns the function: @enforce_limits()"
             raise TypeError(msg)
-        self.mem_in_mb = _number("mem_in_mb", mem_in_mb)
-        self.cpu_time_in_s = _number("cpu_time_in_s", cpu_time_in_s)
-        self.wall_time_in_s = _number("wall_time_in_s", wall_time_in_s)
-        self.num_processes = _whole("num_processes", num_processes)
-        self.grace_period_in_s = _number("grace_period_in_s", grace_period_in_s, zero=True) or 0
+        self.mem_in_mb = mem_in_mb
+        self.cpu_time_in_s = cpu_time_in_s
+        self.wall_time_in_s = wall_time_in_s
+        self.num_processes = num_processes
+        self.grace_period_in_s = 0 if grace_period_in_s is None else grace_period_in_s
         self.capture_output = bool(capture_output)
-        self._context = take_context(context)
-        self.context = self._context or multiprocessing.get_context()
+        self.context = take_context(context) or multiprocessing.get_context()
+        self._default = self.context if context is None else None
         # By its name, not by multiprocessing's own `get_logger`: what that one notes makes loky's
         # processes fail (loky 3.7 takes the logger's first handler, whether or not there is one).
+        self._own_logger = logger is None
         self.logger = logging.getLogger("multiprocessing") if logger is None else logger
         if not callable(getattr(self.logger, "debug", None)):
             msg = f"logger={logger!r} is no logger: something with debug and warning is accepted"
             raise TypeError(msg)
-        self._given = (logger, context)
-        self._limits = self._translated()
+        self._translated: tuple[Any, ...] = ()
+        self._limits()
         self._tell_limits()
 
     def __call__(self, func: Callable[P, T]) -> EnforcedFunction[P, T]:
@@ -279,52 +188,55 @@ class enforce_limits:  # noqa: N801  (the name is pynisher's)
         return EnforcedFunction(self, func)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        logger, context = self._given
-        numbers = (self.mem_in_mb, self.cpu_time_in_s, self.wall_time_in_s, self.num_processes)
-        grace = self.grace_period_in_s
-        return enforce_limits, (*numbers, grace, logger, self.capture_output, context)
+        logger = None if self._own_logger else self.logger
+        context = None if self.context is self._default else take_context(self.context)
+        method = None if context is None else context.get_start_method()
+        return type(self), (*self._numbers(), logger, self.capture_output, method)
 
     def __repr__(self) -> str:
         limits = {name: getattr(self, name) for name in _LINES if getattr(self, name) is not None}
         return f"enforce_limits({', '.join(f'{name}={value}' for name, value in limits.items())})"
 
-    def _translated(self) -> Limits:
-        """To bytes and the executor's names. `memory` counts from zero, beside RLIMIT_AS."""
-        memory = None if self.mem_in_mb is None else max(1, int(self.mem_in_mb * _MEBIBYTE))
-        timed = self.cpu_time_in_s is not None or self.wall_time_in_s is not None
-        return Limits(
-            memory=memory,
-            address_space=memory,
-            cpu_time=self.cpu_time_in_s,
-            wall_time=self.wall_time_in_s,
-            processes=self.num_processes,
-            grace_period=self.grace_period_in_s if timed and self.grace_period_in_s else None,
-            startup_time=_STARTUP_TIME,
+    def _numbers(self) -> tuple[Any, ...]:
+        return (
+            self.mem_in_mb,
+            self.cpu_time_in_s,
+            self.wall_time_in_s,
+            self.num_processes,
+            self.grace_period_in_s,
         )
+
+    def _limits(self) -> Limits:
+        """What the attributes are now: users change them between calls."""
+        numbers = self._numbers()
+        if not self._translated or self._translated[0] != numbers:
+            self._translated = numbers, _translated(*numbers)
+        limits: Limits = self._translated[1]
+        return limits
 
     def run(self, call: Call) -> Report:
         """Have a call done and give its report; by a fork where it cannot travel as a pickle."""
         self._tell_call(call)
-        report = self._report(call, self._context)
-        if self._context is None and _did_not_travel(report):
-            self.logger.warning(f"{report.message}; it is started by a fork instead")  # noqa: G004
-            report = self._report(call, multiprocessing.get_context("fork"))
+        limits = self._limits()
+        context = None if self.context is self._default else take_context(self.context)
+        report = self._report(call, limits, context)
+        if context is None and _did_not_travel(report):
+            warn = getattr(self.logger, "warning", self.logger.debug)
+            warn(f"{report.message}; it is started by a fork instead")
+            report = self._report(call, limits, multiprocessing.get_context("fork"))
         self._tell_end(report)
         return report
 
-    def _report(self, call: Call, context: BaseContext | None) -> Report:
-        future: LimitedFuture[Any] = LimitedFuture()
+    def _report(self, call: Call, limits: Limits, context: BaseContext | None) -> Report:
         capture = _ALL_OUTPUT if self.capture_output else 0
-        submit_hidden(Item(future, call, self._limits, capture, classic=True), context)
-        try:
-            return future.wait_for_report()
-        finally:
-            future.cancel()  # after Ctrl-C: nobody waits for it any more
+        return call_hidden(Item(AwaitedFuture(), call, limits, capture, classic=True), context)
 
     # -- debug lines, at 0.6's moments; log readers match on how some of them begin ----------------
 
     def _debug(self, line: str) -> None:
-        self.logger.debug(line)
+        # multiprocessing's hands nothing on to the root's handlers, once 0.6 has asked for it.
+        if not self._own_logger or self.logger.handlers:
+            self.logger.debug(line)
 
     def _tell_limits(self) -> None:
         for name, line in _LINES.items():
@@ -343,11 +255,32 @@ class enforce_limits:  # noqa: N801  (the name is pynisher's)
             self._debug(f"signal handler: {int(_HEARD[report.status])}")
         if report.status is Status.OK:
             self._debug(f"function returned properly: {_shown(report.result)}")
-        elif _exit_status(report) is errors.AnythingException:
+        elif exit_status_of(report) is errors.AnythingException:
             self._debug(f"Your function call closed the pipe prematurely: {report.message}")
-        status = _exit_status(report)
+        status = exit_status_of(report)
         name = status if isinstance(status, int) else status.__name__
         self._debug(f"return value: ({_shown(report.result)}, {name})")
+
+
+def _translated(
+    mem_in_mb: Any, cpu_time_in_s: Any, wall_time_in_s: Any, num_processes: Any, grace: Any
+) -> Limits:
+    """To bytes and the executor's names. `memory` counts from zero, beside RLIMIT_AS."""
+    mebibytes = _number("mem_in_mb", mem_in_mb)
+    memory = None if mebibytes is None else max(1, int(mebibytes * _MEBIBYTE))
+    cpu_time = _number("cpu_time_in_s", cpu_time_in_s)
+    wall_time = _number("wall_time_in_s", wall_time_in_s)
+    grace_period = _number("grace_period_in_s", grace, zero=True)
+    timed = cpu_time is not None or wall_time is not None
+    return Limits(
+        memory=memory,
+        address_space=memory,
+        cpu_time=cpu_time,
+        wall_time=wall_time,
+        processes=_whole("num_processes", num_processes),
+        grace_period=grace_period if timed and grace_period else None,
+        startup_time=_STARTUP_TIME,
+    )
 
 
 _LINES: Final = {
@@ -360,11 +293,14 @@ _LINES: Final = {
 
 
 def _did_not_travel(report: Report) -> bool:
-    """Whether the function was never begun, since its call cannot be pickled or loaded."""
+    """Whether the function was never begun: its call cannot be pickled or loaded.
+
+    Or the current directory has been deleted, which only a fork is in.
+    """
     error = report.exception
-    if report.pid is None:
-        return isinstance(error, errors.UnpicklableError)
     cause = None if error is None else error.__cause__
+    if report.pid is None:
+        return isinstance(error, errors.UnpicklableError) or isinstance(cause, FileNotFoundError)
     return report.status is Status.STARTUP and isinstance(cause, Exception)
 
 

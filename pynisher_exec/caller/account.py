@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
@@ -10,6 +11,7 @@ from resource import struct_rusage
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pynisher_exec import errors
+from pynisher_exec.caller.future import is_interrupt
 from pynisher_exec.caller.item import name_of
 from pynisher_exec.protocol import payload
 from pynisher_exec.report import Enforced, Report, Status, signal_name
@@ -20,7 +22,7 @@ if TYPE_CHECKING:
 
     from pynisher_exec.caller.item import Item
 
-__all__ = ["Answer", "Ending", "account", "never_started"]
+__all__ = ["Answer", "Ending", "conclude", "never_started"]
 
 _log = logging.getLogger("pynisher_exec")
 _log.addHandler(logging.NullHandler())
@@ -50,8 +52,20 @@ class Answer(NamedTuple):
     cancelled: bool
 
 
-def account(item: Item, ending: Ending) -> Answer:
-    """Judge, load the outcome, and make report and exception; logs each limit that was hit."""
+def conclude(item: Item, ending: Ending) -> None:
+    """Resolve a future by what is known of its task's end, then log the limit that was hit.
+
+    In this order: a handler's lock may be held by whoever waits for the future.
+    """
+    answer = _account(item, ending)
+    item.future.conclude(answer.report, answer.error, cancelled=answer.cancelled)
+    if answer.report.limit_reached is not None:
+        with contextlib.suppress(Exception):  # a handler may raise, and this thread goes on
+            _log_limit(item, answer.report)
+
+
+def _account(item: Item, ending: Ending) -> Answer:
+    """Judge, load the outcome, and make report and exception."""
     told = ending.told
     if item.cancelled:
         told = {**told, "killed": "cancelled"}
@@ -62,13 +76,13 @@ def account(item: Item, ending: Ending) -> Answer:
     made = _Made(evidence, verdict, ending)
     try:
         made.open()
-    except BaseException as problem:  # noqa: BLE001  (loading may raise anything, SystemExit too)
+    except BaseException as problem:  # loading may raise anything, SystemExit too
+        if is_interrupt(problem):
+            raise
         made.refuse(problem)
     report = made.report()
     if isinstance(made.error, errors.TaskError) and made.error.report is None:
         made.error.report = report
-    if report.limit_reached is not None:
-        _log_limit(item, report)
     return Answer(report, made.error, verdict.status is Status.CANCELLED)
 
 

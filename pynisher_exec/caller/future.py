@@ -7,12 +7,14 @@ CANCELLED only when the tree is gone, so whoever waits for it may rely on that.
 
 from __future__ import annotations
 
-import logging
+import contextlib
+import threading
 from concurrent.futures import Future
 from concurrent.futures._base import (
     CANCELLED,
     CANCELLED_AND_NOTIFIED,
     FINISHED,
+    LOGGER,
     PENDING,
     RUNNING,
 )
@@ -24,10 +26,15 @@ from pynisher_exec.report import Report, Status
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["LimitedFuture"]
+__all__ = ["AwaitedFuture", "LimitedFuture", "is_interrupt"]
 
 T = TypeVar("T")
-_log = logging.getLogger("pynisher_exec")
+
+
+def is_interrupt(error: BaseException) -> bool:
+    """Whether it may be the user's Ctrl-C, which goes on; no other thread is told of that."""
+    main = threading.current_thread() is threading.main_thread()
+    return main and isinstance(error, KeyboardInterrupt)
 
 
 class LimitedFuture(Future[T]):
@@ -86,10 +93,18 @@ class LimitedFuture(Future[T]):
         return True
 
     def _call_back(self) -> None:
+        """As the stdlib does, but what one raises keeps no other from its turn."""
+        for callback in self._done_callbacks:  # type: ignore[attr-defined]
+            self._call(callback)
+
+    def _call(self, callback: Callable[[LimitedFuture[T]], object]) -> None:
         try:
-            self._invoke_callbacks()  # type: ignore[attr-defined]
-        except BaseException:  # noqa: BLE001  (SystemExit must not end the thread all rely on)
-            _log.exception("a callback of %r raised", self)
+            callback(self)
+        except BaseException as error:  # SystemExit must not end the thread all rely on
+            if is_interrupt(error):
+                raise
+            with contextlib.suppress(Exception):  # a handler may raise
+                LOGGER.exception("exception calling callback for %r", self)
 
     def wait_for_report(self) -> Report:
         """Wait until the task has ended, whatever way, and give its report."""
@@ -112,6 +127,10 @@ class LimitedFuture(Future[T]):
                 return False
             self._state, self._stop = RUNNING, stop
             return True
+
+    def settle(self, conclude: Callable[[], None]) -> None:
+        """Its task has ended: `conclude` loads the outcome and calls the method of that name."""
+        conclude()
 
     def conclude(self, report: Report, error: BaseException | None, *, cancelled: bool) -> None:
         """Resolve with a value, an error, or as cancelled; a cancel that was promised wins."""
@@ -146,6 +165,35 @@ class LimitedFuture(Future[T]):
                     waiter.add_exception(self)
             self._condition.notify_all()
         self._call_back()
+
+
+class AwaitedFuture(LimitedFuture[T]):
+    """Of a call that is waited for where it is made: its outcome is loaded in that thread.
+
+    So the monitor thread wants no lock that the waiting thread holds: an import's, a logger's, one
+    that a `__setstate__` takes.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._conclude: Callable[[], None] | None = None
+
+    def settle(self, conclude: Callable[[], None]) -> None:
+        """Hand it to whoever waits."""
+        with self._condition:
+            self._stop = None
+            self._conclude = conclude
+            self._condition.notify_all()
+
+    def wait_for_report(self) -> Report:
+        """Wait for the end of the task, take in what came of it, and give the report."""
+        with self._condition:
+            while self._conclude is None and self._state in (PENDING, RUNNING):
+                self._condition.wait()
+            conclude, self._conclude = self._conclude, None
+        if conclude is not None:
+            conclude()
+        return super().wait_for_report()
 
 
 def _unbegun(error: BaseException | None) -> Report:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import contextvars
 import functools
 import inspect
 import os
@@ -16,23 +17,31 @@ from dataclasses import dataclass, field
 from types import BuiltinFunctionType, FunctionType
 from typing import TYPE_CHECKING, Any
 
+from pynisher_exec.caller.future import is_interrupt
 from pynisher_exec.errors import UnpicklableError
 from pynisher_exec.protocol import payload
 from pynisher_exec.protocol.frames import FrameWriter
 from pynisher_exec.task import surroundings
-from pynisher_exec.task.run import Header
+from pynisher_exec.task.run import Call, Header, Inherited
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from pynisher_exec.caller.future import LimitedFuture
     from pynisher_exec.limits import Limits
-    from pynisher_exec.task.run import Call
     from pynisher_exec.task.surroundings import Surroundings
 
     Segments = list[bytes | memoryview]
 
-__all__ = ["CAPTURE_BOUND", "CallWriter", "Item", "Key", "key_of", "refuse_unfit"]
+__all__ = [
+    "CAPTURE_BOUND",
+    "CallWriter",
+    "Item",
+    "Key",
+    "key_of",
+    "name_of",
+    "refuse_unfit",
+]
 
 CAPTURE_BOUND = 1 << 20
 """Bytes kept of each captured stream unless told otherwise."""
@@ -50,6 +59,7 @@ class Item:
 
     `streams`: descriptors that become the task's standard input, output and error as they are.
     Without, and not captured: the caller's own output and error. `classic`: see `task.run.Header`.
+    `ready`: the call, pickled ahead by the thread that made it. `context`: that thread's.
     """
 
     future: LimitedFuture[Any]
@@ -63,6 +73,8 @@ class Item:
     submitted: float = field(default_factory=time.monotonic)
     tries: int = 0
     cancelled: str = ""
+    ready: Segments | None = None
+    context: contextvars.Context = field(default_factory=contextvars.copy_context)
 
     def segments(self, *, bare: bool) -> list[bytes | memoryview]:
         """The frame for the task, `bare` where the call went with its process.
@@ -76,21 +88,39 @@ class Item:
         )
         return [header.encode(), self.surroundings.pickled, *([] if bare else self.packed())]
 
+    def pack(self) -> None:
+        """Pickle now, in this thread. UnpicklableError as from `segments`."""
+        self.ready = self.packed()
+
+    def inherited(self) -> Inherited:
+        """What a fork of this process is to run; with the context variables of the submit."""
+        function, args, kwargs = self.call
+        call = Call(self.context.run, (function, *args), kwargs)
+        return Inherited(self.initializer, call, reseed=not self.classic)
+
     def packed(self, reducers: Mapping[type, Any] | None = None) -> Segments:
         """Pickle initializer and call, with more ways to reduce if given."""
+        if self.ready is not None:
+            return self.ready
         try:
-            return payload.dump_call((self.initializer, tuple(self.call)), reducers)
-        except Exception as error:
+            call = (self.initializer, tuple(self.call))
+            return payload.dump_call(call, reducers, files=not self.classic)
+        except BaseException as error:  # a foreign `__reduce__` may raise SystemExit
+            if is_interrupt(error):
+                raise
             raise self._unpicklable(error) from error
 
-    def _unpicklable(self, error: Exception) -> UnpicklableError:
+    def _unpicklable(self, error: BaseException) -> UnpicklableError:
         """One clear sentence; tells which of the two it was."""
         what = f"call of {name_of(self.call.function)}"
         if self.initializer is not None:
-            with contextlib.suppress(Exception):  # it is the call that cannot
+            with contextlib.suppress(BaseException):  # it is the call that cannot
                 payload.dump_call(tuple(self.call))
                 what = "initializer"
-        reason = f"{type(error).__name__}: {error}"[:500]
+        try:
+            reason = f"{type(error).__name__}: {error}"[:500]
+        except BaseException:  # noqa: BLE001  (a foreign __str__ may raise anything)
+            reason = type(error).__name__
         return UnpicklableError(f"the {what} cannot be pickled: {reason}")
 
 

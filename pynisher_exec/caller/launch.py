@@ -136,7 +136,8 @@ def start_interpreter(
     passed: list[int] = []
     try:
         passed = [_above_standard(descriptor) for descriptor in (setup, *descriptors)]
-        data = marshal.dumps((list(path), module, [*passed[1:], *arguments]))
+        entries = [str(entry) for entry in path]  # some put a `pathlib.Path` there
+        data = marshal.dumps((entries, module, [*passed[1:], *arguments]))
         os.write(setup, data)
         os.lseek(setup, 0, os.SEEK_SET)
         executable = os.fsdecode(multiprocessing.spawn.get_executable())
@@ -226,7 +227,7 @@ def start_in_context(context: BaseContext, caller: int, item: Item) -> Host:
     Its call goes with it, by memory or pickled; UnpicklableError where it cannot.
     """
     forks = is_fork(context)
-    inherited = Inherited(item.initializer, item.call) if forks else _Carrier(item)
+    inherited = item.inherited() if forks else _Carrier(item)
     line, far_end = control_line()
     descriptors = [_above_standard(descriptor) for descriptor in (far_end.fileno(), caller)]
     far_end.close()
@@ -234,8 +235,10 @@ def start_in_context(context: BaseContext, caller: int, item: Item) -> Host:
         process = context.Process(  # type: ignore[attr-defined]
             target=_target, args=(*map(_Passed, descriptors), inherited), daemon=False
         )
-        # A process that is started beside it (forkserver's server) keeps this mask for good.
-        with _signals(signal.SIG_SETMASK, ()), _standard_numbers_taken():
+        # A process that is started beside it (forkserver's server) keeps this mask for good. loky's
+        # vfork keeps this thread until the exec, so Ctrl-Z must not stop the child before.
+        kept = {signal.SIGTSTP} if process._start_method == "loky" else ()  # noqa: SLF001
+        with _signals(signal.SIG_SETMASK, kept), _standard_numbers_taken():
             popen = _starter(process)(process)  # past `start`, which refuses daemonic processes
         # What `start` would have done as well: the arguments must not outlive the start.
         del process._target, process._args, process._kwargs  # noqa: SLF001

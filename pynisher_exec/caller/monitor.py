@@ -8,11 +8,13 @@ them. It ends when its inbox has been closed and everything is done.
 from __future__ import annotations
 
 import time
+from functools import partial
 from typing import TYPE_CHECKING
 
-from pynisher_exec.caller.account import Ending, account, never_started
+from pynisher_exec.caller.account import Ending, conclude, never_started
 from pynisher_exec.caller.hosts import Hosts
 from pynisher_exec.caller.item import Item, Key, key_of
+from pynisher_exec.caller.launch import is_fork
 from pynisher_exec.caller.slot import CHECK_AFTER, Slot
 from pynisher_exec.errors import UnpicklableError
 from pynisher_exec.report import Status
@@ -48,6 +50,7 @@ class Monitor:
         self._reactor = reactor
         self._options = options
         self._bound = options.context is not None  # each process is started for one call
+        self._forks = options.context is not None and is_fork(options.context)
         self._hosts = Hosts(reactor, self, options.context, options.preload)
         self._slots: dict[int, Slot] = {}
         self._begun: set[Item] = set()  # taken off the queue, and their futures not resolved yet
@@ -75,6 +78,8 @@ class Monitor:
 
     def _serve(self) -> None:
         while not self._is_done():
+            if self._timeout() == 0.0:  # stopped perhaps, and what a deadline waits for has come
+                self._reactor.turn(0.0)
             self._obey()
             self._dispatch()
             self._mind_deadlines()
@@ -152,7 +157,7 @@ class Monitor:
                 self._begun.discard(item)
             elif item.cancelled:
                 self._drop(item)
-            elif item.surroundings.directory is None:
+            elif item.surroundings.directory is None and not self._forks:
                 lost = FileNotFoundError("the current directory had been deleted at the submit")
                 self._fail(item, f"the call cannot be started: {lost}", lost)
             elif not self._give_out(item):
@@ -247,8 +252,7 @@ class Monitor:
 
     def _conclude(self, item: Item, ending: Ending) -> None:
         """Resolve a future by what is known of its task's end."""
-        answer = account(item, ending)
-        item.future.conclude(answer.report, answer.error, cancelled=answer.cancelled)
+        item.future.settle(partial(conclude, item, ending))
         self._begun.discard(item)
 
     def _fail_unpicklable(self, item: Item, error: Exception) -> None:
@@ -269,6 +273,7 @@ class Monitor:
                 slot.item = None
                 self._retire(slot)
             return
+        self._begun.add(item)
         try:
             segments = item.segments(bare=self._bound)
         except (UnpicklableError, MemoryError) as error:
@@ -276,7 +281,6 @@ class Monitor:
                 self._retire(slot)
             self._fail_unpicklable(item, error)
         else:
-            self._begun.add(item)
             slot.run(item, segments)
 
     # -- what slots and hosts tell ---------------------------------------------------------------
@@ -289,7 +293,8 @@ class Monitor:
         self._resolve(item, ending)
 
     def _resolve(self, item: Item, ending: Ending) -> None:
-        begun = ending.told.get("stage") != "waiting" or ending.told.get("killed") is not None
+        asked = ending.told.get("killed") not in (None, "startup_time")
+        begun = ending.told.get("stage") != "waiting" or asked
         if not begun and not item.cancelled and item.tries < MOST_TRIES:
             self.requeue(item)
             return
@@ -401,17 +406,12 @@ class Monitor:
         self._conclude_lost(slot, [])
 
     def _has_lingered(self, slot: Slot, now: float) -> bool:
-        linger = self._options.linger
-        return linger is not None and slot.state == "idle" and now >= slot.idle_since + linger
+        end = slot.lingers_until(self._options.linger)
+        return end is not None and now >= end
 
     def _timeout(self) -> float | None:
         times = [slot.next_deadline for slot in self._slots.values()]
+        times += [slot.lingers_until(self._options.linger) for slot in self._slots.values()]
         times += [self._retry_at, self._force_at]
-        if self._options.linger is not None:
-            times += [
-                slot.idle_since + self._options.linger
-                for slot in self._slots.values()
-                if slot.state == "idle"
-            ]
         known = [each for each in times if each is not None]
         return max(0.0, min(known) - time.monotonic()) if known else None

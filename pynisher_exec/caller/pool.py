@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from pynisher_exec.caller.item import Item
 
-__all__ = ["Pool", "PoolOptions"]
+__all__ = ["Pool", "PoolOptions", "is_exiting"]
 
 
 class Pool:
@@ -122,6 +122,12 @@ class Pool:
 
 
 _pools: set[weakref.ref[Pool]] = set()
+_exiting = False
+
+
+def is_exiting() -> bool:
+    """Whether the interpreter ends: what is made from now on, nobody else closes."""
+    return _exiting
 
 
 def _each(action: Callable[[Pool], None]) -> None:
@@ -136,6 +142,8 @@ def _at_exit() -> None:
 
     After Ctrl-C it is ended.
     """
+    global _exiting  # noqa: PLW0603  (once, and for good)
+    _exiting = True
     _each(Pool.close)
     try:
         _each(Pool.join)

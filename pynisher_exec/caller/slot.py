@@ -219,6 +219,10 @@ class Slot:
         times = [moment for moment in (self.deadline, transfer) if moment is not None]
         return min(times, default=None)
 
+    def lingers_until(self, linger: float | None) -> float | None:
+        """When an idle slot is given up, `linger` seconds after its last task."""
+        return None if linger is None or self.state != "idle" else self.idle_since + linger
+
     def end_transfer(self, now: float) -> bool:
         """Have the task ended if it does not deliver; False when that is not what is due."""
         exchange = self._exchange

@@ -113,11 +113,14 @@ def command_name(pid: int) -> str:
 
 
 def umask() -> int:
-    """The umask of this process, read without setting it (umask(2) can only swap it, racily)."""
+    """The umask of this process, read without setting it (umask(2) can only swap it, racily).
+
+    The strictest where it cannot be read, for want of a descriptor.
+    """
     for line in _read("/proc/self/status").splitlines():
         if line.startswith(b"Umask:"):
             return int(line.split()[1], 8)
-    return 0o022
+    return 0o077
 
 
 def _statm(pid: int) -> list[bytes]:

@@ -8,20 +8,29 @@ again, so that the caller gets an instance of its own class and not of a copy.
 
 from __future__ import annotations
 
+import contextlib
 import io
 import pickle
 import sys
 from collections import ChainMap
 from operator import attrgetter
-from types import FunctionType
-from typing import TYPE_CHECKING, Any
+from types import FunctionType, ModuleType
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import cloudpickle
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-__all__ = ["ATOMS", "dump_call", "dump_outcome", "load_call", "load_outcome", "looks_plain"]
+__all__ = [
+    "ATOMS",
+    "dump_call",
+    "dump_outcome",
+    "is_being_imported",
+    "load_call",
+    "load_outcome",
+    "looks_plain",
+]
 
 PROTOCOL = 5
 OUT_OF_BAND = 1 << 16
@@ -64,6 +73,12 @@ def _in_main(thing: object) -> str | None:
     return name if getattr(sys.modules["__main__"], name, None) is thing else None
 
 
+def is_being_imported(name: str) -> bool:
+    """Whether the module's own code is still running."""
+    spec = getattr(sys.modules.get(name), "__spec__", None)
+    return bool(getattr(spec, "_initializing", False))
+
+
 def _wrapper_of(function: FunctionType) -> object | None:
     """What a decorator has put in the place of a function, if it leads back to it.
 
@@ -78,19 +93,37 @@ def _wrapper_of(function: FunctionType) -> object | None:
     return found if getattr(found, "__wrapped__", None) is function else None
 
 
-class _CallPickler(_Pickler):
-    """Notes which names of `__main__` travel by value."""
+def _refuse_file(file: io.TextIOWrapper) -> NoReturn:
+    msg = f"{file!r} is open, and another process cannot have it by value"
+    raise pickle.PicklingError(msg)
 
-    def __init__(self, stream: io.BytesIO, reducers: Mapping[type, Any] | None) -> None:
-        if reducers:  # before the C pickler takes the table that it finds
-            self.dispatch_table = ChainMap(cloudpickle.Pickler.dispatch_table, dict(reducers))
+
+class _CallPickler(_Pickler):
+    """Notes which names of `__main__` travel by value.
+
+    So does what belongs to a module that is still being imported: a task that imported it would
+    make the same call again, and so on for ever.
+    """
+
+    def __init__(
+        self, stream: io.BytesIO, reducers: Mapping[type, Any] | None, *, files: bool
+    ) -> None:
+        if reducers or not files:  # before the C pickler takes the table that it finds
+            first = {} if files else {io.TextIOWrapper: _refuse_file}
+            known = cloudpickle.Pickler.dispatch_table
+            self.dispatch_table = ChainMap(first, known, dict(reducers or {}))
         super().__init__(stream)
         self.main_names: dict[str, Any] = {}
+        self.by_value: list[ModuleType] = []
 
     def reducer_override(self, obj: Any) -> Any:
         name = _in_main(obj)
         if name is not None:
             self.main_names[name] = obj
+        elif isinstance(obj, (type, FunctionType)) and is_being_imported(obj.__module__):
+            module = sys.modules[obj.__module__]
+            cloudpickle.register_pickle_by_value(module)
+            self.by_value.append(module)
         elif isinstance(obj, FunctionType) and (wrapper := _wrapper_of(obj)) is not None:
             return attrgetter("__wrapped__"), (wrapper,)
         return super().reducer_override(obj)
@@ -110,18 +143,26 @@ class _OutcomePickler(_Pickler):
         return super().reducer_override(obj)
 
 
-def dump_call(call: object, reducers: Mapping[type, Any] | None = None) -> list[bytes | memoryview]:
+def dump_call(
+    call: object, reducers: Mapping[type, Any] | None = None, *, files: bool = True
+) -> list[bytes | memoryview]:
     """Pickle what a task shall load: the pickle, then its buffers. Raises what pickling does.
 
-    `reducers` are ways to reduce a type beyond those that are registered (`copyreg`).
+    `reducers` are ways to reduce a type beyond those that are registered (`copyreg`). Without
+    `files`, an open text file is refused, where cloudpickle sends what is left to be read of it.
     """
     main = sys.modules.get("__mp_main__")
     if main is not None and main.__name__ == "__mp_main__":  # cloudpickle knows the other alone
         cloudpickle.register_pickle_by_value(main)
     stream = io.BytesIO()
-    pickler = _CallPickler(stream, reducers)
-    pickler.dump(call)
-    pickler.dump(dict(pickler.main_names))  # after the call: only now are the names known
+    pickler = _CallPickler(stream, reducers, files=files)
+    try:
+        pickler.dump(call)
+        pickler.dump(dict(pickler.main_names))  # after the call: only now are the names known
+    finally:
+        for module in pickler.by_value:
+            with contextlib.suppress(ValueError):  # another thread's pickler has done so
+                cloudpickle.unregister_pickle_by_value(module)
     return [stream.getvalue(), *pickler.buffers]
 
 

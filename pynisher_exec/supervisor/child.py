@@ -67,7 +67,7 @@ class Child:
                 forget()
                 for end in (self.line.detach(), self.stream.detach(), *pipes.read):
                     os.close(end)
-                run.prepare(scope=scope)
+                run.prepare(scope=scope, inherited=inherited)
                 rehearsal.rehearse_unless_called(stream)
             except BaseException:  # noqa: BLE001  (the fork must not go on as a second supervisor)
                 with contextlib.suppress(BaseException):

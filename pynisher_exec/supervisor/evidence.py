@@ -40,7 +40,10 @@ _MAX_RSS = 2  # its place in struct rusage: the one figure of which not the sum 
 def number_in(fields: dict[str, Any], name: str) -> float:
     """Take a number out of what a task has sent; 0 where it is none."""
     value = fields.get(name)
-    good = isinstance(value, (int, float)) and math.isfinite(value)
+    try:
+        good = isinstance(value, (int, float)) and math.isfinite(value)
+    except OverflowError:  # an int beyond every float
+        good = False
     return value if good and value is not None else 0.0
 
 

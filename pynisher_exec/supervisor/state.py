@@ -6,12 +6,13 @@ pure, it can be driven through every order of events by a test.
 
     waiting -> loading -> running -> outcome -> returned      (a task may end at any of them)
 
-Clocks and limits run in `running` and `outcome`, `startup_time` in `loading`. At `returned` the
+Clocks and limits run in `running` and `outcome`, `startup_time` before. At `returned` the
 verdict is fixed and nothing here acts any more but a request of the caller's.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
@@ -102,6 +103,9 @@ class Watch:
     _period: float = SHORTEST_LOOK
     _over: int = 0
 
+    def __post_init__(self) -> None:
+        self._since = self.now
+
     def told(self, kind: str, fields: dict[str, Any], now: float) -> None:
         """Take what the task says; what is out of order or unknown is not believed."""
         if kind not in STAGES or STAGES.index(kind) <= STAGES.index(self.stage):
@@ -127,7 +131,7 @@ class Watch:
         limits, at = self.limits, fields.get("at")
         if limits.wall_time is None or limits.grace_period is not None:
             return fields
-        if self.running_at is None or not isinstance(at, float):
+        if self.running_at is None or not isinstance(at, float) or not math.isfinite(at):
             return fields
         elapsed = at - self.running_at
         if elapsed < limits.wall_time:
@@ -179,7 +183,7 @@ class Watch:
         """Judge the time."""
         if self.killed is not None or self.stage == "returned":
             return None
-        if self.stage == "loading" and self.limits.startup_time is not None:
+        if self._starts() and self.limits.startup_time is not None:
             if now >= self._since + self.limits.startup_time:
                 return self._kill("startup_time", now - self._since, now)
             return None
@@ -201,11 +205,15 @@ class Watch:
         times = [self._look_at if self._watched() else None]
         if self.killed is None:
             times.append(self._kill_at)
-            if self.stage == "loading" and self.limits.startup_time is not None:
+            if self._starts() and self.limits.startup_time is not None:
                 times.append(self._since + self.limits.startup_time)
             if self._kill_at is None and self._bounded() and self.limits.wall_time is not None:
                 times.append((self.running_at or 0.0) + self.limits.wall_time)
         return min((time for time in times if time is not None), default=None)
+
+    def _starts(self) -> bool:
+        """Whether `startup_time` runs: until the call is there, and anew until it is loaded."""
+        return self.stage in ("waiting", "loading")
 
     def _bounded(self) -> bool:
         """Whether the clocks run."""

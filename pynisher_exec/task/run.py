@@ -76,10 +76,14 @@ class Call(NamedTuple):
 
 
 class Inherited(NamedTuple):
-    """What a task that was forked from the caller has by memory: its call, and the initializer."""
+    """What a task that was forked from the caller has by memory: its call, and the initializer.
+
+    `reseed`: whether numpy's global generator shall be a fresh one there, too.
+    """
 
     initializer: Initializer
     call: Call
+    reseed: bool
 
 
 class Packed(NamedTuple):
@@ -104,7 +108,7 @@ class Header(NamedTuple):
         return marshal.dumps(tuple(self))
 
 
-def prepare(*, scope: int | None) -> None:
+def prepare(*, scope: int | None, inherited: Inherited | Packed | None) -> None:
     """What can be done ahead of need: a session of its own, signals as usual.
 
     `scope` is Landlock's ruleset, None before Linux 6.12: a task may then signal anybody.
@@ -119,7 +123,10 @@ def prepare(*, scope: int | None) -> None:
         landlock.restrict_self(scope)
         os.close(scope)
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
-    surroundings.reseed()
+    if isinstance(inherited, Inherited):
+        surroundings.end_imports()
+    if not isinstance(inherited, Inherited) or inherited.reseed:
+        surroundings.reseed()
 
 
 def main(ends: Endpoints) -> NoReturn:
@@ -214,10 +221,10 @@ class _Task:
     def _load(self, header: Header, segments: list[bytearray]) -> Call:
         """Take on the caller's surroundings, load the call, run the initializer."""
         surroundings.put_on_momentary(surroundings.Momentary(*header.momentary))
-        surroundings.put_on(segments[1])
         inherited = self._ends.inherited
+        surroundings.put_on(segments[1], forked=isinstance(inherited, Inherited))
         if isinstance(inherited, Inherited):
-            initializer, call = inherited
+            initializer, call = inherited.initializer, inherited.call
         else:
             packed = segments[2:] if inherited is None else inherited.segments
             initializer, call = self._unpickle(packed)

@@ -1,7 +1,7 @@
 """What the caller had around it when it submitted a call, and how the task takes it on.
 
-At the submit: current directory, environment, `sys.path`. At the dispatch: umask, soft rlimits,
-CPU affinity, nice value. An unchanged snapshot is shared between calls, pickled once.
+At the submit: current directory, environment, `sys.path`, `sys.argv`. At the dispatch: umask, soft
+rlimits, CPU affinity, nice value. An unchanged snapshot is shared between calls, pickled once.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ __all__ = [
     "Surroundings",
     "become_fresh_process",
     "begin_with",
+    "end_imports",
     "momentary",
     "note_own",
     "put_on",
@@ -45,6 +46,7 @@ class Surroundings(NamedTuple):
     directory: str | None
     environment: dict[bytes, bytes]
     path: list[str]
+    arguments: list[str]
     pickled: bytes
 
 
@@ -66,24 +68,29 @@ _worn: tuple[bytes, str | None] = b"", None
 
 
 def snapshot() -> Surroundings:
-    """Capture directory, environment, `sys.path`; the last snapshot where nothing changed."""
+    """Capture what a submit captures; the last snapshot where nothing changed."""
     global _latest  # noqa: PLW0603  (a cache of one, replaced whole)
     try:
         directory = os.getcwd()
     except FileNotFoundError:
         directory = None
-    latest, environment, path = _latest, _environment(), sys.path
+    latest, environment, path, arguments = _latest, _environment(), sys.path, _arguments()
     if (
         latest is not None
         and latest.directory == directory
         and latest.path == path
+        and latest.arguments == arguments
         and latest.environment == environment
     ):
         return latest
-    environment, path = dict(environment), list(path)
-    pickled = pickle.dumps((directory, environment, path), protocol=5)
-    _latest = Surroundings(directory, environment, path, pickled)
+    environment, path, arguments = dict(environment), list(path), list(arguments)
+    pickled = pickle.dumps((directory, environment, path, arguments), protocol=5)
+    _latest = Surroundings(directory, environment, path, arguments, pickled)
     return _latest
+
+
+def _arguments() -> list[str]:
+    return getattr(sys, "argv", [])  # an interpreter embedded in a program may have none
 
 
 def _environment() -> dict[bytes, bytes]:
@@ -109,17 +116,21 @@ def note_own() -> None:
 
 
 def begin_with(pickled: bytes) -> None:
-    """Take on environment and `sys.path` in the process from which tasks are forked."""
+    """Take on environment, `sys.path` and `sys.argv` in the process from which tasks are forked."""
     global _worn  # noqa: PLW0603  (as `_own`)
     _worn = pickled, _wear(pickled)
 
 
-def put_on(pickled: bytes | bytearray) -> None:
-    """Take on directory, environment, time zone and `sys.path`.
+def put_on(pickled: bytes | bytearray, *, forked: bool) -> None:
+    """Take on directory, environment, time zone, `sys.path` and `sys.argv`.
+
+    `forked` from the caller, a task is in a directory already that has been deleted.
 
     Raises FileNotFoundError or another OSError when the directory is not there for this process.
     """
     directory = _worn[1] if pickled == _worn[0] else _wear(pickled)
+    if directory is None and forked:
+        return
     if directory is None:
         msg = "the caller's current directory had been deleted when the call was submitted"
         raise FileNotFoundError(msg)
@@ -129,12 +140,12 @@ def put_on(pickled: bytes | bytearray) -> None:
 def _wear(pickled: bytes | bytearray) -> str | None:
     """All but the directory, which is given back."""
     directory: str | None
-    directory, environment, path = pickle.loads(pickled)  # from the caller: builtins only
+    directory, environment, path, arguments = pickle.loads(pickled)  # from the caller
     if environment != _environment():
         os.environb.clear()
         os.environb.update(environment)
         time.tzset()
-    sys.path[:] = path
+    sys.path[:], sys.argv[:] = path, arguments
     return directory
 
 
@@ -172,6 +183,17 @@ def reseed() -> None:
     random = sys.modules.get("numpy.random")
     if random is not None:
         random.seed()
+
+
+def end_imports() -> None:
+    """In a fork of the caller, what one of its threads was importing counts as imported.
+
+    That thread is not here, and pickling by name would wait for the module's lock.
+    """
+    for module in list(sys.modules.values()):
+        spec: Any = getattr(module, "__dict__", {}).get("__spec__")
+        if getattr(spec, "_initializing", False):
+            spec._initializing = False  # noqa: SLF001
 
 
 class _MainProcess(multiprocessing.process.BaseProcess):

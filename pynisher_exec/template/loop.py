@@ -40,6 +40,16 @@ __all__ = ["serve", "serve_in_context"]
 GRACE_AT_END = 2.0
 """Seconds beyond `kill_timeout` for supervisors to end their trees, once the caller has gone."""
 
+_OF_THE_TERMINAL = frozenset(
+    {signal.SIGHUP, signal.SIGTERM, signal.SIGTSTP, signal.SIGTTIN, signal.SIGTTOU}
+)
+"""What a session's terminal, or whoever ends a session, sends to processes that only have to go
+when the caller goes. Supervisors inherit the mask, tasks do not.
+
+SIGHUP among them: when the caller dies while one of these is stopped, the kernel sends it to the
+whole group (setpgid(2), orphaned process groups), and the trees of tasks would be left.
+"""
+
 
 def serve(control: int, caller: int, modules: list[str], around: bytes) -> NoReturn:
     """Be the template of an executor; the interpreter has been started for nothing else.
@@ -87,7 +97,7 @@ def _begin(*, keep_streams: bool) -> None:
     # What Python ignores from its start (a task passes `file_size` with an OSError), and Ctrl-C.
     for number in (signal.SIGINT, signal.SIGPIPE, signal.SIGXFSZ):
         signal.signal(number, signal.SIG_IGN)
-    signal.pthread_sigmask(signal.SIG_SETMASK, {signal.SIGCHLD})
+    signal.pthread_sigmask(signal.SIG_SETMASK, {signal.SIGCHLD, *_OF_THE_TERMINAL})
     if not keep_streams:
         _close_streams()
         prctl.set_name("limit-template")
