@@ -213,6 +213,11 @@ def make(kind: type) -> Any:
     return kind()
 
 
+def identity(thing: Any) -> Any:
+    """Return what came."""
+    return thing
+
+
 def take(thing: Any) -> None:
     del thing
 
