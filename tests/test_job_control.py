@@ -90,10 +90,14 @@ def stop_group(process: subprocess.Popen[str]) -> None:
 
 
 def test_ctrl_z_while_the_template_starts_keeps_no_task_from_running(callers: Any) -> None:
-    """The signal reaches the template as well, and what lets the job go on does not."""
+    """The signal reaches the template as well; what ends the stop, once it has left, does not."""
     caller = callers("print(executor.submit(abs, -3).result())")
-    wait_for_child(caller.pid)
+    template = wait_for_child(caller.pid)
     stop_group(caller)
+    deadline = time.monotonic() + PATIENCE
+    while os.getpgid(template) == caller.pid:  # there the signal still waits for its turn
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
     os.killpg(caller.pid, signal.SIGCONT)
     assert caller.stdout.readline() == "3\n"
 
