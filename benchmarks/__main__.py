@@ -1,27 +1,24 @@
-"""Run the benchmarks: `python .` in this folder, or `python -m benchmarks` above it.
+"""Run the benchmarks, from the folder above: `python -m benchmarks`.
 
-python -m benchmarks            all scripts
+python -m benchmarks            all
 python -m benchmarks core       those named: core, legacy
 """
 
 from __future__ import annotations
 
 import sys
-from pathlib import Path
-from runpy import run_path
+from importlib import import_module
 
-FOLDER = Path(__file__).parent
-SCRIPTS = {name: FOLDER / f"{name}.py" for name in ("core", "legacy")}
+NAMES = ("core", "legacy")
 
 
 def main(names: list[str]) -> int:
-    """Run each script in this process; 1 when one of its promises was missed."""
-    unknown = set(names) - set(SCRIPTS)
+    """Run each in this process; 1 when one of its promises was missed."""
+    unknown = set(names) - set(NAMES)
     if unknown:
-        print(f"unknown: {', '.join(unknown)}; there are {', '.join(SCRIPTS)}")
+        print(f"unknown: {', '.join(unknown)}; there are {', '.join(NAMES)}")
         return 2
-    sys.path.insert(0, str(FOLDER))  # as for a script: they import each other
-    missed = [run_path(str(SCRIPTS[name]))["main"]() for name in names or SCRIPTS]
+    missed = [import_module(f"benchmarks.{name}").main() for name in names or NAMES]
     return int(any(missed))
 
 

@@ -8,39 +8,21 @@ from __future__ import annotations
 
 import mmap
 import os
-import platform
 import resource
 import statistics
 import struct
-import sys
 import threading
 import time
-from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
+from benchmarks.rows import MEBIBYTE, Row, percentile, print_environment, print_rows, timed
 from pynisher_exec import LimitedProcessExecutor
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
-MEBIBYTE = 1 << 20
 PATIENCE = 60
-
-
-class Row(NamedTuple):
-    """One promise and what came of it."""
-
-    what: str
-    measured: str
-    promised: str
-    kept: bool
-
-
-def percentile(values: list[float], percent: int) -> float:
-    """Return a percentile, the worst at 100."""
-    ordered = sorted(values)
-    return ordered[min(len(ordered) - 1, len(ordered) * percent // 100)]
 
 
 # How late ------------------------------------------------------------
@@ -258,13 +240,6 @@ def fork_and_wait() -> None:
     os.waitpid(pid, 0)
 
 
-def timed(action: Callable[[], object]) -> float:
-    """Milliseconds."""
-    began = time.perf_counter()
-    action()
-    return (time.perf_counter() - began) * 1000
-
-
 def latency(executor: LimitedProcessExecutor) -> list[Row]:
     """A no-op under three limits against a raw fork, interleaved."""
     view = executor.limit(memory="1GiB", cpu_time=10, wall_time=10)
@@ -328,20 +303,14 @@ def children_of(pid: int) -> list[int]:
 MEASURES = (wall_idle, wall_while_locked, cpu_time, memory, processes, latency, idle)
 
 
-def main() -> int:
-    """Measure all and print; 1 when a promise was missed."""
-    cores = os.cpu_count()
-    print(f"{platform.machine()}, {cores} cores, Linux {platform.release()}, uid {os.getuid()}")
-    print(f"Python {platform.python_version()}, loky {version('loky')}")
-    missed = 0
+def measured() -> Iterator[Row]:
+    """Measure one after the other."""
     for measure in MEASURES:
         with LimitedProcessExecutor(2) as executor:
-            for row in measure(executor):
-                missed += not row.kept
-                word = "kept  " if row.kept else "MISSED"
-                print(f"{word} {row.what}: {row.measured} (promised {row.promised})", flush=True)
-    return int(missed > 0)
+            yield from measure(executor)
 
 
-if __name__ == "__main__":
-    sys.exit(main())
+def main() -> int:
+    """Measure all and print; 1 when a promise was missed."""
+    print_environment()
+    return int(print_rows(measured()) > 0)

@@ -7,8 +7,6 @@ Python objects, in small pages, as a program's own is.
 
 from __future__ import annotations
 
-import os
-import platform
 import statistics
 import sys
 import threading
@@ -18,12 +16,12 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 import psutil
-from core import MEBIBYTE, Row, percentile, timed
 
 import pynisher_exec
+from benchmarks.rows import MEBIBYTE, Row, percentile, print_environment, print_rows, timed
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
 SIZES = (0, 500, 2048)
 CALLS = 150
@@ -111,24 +109,12 @@ def compare(theirs: Any, ours: Any, size: int) -> list[Row]:
     return [single, Row(what, measured, f"ratio <= {SHARE}", ratio <= SHARE)]
 
 
-def print_environment() -> None:
-    """Where the numbers come from."""
-    print(f"{platform.machine()}, {os.cpu_count()} cores, Linux {platform.release()}")
-    ours = f"pynisher_exec {pynisher_exec.__version__}, pynisher {version('pynisher')}"
-    print(f"Python {platform.python_version()}, {ours}, loky {version('loky')}")
-    print(f"limits {LIMITS}, {CALLS} calls of each, interleaved", flush=True)
-
-
-def main() -> int:
-    """Measure all and print; 1 when a promise was missed."""
-    if not version("pynisher").startswith("0.6."):
-        print(f"this needs pynisher 0.6, and {version('pynisher')} is installed")
-        return 1
-    print_environment()
+def measured() -> Iterator[Row]:
+    """A call of each, the caller holding more and more."""
     ours = pynisher_exec.enforce_limits(**LIMITS)(nothing)
     theirs = import_module("pynisher").enforce_limits(**LIMITS)(nothing)
     kept: list[bytes] = []
-    missed = before = 0
+    before = 0
     for size in SIZES:
         free = psutil.virtual_memory().available >> 20
         if free < size - before + 512:
@@ -136,12 +122,14 @@ def main() -> int:
         before = size
         hold(kept, size)
         print(held())
-        for row in compare(theirs, ours, size):
-            missed += not row.kept
-            word = "kept  " if row.kept else "MISSED"
-            print(f"{word} {row.what}: {row.measured} (promised {row.promised})", flush=True)
-    return int(missed > 0)
+        yield from compare(theirs, ours, size)
 
 
-if __name__ == "__main__":
-    sys.exit(main())
+def main() -> int:
+    """Measure all and print; 1 when a promise was missed."""
+    if not version("pynisher").startswith("0.6."):
+        print(f"this needs pynisher 0.6, and {version('pynisher')} is installed")
+        return 1
+    print_environment("pynisher")
+    print(f"limits {LIMITS}, {CALLS} calls of each, interleaved", flush=True)
+    return int(print_rows(measured()) > 0)

@@ -1,0 +1,1 @@
+"""What is promised, in numbers; see `__main__`."""

@@ -1,0 +1,59 @@
+"""What benchmarks have in common: a promise and what came of it, times, where they are from."""
+
+from __future__ import annotations
+
+import os
+import platform
+import time
+from importlib.metadata import version
+from typing import TYPE_CHECKING, NamedTuple
+
+import pynisher_exec
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+__all__ = ["MEBIBYTE", "Row", "percentile", "print_environment", "print_rows", "timed"]
+
+MEBIBYTE = 1 << 20
+
+
+class Row(NamedTuple):
+    """One promise and what came of it."""
+
+    what: str
+    measured: str
+    promised: str
+    kept: bool
+
+
+def percentile(values: list[float], percent: int) -> float:
+    """Return a percentile, the worst at 100."""
+    ordered = sorted(values)
+    return ordered[min(len(ordered) - 1, len(ordered) * percent // 100)]
+
+
+def timed(action: Callable[[], object]) -> float:
+    """Milliseconds that a call takes."""
+    began = time.perf_counter()
+    action()
+    return (time.perf_counter() - began) * 1000
+
+
+def print_environment(*peers: str) -> None:
+    """Where the numbers come from: machine, interpreter, versions of what is compared."""
+    machine = f"{platform.machine()}, {os.cpu_count()} cores, Linux {platform.release()}"
+    print(f"{machine}, uid {os.getuid()}")
+    versions = [f"{name} {version(name)}" for name in ("loky", *peers)]
+    ours = f"pynisher_exec {pynisher_exec.__version__}"
+    print(f"Python {platform.python_version()}, {ours}, {', '.join(versions)}", flush=True)
+
+
+def print_rows(rows: Iterable[Row]) -> int:
+    """Print each promise as soon as it is measured; give how many were missed."""
+    missed = 0
+    for row in rows:
+        missed += not row.kept
+        word = "kept  " if row.kept else "MISSED"
+        print(f"{word} {row.what}: {row.measured} (promised {row.promised})", flush=True)
+    return missed
