@@ -1,0 +1,47 @@
+"""`python -m benchmarks.reliability [--quick] [NUMBER...]`: see the package."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from itertools import chain
+from typing import TYPE_CHECKING
+
+from benchmarks.reliability import endings, helpers, kills
+from benchmarks.rows import print_environment
+
+if TYPE_CHECKING:
+    from benchmarks.reliability.check import Check
+
+CHECKS = sorted(chain(kills.CHECKS, endings.CHECKS, helpers.CHECKS))
+
+
+def run(check: Check, *, quick: bool) -> bool:
+    """Try one promise and print its row; whether it was kept."""
+    began = time.monotonic()
+    found = check.run(check.quick if quick else check.full)
+    took = time.monotonic() - began
+    word = "refused" if found.refused else f"{len(found.failures)} of {found.tries} failed"
+    print(f"{check.number:2} {check.promise}\n   {check.how}: {word}; {found.worst} ({took:.0f} s)")
+    for line in [found.refused, *found.failures[:5]]:
+        if line:
+            print(f"     {line}")
+    sys.stdout.flush()
+    return not found.failures
+
+
+def main() -> int:
+    """Run all, or those named; 1 when a promise was not kept."""
+    parser = argparse.ArgumentParser(prog="benchmarks.reliability", description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="try each promise less often")
+    parser.add_argument("numbers", nargs="*", type=int, help="rows to run; default: all")
+    options = parser.parse_args()
+    print_environment()
+    chosen = [each for each in CHECKS if not options.numbers or each.number in options.numbers]
+    kept = [run(check, quick=options.quick) for check in chosen]
+    return int(not all(kept))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,127 @@
+"""What becomes of tasks when the processes that watch over them are killed or stopped."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import threading
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from benchmarks.reliability.check import Check, Found
+from benchmarks.reliability.marks import descendants, zombies
+from pynisher_exec import LimitedProcessExecutor
+
+if TYPE_CHECKING:
+    from pynisher_exec import LimitedFuture
+
+__all__ = ["CHECKS"]
+
+PATIENCE = 120
+SEED = 20261125
+HELPERS = ("limit-slot", "limit-template")
+
+
+def square(number: int, seconds: float) -> int:
+    """Take a while."""
+    time.sleep(seconds)
+    return number * number
+
+
+def _name(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/comm").read_text().strip()
+    except OSError:
+        return ""
+
+
+class _Attacker:
+    """Kills or stops a helper of this process at a random moment, as often as it is told."""
+
+    def __init__(self, times: int) -> None:
+        self.strikes: list[str] = []
+        self._times = times
+        self._chance = random.Random(SEED)  # noqa: S311 - the same order in every run
+        self._thread = threading.Thread(target=self._attack)
+
+    def begin(self) -> None:
+        """Strike from now on."""
+        self._thread.start()
+
+    @property
+    def goes_on(self) -> bool:
+        """Whether it will strike again."""
+        return self._thread.is_alive()
+
+    def _attack(self) -> None:
+        while len(self.strikes) < self._times:
+            time.sleep(self._chance.uniform(0, 0.1))
+            helpers = [pid for pid in descendants(os.getpid()) if _name(pid) in HELPERS]
+            if helpers:
+                self._strike(self._chance.choice(helpers))
+
+    def _strike(self, pid: int) -> None:
+        """One in ten is stopped only: the caller finds that out after some seconds."""
+        number = signal.SIGSTOP if self._chance.random() < 0.1 else signal.SIGKILL
+        name = _name(pid)
+        try:
+            os.kill(pid, number)
+        except ProcessLookupError:
+            return
+        self.strikes.append(f"{number.name} {name}")
+
+
+def _wrong(number: int, future: LimitedFuture[Any]) -> str:
+    """What is wrong with an answer: it is the value, or says who was lost."""
+    try:
+        error = future.exception(PATIENCE)
+    except TimeoutError:
+        return f"no answer to {number}"
+    report = future.report
+    if report is None:
+        return "done without a report"
+    if error is None:
+        return "" if future.result() == number * number else f"a wrong value {future.result()}"
+    # "startup": three in turn did not live long enough to take it.
+    lost = report.status in ("supervisor_lost", "wall_time", "startup")
+    return "" if lost else f"{report.status}: {report.message}"
+
+
+def helpers_are_killed(count: int) -> Found:
+    """Row 5."""
+    failures: list[str] = []
+    chance = random.Random(SEED)  # noqa: S311 - as above
+    lost = done = 0
+    slowest = 0.0
+    attacker = _Attacker(count)
+    with LimitedProcessExecutor(4, wall_time=20, kill_timeout=2) as executor:
+        attacker.begin()
+        while attacker.goes_on:
+            began = time.monotonic()
+            futures = [executor.submit(square, n, chance.uniform(0, 0.05)) for n in range(40)]
+            wrong = [_wrong(number, future) for number, future in enumerate(futures)]
+            failures += [each for each in wrong if each]
+            lost += sum(future.exception() is not None for future in futures)
+            done += len(futures)
+            slowest = max(slowest, time.monotonic() - began)
+        last = executor.submit(square, 7, 0).result(PATIENCE)
+        failures += [] if last == 49 else ["the executor does not go on"]
+    if lost > count:
+        failures.append(f"{lost} tasks were lost to {count} strikes")
+    failures += [f"zombie {pid}" for pid in zombies()]
+    worst = f"{lost} of {done} tasks lost, 40 of them in {slowest:.1f} s at most"
+    return Found(count, failures, worst)
+
+
+CHECKS = (
+    Check(
+        5,
+        "a helper that is killed or stopped costs the task that it watched, and no other",
+        "SIGKILL, or SIGSTOP, to a supervisor or template at random moments",
+        helpers_are_killed,
+        200,
+        10,
+    ),
+)
