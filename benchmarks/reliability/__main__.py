@@ -8,13 +8,13 @@ import time
 from itertools import chain
 from typing import TYPE_CHECKING
 
-from benchmarks.reliability import endings, helpers, kills
+from benchmarks.reliability import endings, helpers, kills, races
 from benchmarks.rows import print_environment
 
 if TYPE_CHECKING:
     from benchmarks.reliability.check import Check
 
-CHECKS = sorted(chain(kills.CHECKS, endings.CHECKS, helpers.CHECKS))
+CHECKS = sorted(chain(kills.CHECKS, endings.CHECKS, helpers.CHECKS, races.CHECKS))
 
 
 def run(check: Check, *, quick: bool) -> bool:

@@ -177,7 +177,7 @@ def every_ending(count: int) -> Found:
     answers: Counter[int] = Counter()
     failures: list[str] = []
     statuses: Counter[str] = Counter()
-    with LimitedProcessExecutor(4) as executor:
+    with LimitedProcessExecutor(4, preload=[__name__]) as executor:
         for begin in range(0, count, 200):
             wave = []
             for number in range(begin, min(count, begin + 200)):

@@ -63,7 +63,7 @@ def killed_at_a_wall_limit(count: int) -> Found:
             latest = max(latest, report.wall_time - 0.4)
 
     marks = [Mark() for _ in range(count)]
-    with LimitedProcessExecutor(4, wall_time=0.4) as executor:
+    with LimitedProcessExecutor(4, wall_time=0.4, preload=[__name__]) as executor:
         for mark in marks:
             future = executor.submit(leave_daemons, mark.environment)
             future.add_done_callback(partial(look, mark))
