@@ -8,13 +8,14 @@ import time
 from itertools import chain
 from typing import TYPE_CHECKING
 
-from benchmarks.reliability import endings, helpers, kills, races
+from benchmarks.reliability import bombs, callers, endings, helpers, kills, races, values
 from benchmarks.rows import print_environment
 
 if TYPE_CHECKING:
     from benchmarks.reliability.check import Check
 
-CHECKS = sorted(chain(kills.CHECKS, endings.CHECKS, helpers.CHECKS, races.CHECKS))
+MODULES = (bombs, callers, endings, helpers, kills, races, values)
+CHECKS = sorted(chain.from_iterable(module.CHECKS for module in MODULES))
 
 
 def run(check: Check, *, quick: bool) -> bool:

@@ -1,0 +1,315 @@
+"""What a caller may be, do and suffer meanwhile: scripts, each run as a process of its own."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from functools import partial
+from textwrap import dedent
+from typing import NamedTuple
+
+from benchmarks.reliability.check import Check, Found
+from benchmarks.reliability.marks import Mark
+
+__all__ = ["CHECKS"]
+
+PATIENCE = 60
+
+HEAD = """
+import os, signal, sys, threading, time
+sys.path[:] = {path!r}
+from pynisher_exec import LimitedProcessExecutor, limited
+from benchmarks.reliability.callers import burn
+
+def answers(executor):
+    futures = [executor.submit(abs, -n) for n in range(8)]
+    return [future.result({patience}) for future in futures] == list(range(8))
+"""
+
+
+class Script(NamedTuple):
+    """What a caller does; it prints what is expected, or something is wrong."""
+
+    name: str
+    text: str
+    expected: str = "True\n"
+    flags: tuple[str, ...] = ()
+    code: int = 0
+
+
+def _run(script: Script) -> tuple[list[str], float]:
+    """Run it once; what was wrong, and the seconds until all was gone after its end."""
+    mark = Mark()
+    code = HEAD.format(path=sys.path, patience=PATIENCE) + dedent(script.text)
+    try:
+        done = subprocess.run(
+            [sys.executable, *script.flags, "-c", code],
+            capture_output=True,
+            check=False,
+            env=mark.environment,
+            text=True,
+            timeout=PATIENCE,
+        )
+    except subprocess.TimeoutExpired:
+        return [f"{script.name}: hangs"], 0.0
+    took = mark.wait_until_gone(10)
+    wrong = []
+    if (done.stdout, done.returncode) != (script.expected, script.code):
+        wrong.append(f"{script.name}: {done.stdout!r}, {done.returncode}: {done.stderr[-300:]}")
+    if mark.scan():
+        wrong.append(f"{script.name}: processes are left")
+    return wrong, took
+
+
+def run_all(scripts: tuple[Script, ...], count: int) -> Found:
+    """Run each as often."""
+    failures: list[str] = []
+    slowest, tries = 0.0, 0
+    for number in range(count):
+        wrong, took = _run(scripts[number % len(scripts)])
+        failures += wrong
+        slowest, tries = max(slowest, took), tries + 1
+    return Found(tries, failures, f"all gone at most {slowest * 1000:.0f} ms after the caller")
+
+
+def burn(seconds: float) -> None:
+    """Use the processor."""
+    end = time.process_time() + seconds
+    while time.process_time() < end:
+        pass
+
+
+LATENESS = """
+def lateness(disturb):
+    with LimitedProcessExecutor(2) as executor:
+        wall = executor.limit(wall_time=0.5).submit(time.sleep, 30)
+        cpu = executor.limit(cpu_time=0.5).submit(burn, 30)
+        while not (wall.running() and cpu.running()):
+            time.sleep(0.001)
+        disturb()
+        wall.exception(30), cpu.exception(30)
+    late = wall.report.wall_time - 0.5, cpu.report.cpu_time - 0.5
+    print(all(0 <= each < 0.2 for each in late), wall.report.status, cpu.report.status)
+    print(late, file=sys.stderr)
+"""
+
+HELD = "True wall_time cpu_time\n"
+
+DISTURBED = (
+    Script(
+        "stopped",
+        LATENESS
+        + """
+pid = os.getpid()
+waker = os.fork()
+if waker == 0:
+    time.sleep(1.5)
+    os.kill(pid, signal.SIGCONT)
+    os._exit(0)
+lateness(lambda: os.kill(pid, signal.SIGSTOP))
+os.waitpid(waker, 0)
+""",
+        HELD,
+    ),
+    Script(
+        "in C with the interpreter lock",
+        LATENESS + "lateness(lambda: sum(range(60_000_000)))",
+        HELD,
+    ),
+    Script(
+        "touching 4 GiB",
+        LATENESS + "lateness(lambda: len(bytearray(4 << 30).replace(b'x', b'y')[:1]))",
+        HELD,
+    ),
+)
+
+SIGNALLED = (
+    Script(
+        "SIGTERM by default",
+        """
+        with LimitedProcessExecutor(2) as executor:
+            executor.submit(time.sleep, 60)
+            print(answers(executor), flush=True)
+            os.kill(os.getpid(), signal.SIGTERM)
+        """,
+        code=-15,
+    ),
+    Script(
+        "SIGTERM handled",
+        """
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(7))
+        with LimitedProcessExecutor(2, wall_time=1) as executor:
+            print(answers(executor), flush=True)
+            os.kill(os.getpid(), signal.SIGTERM)
+        """,
+        code=7,
+    ),
+    Script(
+        "SIGCHLD handler that reaps whatever it can",
+        """
+        def reap(*_):
+            try:
+                while os.waitpid(-1, os.WNOHANG)[0]:
+                    pass
+            except ChildProcessError:
+                pass
+        signal.signal(signal.SIGCHLD, reap)
+        for _ in range(3):
+            with LimitedProcessExecutor(2) as executor:
+                good = answers(executor)
+        print(good)
+        """,
+    ),
+    Script(
+        "waitpid(-1) in another thread",
+        """
+        def reap():
+            while True:
+                try:
+                    os.waitpid(-1, 0)
+                except ChildProcessError:
+                    time.sleep(0.001)
+        threading.Thread(target=reap, daemon=True).start()
+        for _ in range(3):
+            with LimitedProcessExecutor(2) as executor:
+                good = answers(executor)
+        print(good)
+        """,
+    ),
+    Script(
+        "SIGCHLD ignored",
+        """
+        signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+        for _ in range(3):
+            with LimitedProcessExecutor(2) as executor:
+                good = answers(executor)
+        print(good)
+        """,
+    ),
+    Script(
+        "SIGINT while it waits",
+        """
+        main = threading.main_thread().ident
+        threading.Timer(1, lambda: signal.pthread_kill(main, signal.SIGINT)).start()
+        try:
+            with LimitedProcessExecutor(2) as executor:
+                executor.submit(time.sleep, 60).result()
+        except KeyboardInterrupt:
+            print(True)
+        """,
+    ),
+)
+
+NESTED = (
+    Script(
+        "three deep, the inner limit is the tighter one",
+        """
+        def dive(depth, limits):
+            if depth == 0:
+                time.sleep(30)
+            with LimitedProcessExecutor(1, wall_time=limits[0]) as executor:
+                future = executor.submit(dive, depth - 1, limits[1:])
+                error = future.exception(30)
+                return type(error).__name__ if error else future.result()
+        print(dive(3, [20, 10, 0.5]))
+        """,
+        "TimeoutException\n",
+    ),
+    Script(
+        "three deep, the outer limit is the tighter one",
+        """
+        def dive(depth, limits):
+            if depth == 0:
+                time.sleep(30)
+            with LimitedProcessExecutor(1, wall_time=limits[0]) as executor:
+                future = executor.submit(dive, depth - 1, limits[1:])
+                error = future.exception(30)
+                return type(error).__name__ if error else future.result()
+        began = time.monotonic()
+        print(dive(3, [2, 10, 20]), time.monotonic() - began < 6)
+        """,
+        "TimeoutException True\n",
+    ),
+)
+
+SHARED = (
+    Script(
+        "two executors at once",
+        """
+        with LimitedProcessExecutor(2) as one, LimitedProcessExecutor(2) as two:
+            print(answers(one) and answers(two))
+        """,
+    ),
+    Script(
+        "a fork of the caller, with executors of its own",
+        """
+        with LimitedProcessExecutor(2) as executor:
+            good = answers(executor)
+            pid = os.fork()
+            if pid == 0:
+                with LimitedProcessExecutor(2) as mine:
+                    os._exit(0 if answers(mine) else 1)
+            print(good and os.waitpid(pid, 0)[1] == 0 and answers(executor))
+        """,
+    ),
+    Script(
+        "the caller becomes another program",
+        """
+        executor = LimitedProcessExecutor(2)
+        answers(executor)
+        executor.submit(time.sleep, 60)
+        os.execv(sys.executable, [sys.executable, "-c", "print(True)"])
+        """,
+    ),
+    Script(
+        "an executor made in a thread that has ended",
+        """
+        made = []
+        thread = threading.Thread(target=lambda: made.append(LimitedProcessExecutor(2)))
+        thread.start()
+        thread.join()
+        print(answers(made[0]))
+        """,
+    ),
+)
+
+CLEAN = tuple(
+    Script(
+        " ".join(flags),
+        """
+        import faulthandler
+        faulthandler.enable()
+        with LimitedProcessExecutor(2, memory="1GiB", wall_time=30) as executor:
+            good = answers(executor)
+        print(good and limited(abs)(-1) == 1)
+        """,
+        flags=flags,
+    )
+    for flags in (("-X", "dev", "-W", "error"), ("-O",), ("-OO",), ("-I",), ("-X", "utf8"))
+)
+
+
+def _check(number: int, promise: str, how: str, scripts: tuple[Script, ...], full: int) -> Check:
+    return Check(number, promise, how, partial(run_all, scripts), full, len(scripts))
+
+
+CHECKS = (
+    _check(
+        4,
+        "limits hold while the caller is held up, at most 0.2 s late",
+        "caller stopped, in C with the interpreter lock, touching 4 GiB",
+        DISTURBED,
+        30,
+    ),
+    _check(11, "signals to the caller do what they do without us", "six ways", SIGNALLED, 60),
+    _check(17, "executors in tasks: the tightest limit holds", "three deep", NESTED, 20),
+    _check(
+        19,
+        "executors do not meet by accident",
+        "two at once, over a fork and an exec of the caller, beyond their thread",
+        SHARED,
+        40,
+    ),
+    _check(21, "interpreter flags: a clean run", "-X dev -W error, -O, -OO, -I", CLEAN, 25),
+)

@@ -1,0 +1,173 @@
+"""What a task gives back arrives as it was; what it leaves besides processes goes."""
+
+from __future__ import annotations
+
+import os
+import time
+from functools import partial
+from multiprocessing import get_context
+from multiprocessing.shared_memory import SharedMemory
+from typing import TYPE_CHECKING, Any
+
+from benchmarks.reliability.check import Check, Found
+from pynisher_exec import LimitedProcessExecutor
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+__all__ = ["CHECKS"]
+
+PATIENCE = 120
+
+
+# Results -----------------------------------------------------------------------------------------
+
+
+def identity(thing: Any) -> Any:
+    """Give back what came."""
+    return thing
+
+
+def nested(depth: int) -> list[Any]:
+    """A list in a list, and so on."""
+    thing: list[Any] = []
+    for _ in range(depth):
+        thing = [thing]
+    return thing
+
+
+def filled(size: int) -> bytes:
+    """That many bytes that are not all alike."""
+    return bytes(range(256)) * (size // 256) + bytes(size % 256)
+
+
+def strided() -> Any:
+    """An array whose elements do not lie side by side."""
+    import numpy as np  # noqa: PLC0415 - the peer of this one value
+
+    return np.arange(10_000_000).reshape(1000, 10_000)[::7, ::3]
+
+
+def fail_with_a_history() -> None:
+    """An exception with a cause, a context and, from Python 3.11 on, a note."""
+    try:
+        try:
+            raise KeyError("inner")  # noqa: EM101, TRY301 - a history
+        except KeyError as inner:
+            raise ValueError("middle") from inner  # noqa: EM101
+    except ValueError as middle:
+        error = RuntimeError("outer")
+        if hasattr(error, "add_note"):
+            error.add_note("a note")
+        raise error from middle
+
+
+def _depth(thing: list[Any]) -> int:
+    found = 0
+    while thing:
+        thing = thing[0]
+        found += 1
+    return found
+
+
+def _has_depth(depth: int, thing: list[Any]) -> bool:
+    return _depth(thing) == depth
+
+
+def _same(size: int) -> Callable[[Any], bool]:
+    return lambda value: bool(value == filled(size))
+
+
+def _wrong_history(error: BaseException | None) -> str:
+    if not isinstance(error, RuntimeError) or error.args != ("outer",):
+        return f"raised {error!r}"
+    text = str(error.__cause__)
+    told = ("KeyError: 'inner'", "ValueError: middle", "RuntimeError: outer")
+    missing = [line for line in told if line not in text]
+    if hasattr(error, "add_note") and getattr(error, "__notes__", []) != ["a note"]:
+        missing.append("the note")
+    return f"lost: {', '.join(missing)}" if missing else ""
+
+
+def _values() -> Iterator[tuple[str, Callable[..., Any], tuple[Any, ...], Callable[[Any], bool]]]:
+    for power in range(0, 31, 3):
+        yield f"{1 << power} bytes", filled, (1 << power,), _same(1 << power)
+    for depth in (10, 100, 400):
+        yield f"{depth} deep", nested, (depth,), partial(_has_depth, depth)
+    yield "an argument of 64 MiB", len, (filled(1 << 26),), lambda value: bool(value == 1 << 26)
+    try:
+        import numpy as np  # noqa: F401, PLC0415 - a value of its kind is tried where it is there
+    except ImportError:
+        return
+    yield "a strided array", strided, (), lambda value: bool((value == strided()).all())
+
+
+def results(count: int) -> Found:
+    """Row 20."""
+    failures: list[str] = []
+    tries = 0
+    slowest = 0.0
+    with LimitedProcessExecutor(1, preload=[__name__]) as executor:
+        for _ in range(count):
+            for name, function, arguments, is_right in _values():
+                tries += 1
+                began = time.monotonic()
+                try:
+                    value = executor.submit(function, *arguments).result(PATIENCE)
+                except BaseException as error:  # noqa: BLE001 - whatever comes is a failure here
+                    failures.append(f"{name}: {error!r}"[:200])
+                else:
+                    failures += [] if is_right(value) else [f"{name}: another value"]
+                slowest = max(slowest, time.monotonic() - began)
+            tries += 1
+            wrong = _wrong_history(executor.submit(fail_with_a_history).exception(PATIENCE))
+            failures += [wrong] if wrong else []
+    return Found(tries, failures, f"slowest {slowest:.1f} s")
+
+
+# Names in /dev/shm -------------------------------------------------------------------------------
+
+
+def use_names() -> None:
+    """Have a pool, its semaphores, and shared memory; wait to be killed."""
+    pool = get_context("spawn").Pool(1)
+    memory = SharedMemory(create=True, size=1 << 16)
+    lock = get_context("spawn").Lock()
+    time.sleep(60)
+    del pool, memory, lock
+
+
+def names_in_shared_memory(count: int) -> Found:
+    """Row 25: those that a killed task has left there."""
+    failures: list[str] = []
+    before = set(os.listdir("/dev/shm"))  # noqa: S108 - the kernel's place for them
+    with LimitedProcessExecutor(2, wall_time=2, preload=[__name__]) as executor:
+        futures = [executor.submit(use_names) for _ in range(count)]
+        for future in futures:
+            future.exception(PATIENCE)
+            report = future.report
+            if report is None or report.status != "wall_time":
+                failures.append(f"ended by {report}"[:200])
+    left = set(os.listdir("/dev/shm")) - before  # noqa: S108
+    failures += [f"left: {name}" for name in left]
+    return Found(count, failures, f"{len(left)} names left")
+
+
+CHECKS = (
+    Check(
+        20,
+        "a result arrives as it was, from 1 byte to 1 GiB",
+        "sizes, depths, a strided array, exceptions with cause, context and note",
+        results,
+        10,
+        1,
+    ),
+    Check(
+        25,
+        "no name of a killed task is left in /dev/shm",
+        "killed at a wall limit with a Pool, a Lock and SharedMemory",
+        names_in_shared_memory,
+        100,
+        4,
+    ),
+)
