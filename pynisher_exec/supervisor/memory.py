@@ -25,6 +25,11 @@ PEAK_SHARE = 100
 else for at most one part in that many of the time."""
 
 
+PATIENCE = 0.1
+"""Seconds for the dear reading. It waits for each process's memory map, which is locked while that
+process forks: among hundreds that do, a reading of all took minutes, and no clock was looked at."""
+
+
 class Holder(NamedTuple):
     """The process of the tree that held most when the limit was passed."""
 
@@ -49,7 +54,9 @@ class MemoryGauge:
 
     def read(self, pids: list[int], limit: int | None) -> int:
         """Bytes held beyond the baseline: what is over `limit` has been confirmed, else a bound."""
-        bound = sum(resident for resident, _ in map(proc.resident_memory, pids)) - self._baseline
+        sizes = {pid: proc.resident_memory(pid)[0] for pid in pids}
+        bound = sum(sizes.values()) - self._baseline
+        pids = sorted(pids, key=sizes.__getitem__, reverse=True)
         if limit is not None and bound > limit:
             held = self._confirmed(pids, limit)
         elif bound > self.peak:
@@ -69,7 +76,7 @@ class MemoryGauge:
         # Pages that a fork came to share while we read were counted in full before it and in part
         # after it. Where the tree has stayed the same nothing can have been counted twice, and a
         # second reading would only let it grow.
-        changed = first > limit and tree() != pids
+        changed = first > limit and set(tree()) != set(pids)
         return self._noted(min(first, self._fair(pids)) if changed else first)
 
     def _estimated(self, pids: list[int]) -> int:
@@ -92,9 +99,16 @@ class MemoryGauge:
         return held
 
     def _fair(self, pids: list[int]) -> int:
-        """The charge: shared pages divided, a shared address space counted once."""
+        """The charge: shared pages divided, a shared address space counted once.
+
+        The largest processes first; what time does not suffice for counts as nothing, so that what
+        is found is never too much.
+        """
         held: dict[int, int] = {}
+        until = time.monotonic() + PATIENCE
         for pid in _distinct(pids):
+            if held and time.monotonic() > until:
+                break
             fair = proc.fair_memory(pid)
             if fair is None:  # not ours to read: its own share of the baseline is not charged
                 fair = max(0, proc.anonymous_memory(pid) - self._baseline)

@@ -25,7 +25,16 @@ if TYPE_CHECKING:
     from pynisher_exec.limits import Limits
     from pynisher_exec.task.soft import SoftSignals
 
-__all__ = ["Outcome", "classify", "comes_from_fork", "exit_code_of", "pack", "text_of", "type_name"]
+__all__ = [
+    "SENT",
+    "Outcome",
+    "classify",
+    "comes_from_fork",
+    "exit_code_of",
+    "pack",
+    "text_of",
+    "type_name",
+]
 
 _MAX_TEXT = 1 << 15
 _FORKING = frozenset(
@@ -33,7 +42,8 @@ _FORKING = frozenset(
 )
 """How Python code calls for a process: `os`, and `_posixsubprocess` below subprocess and pools."""
 
-_SENT = ("value", "exception", "os_error", "startup")  # the other endings need no object
+SENT = ("value", "exception", "os_error", "startup")
+"""Kinds of outcome whose object is pickled and tried; the others need none."""
 
 
 class Outcome(NamedTuple):
@@ -122,7 +132,7 @@ def pack(
 ) -> Outcome:
     """Pickle what came, try to load it, and make the frame; what fails there is said instead."""
     facts = {**facts, "outcome": kind}
-    if kind not in _SENT:
+    if kind not in SENT:
         return Outcome([json.dumps(facts).encode()], _without_traceback(facts))
     noun = "value" if kind == "value" else "exception"
     try:

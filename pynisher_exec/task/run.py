@@ -299,7 +299,9 @@ class _Task:
         if classic and kind == "exception" and not isinstance(error, _HEARD_OF):
             with suppress(Exception):  # stderr closed, or replaced by the function
                 traceback.print_exception(type(error), error, trace)
-        self._tell("outcome", at=self._ended_at, what=outcome.type_name(error))
+        traceback.clear_frames(trace)  # what the function held goes now, and not into its outcome
+        if kind in outcome.SENT:  # else a limit that strikes now is the cause, not an object
+            self._tell("outcome", at=self._ended_at, what=outcome.type_name(error))
         return self._deliver(kind, error, facts)
 
     def _deliver(self, kind: str, value: object, facts: dict[str, Any]) -> int:
