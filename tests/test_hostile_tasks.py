@@ -8,6 +8,8 @@ import os
 import signal
 import stat
 import struct
+import subprocess
+import sys
 import time
 from typing import TYPE_CHECKING
 
@@ -200,3 +202,17 @@ def test_priority_of_the_supervisor_is_raised_for_no_longer_than_a_bomb_lasts() 
         executor.submit(bomb).exception(PATIENCE)
         niceness = executor.submit(os.getpriority, os.PRIO_PROCESS, 0).result(PATIENCE)
     assert niceness == os.getpriority(os.PRIO_PROCESS, 0)
+
+
+def pose_as_a_tracker() -> None:
+    """Leave a process behind that has multiprocessing's resource tracker in its command line."""
+    code = "import time; time.sleep(60)  # resource_tracker import main"
+    subprocess.Popen([sys.executable, "-c", code])
+
+
+def test_what_poses_as_a_resource_tracker_is_ended_a_little_later() -> None:
+    """The real ones end by themselves, when they have tidied up."""
+    with LimitedProcessExecutor(1) as executor:
+        began = time.monotonic()
+        executor.submit(pose_as_a_tracker).result(PATIENCE)
+        assert time.monotonic() - began < 10

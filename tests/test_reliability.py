@@ -12,7 +12,7 @@ sys.path.append(str(Path(__file__).parents[1]))
 
 from benchmarks.reliability.__main__ import CHECKS
 
-TIMES = {1: 8, 2: 2, 3: 1, 5: 5, 6: 100, 11: 6, 14: 6, 17: 2, 19: 4, 21: 5}
+TIMES = {1: 8, 2: 2, 3: 1, 5: 5, 6: 100, 11: 6, 14: 6, 17: 2, 19: 4, 21: 5, 25: 2}
 
 
 @pytest.mark.parametrize(

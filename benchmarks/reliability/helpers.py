@@ -96,7 +96,9 @@ def helpers_are_killed(count: int) -> Found:
     lost = done = 0
     slowest = 0.0
     attacker = _Attacker(count)
-    with LimitedProcessExecutor(4, wall_time=20, kill_timeout=2, preload=[__name__]) as executor:
+    with LimitedProcessExecutor(
+        4, wall_time=20, startup_time=3, kill_timeout=2, preload=[__name__]
+    ) as executor:
         attacker.begin()
         while attacker.goes_on:
             began = time.monotonic()

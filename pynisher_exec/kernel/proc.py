@@ -107,6 +107,11 @@ def stat(pid: int) -> Stat | None:
     )
 
 
+def arguments(pid: int) -> list[bytes]:
+    """The command line of a process; empty when it has gone."""
+    return _read(f"/proc/{pid}/cmdline").split(b"\0")
+
+
 def command_name(pid: int) -> str:
     """The name of a process as `ps` shows it, empty when it has gone."""
     return _read(f"/proc/{pid}/comm").decode(errors="replace").strip()

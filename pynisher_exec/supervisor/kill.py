@@ -35,6 +35,13 @@ HURRY_AFTER = 20
 """Rounds after which a tree counts as a fork bomb: it is stopped first, and outranked."""
 
 
+TRACKER_TIME = 1.0
+"""Seconds that a resource tracker has to remove what the killed have left in /dev/shm."""
+
+_TRACKER = b"resource_tracker import main"
+"""In the command line of multiprocessing's tracker, of loky's, and of joblib's copy of that. What
+only calls itself so lives for that second, and no longer."""
+
 Reaped = Callable[[int, int, struct_rusage], None]
 """Told of each process that is reaped: its pid, wait status and usage (wait4(2))."""
 
@@ -67,7 +74,7 @@ def end_tree(
     if reap(reaped):  # as with most tasks: nothing was left running
         return []
     deadline = time.monotonic() + patience
-    killer = _Killer(spared)
+    killer = _Killer(spared, min(TRACKER_TIME, patience / 2))
     with contextlib.ExitStack() as hurry:
         while not reap(reaped):
             targets = killer.kill()
@@ -82,24 +89,52 @@ def end_tree(
 
 
 class _Killer:
-    """Kills what is there, round by round, and stops it first when that goes on for long."""
+    """Kills what is there, round by round, and stops it first when that goes on for long.
 
-    def __init__(self, spared: Collection[int]) -> None:
+    Resource trackers come last: they end by themselves when nobody is left who might use what they
+    track, and remove it first.
+    """
+
+    def __init__(self, spared: Collection[int], tracker_time: float) -> None:
         self.rounds = 0
         self._spared = spared
+        self._trackers_until = time.monotonic() + tracker_time
+        self._are_trackers: dict[int, bool] = {}
         self._unseen = 0
         self._pause = ROUND
 
     def kill(self) -> list[int]:
-        """Kill everything below; give the pids."""
-        self.rounds += 1
-        targets = _below(self._spared)
-        self._unseen = 0 if targets else self._unseen + 1
-        if self.rounds > HURRY_AFTER:
-            _stop_all(targets, self._spared)
+        """Kill everything below; give the pids of what was there."""
+        below = _below(self._spared)
+        self._unseen = 0 if below else self._unseen + 1
+        targets = self._without_trackers(below)
+        if targets or not below:
+            self.rounds += 1
+        if targets and self.rounds > HURRY_AFTER:
+            self._stop_all(targets)
         for pid in targets:
             _send(pid, signal.SIGKILL)
-        return targets
+        return below
+
+    def _without_trackers(self, pids: list[int]) -> list[int]:
+        if time.monotonic() >= self._trackers_until:
+            return pids
+        for pid in pids:
+            if pid not in self._are_trackers:
+                self._are_trackers[pid] = any(_TRACKER in each for each in proc.arguments(pid))
+        return [pid for pid in pids if not self._are_trackers[pid]]
+
+    def _stop_all(self, targets: list[int]) -> None:
+        """Stop to a fixpoint: what is stopped forks no more, and cannot outrun the killer."""
+        stopped: set[int] = set()
+        for _ in range(HURRY_AFTER):
+            fresh = [pid for pid in targets if pid not in stopped]
+            if not fresh:
+                return
+            for pid in fresh:
+                _send(pid, signal.SIGSTOP)
+            stopped.update(fresh)
+            targets = self._without_trackers(_below(self._spared))
 
     @property
     def sees_nothing(self) -> bool:
@@ -119,19 +154,6 @@ def _below(spared: Collection[int]) -> list[int]:
     for pid in list(found):
         found += proc.descendants(pid)
     return found
-
-
-def _stop_all(targets: list[int], spared: Collection[int]) -> None:
-    """Stop to a fixpoint: what is stopped forks no more, so the tree cannot outrun the killer."""
-    stopped: set[int] = set()
-    for _ in range(HURRY_AFTER):
-        fresh = [pid for pid in targets if pid not in stopped]
-        if not fresh:
-            return
-        for pid in fresh:
-            _send(pid, signal.SIGSTOP)
-        stopped.update(fresh)
-        targets = _below(spared)
 
 
 @contextlib.contextmanager
