@@ -141,7 +141,7 @@ def _one(name: str, processes: int | None) -> tuple[list[str], float]:
             env={**mark.environment, "PYTHONPATH": os.pathsep.join(sys.path)},
             preexec_fn=lambda: (group / "cgroup.procs").write_text(str(os.getpid())) and None,
             text=True,
-            timeout=PATIENCE,
+            timeout=PATIENCE / 2,
         )
         left = mark.scan()
     if done.returncode:
@@ -167,7 +167,7 @@ def bombs(count: int) -> Found:
         except (OSError, StopIteration) as error:
             return Found(number, failures, "", f"no pids cgroup can be made here: {error!r}")
         except subprocess.TimeoutExpired:
-            wrong, seconds = [f"{name}: hangs"], PATIENCE
+            wrong, seconds = [f"{name}: hangs"], PATIENCE / 2
         failures += wrong
         slowest[name] = max(slowest[name], seconds)
     shown = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in slowest.items())

@@ -38,6 +38,9 @@ HURRY_AFTER = 20
 TRACKER_TIME = 1.0
 """Seconds that a resource tracker has to remove what the killed have left in /dev/shm."""
 
+MOST_WITH_TRACKERS = 64
+"""Processes: a tree of more is ended without a look at who tracks what."""
+
 _TRACKER = b"resource_tracker import main"
 """In the command line of multiprocessing's tracker, of loky's, and of joblib's copy of that. What
 only calls itself so lives for that second, and no longer."""
@@ -117,12 +120,17 @@ class _Killer:
         return below
 
     def _without_trackers(self, pids: list[int]) -> list[int]:
-        if time.monotonic() >= self._trackers_until:
+        if len(pids) > MOST_WITH_TRACKERS:
             return pids
-        for pid in pids:
-            if pid not in self._are_trackers:
-                self._are_trackers[pid] = any(_TRACKER in each for each in proc.arguments(pid))
-        return [pid for pid in pids if not self._are_trackers[pid]]
+        return [pid for pid in pids if not self._is_tracker(pid)]
+
+    def _is_tracker(self, pid: int) -> bool:
+        """Whether to spare it. A command line is read under a lock that a fork holds for long."""
+        if time.monotonic() >= self._trackers_until:
+            return False
+        if pid not in self._are_trackers:
+            self._are_trackers[pid] = any(_TRACKER in each for each in proc.arguments(pid))
+        return self._are_trackers[pid]
 
     def _stop_all(self, targets: list[int]) -> None:
         """Stop to a fixpoint: what is stopped forks no more, and cannot outrun the killer."""
