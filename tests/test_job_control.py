@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from conftest import child_pids, descendant_pids
+from conftest import child_pids, descendant_pids, stat_fields
 from test_places import run_script, wait_until_gone
 
 from pynisher_exec import LimitedProcessExecutor
@@ -109,9 +109,14 @@ def test_nothing_is_left_of_a_dead_caller_whose_helper_was_stopped(
     """The kernel then sends SIGHUP to the helpers' whole group, which must not end them."""
     caller = callers("[executor.submit(leave_a_daemon) for _ in range(2)]")
     assert [caller.stdout.readline() for _ in range(2)] == ["up\n", "up\n"]
-    os.kill(wait_for_child(caller.pid, name), signal.SIGSTOP)
+    helper = wait_for_child(caller.pid, name)
+    os.kill(helper, signal.SIGSTOP)
+    deadline = time.monotonic() + PATIENCE
+    while stat_fields(helper)[0] != "T":
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
     caller.kill()
-    wait_until_gone(marked, 10)
+    wait_until_gone(marked, 20)
 
 
 def test_time_in_which_the_caller_is_stopped_fails_no_start(callers: Any) -> None:
