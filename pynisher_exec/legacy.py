@@ -179,7 +179,7 @@ class enforce_limits:  # noqa: N801  (the name is pynisher's)
         if not callable(getattr(self.logger, "debug", None)):
             msg = f"logger={logger!r} is no logger: something with debug and warning is accepted"
             raise TypeError(msg)
-        self._translated: tuple[Any, ...] = ()
+        self._last: tuple[tuple[Any, ...], Limits] | None = None
         self._limits()
         self._tell_limits()
 
@@ -189,7 +189,7 @@ class enforce_limits:  # noqa: N801  (the name is pynisher's)
 
     def __reduce__(self) -> tuple[Any, ...]:
         logger = None if self._own_logger else self.logger
-        context = None if self.context is self._default else take_context(self.context)
+        context = self._chosen_context()
         method = None if context is None else context.get_start_method()
         return type(self), (*self._numbers(), logger, self.capture_output, method)
 
@@ -208,17 +208,20 @@ class enforce_limits:  # noqa: N801  (the name is pynisher's)
 
     def _limits(self) -> Limits:
         """What the attributes are now: users change them between calls."""
-        numbers = self._numbers()
-        if not self._translated or self._translated[0] != numbers:
-            self._translated = numbers, _translated(*numbers)
-        limits: Limits = self._translated[1]
-        return limits
+        numbers, last = self._numbers(), self._last
+        if last is None or last[0] != numbers:
+            last = self._last = numbers, _translated(*numbers)
+        return last[1]
+
+    def _chosen_context(self) -> BaseContext | None:
+        """What the attribute is now; None where none was chosen."""
+        return None if self.context is self._default else take_context(self.context)
 
     def run(self, call: Call) -> Report:
         """Have a call done and give its report; by a fork where it cannot travel as a pickle."""
         self._tell_call(call)
         limits = self._limits()
-        context = None if self.context is self._default else take_context(self.context)
+        context = self._chosen_context()
         report = self._report(call, limits, context)
         if context is None and _did_not_travel(report):
             warn = getattr(self.logger, "warning", self.logger.debug)
@@ -253,11 +256,11 @@ class enforce_limits:  # noqa: N801  (the name is pynisher's)
     def _tell_end(self, report: Report) -> None:
         if report.exit_code is not None and report.exit_code >= 0 and report.status in _HEARD:
             self._debug(f"signal handler: {int(_HEARD[report.status])}")
+        status = exit_status_of(report)
         if report.status is Status.OK:
             self._debug(f"function returned properly: {_shown(report.result)}")
-        elif exit_status_of(report) is errors.AnythingException:
+        elif status is errors.AnythingException:
             self._debug(f"Your function call closed the pipe prematurely: {report.message}")
-        status = exit_status_of(report)
         name = status if isinstance(status, int) else status.__name__
         self._debug(f"return value: ({_shown(report.result)}, {name})")
 

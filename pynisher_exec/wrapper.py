@@ -72,7 +72,7 @@ class Wrapper:
             return _found_or_made, (name, self.by_value())
         _pickling.deep = True
         try:
-            return _found_or_loaded, (name, cloudpickle.dumps(self.by_value()))
+            return _found_or_made, (name, cloudpickle.dumps(self.by_value()))
         finally:
             _pickling.deep = False
 
@@ -98,16 +98,10 @@ def _bind(wrapper: Wrapper, instance: object, owner: type | None) -> Any:
     return wrapper.__get__(instance, owner)
 
 
-def _found_or_made(name: str, value: tuple[Any, ...]) -> Any:
+def _found_or_made(name: str, value: bytes | tuple[Any, ...]) -> Any:
     """The wrapper of that name in this process's `__main__`, else one made from its value."""
     found = _standing("__main__", name)
     if isinstance(found, Wrapper):
         return found
-    make, args = value
+    make, args = cloudpickle.loads(value) if isinstance(value, bytes) else value
     return make(*args)
-
-
-def _found_or_loaded(name: str, value: bytes) -> Any:
-    """As `_found_or_made`; what is found saves loading the value."""
-    found = _standing("__main__", name)
-    return found if isinstance(found, Wrapper) else _found_or_made(name, cloudpickle.loads(value))

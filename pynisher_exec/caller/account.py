@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pynisher_exec import errors
 from pynisher_exec.caller.future import is_interrupt
-from pynisher_exec.caller.item import name_of
+from pynisher_exec.caller.item import name_of, text_of
 from pynisher_exec.protocol import payload
 from pynisher_exec.report import Enforced, Report, Status, signal_name
 from pynisher_exec.verdict import Evidence, Verdict, judge
@@ -222,10 +222,7 @@ class _Made:
 
 
 def _text(error: BaseException | None) -> str:
-    try:
-        return "" if error is None else str(error) or type(error).__qualname__
-    except BaseException:  # noqa: BLE001  (a foreign __str__ may raise anything)
-        return type(error).__name__
+    return "" if error is None else text_of(error) or type(error).__qualname__
 
 
 def _mebibytes(count: float) -> str:

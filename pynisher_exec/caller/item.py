@@ -41,6 +41,7 @@ __all__ = [
     "key_of",
     "name_of",
     "refuse_unfit",
+    "text_of",
 ]
 
 CAPTURE_BOUND = 1 << 20
@@ -117,11 +118,16 @@ class Item:
             with contextlib.suppress(BaseException):  # it is the call that cannot
                 payload.dump_call(tuple(self.call))
                 what = "initializer"
-        try:
-            reason = f"{type(error).__name__}: {error}"[:500]
-        except BaseException:  # noqa: BLE001  (a foreign __str__ may raise anything)
-            reason = type(error).__name__
+        reason = f"{type(error).__name__}: {text_of(error)}"[:500]
         return UnpicklableError(f"the {what} cannot be pickled: {reason}")
+
+
+def text_of(error: BaseException) -> str:
+    """What an exception says; its type's name where that fails."""
+    try:
+        return str(error)
+    except BaseException:  # noqa: BLE001  (a foreign __str__ may raise anything)
+        return type(error).__name__
 
 
 def name_of(function: object) -> str:

@@ -78,13 +78,11 @@ class Monitor:
 
     def _serve(self) -> None:
         while not self._is_done():
-            if self._timeout() == 0.0:  # stopped perhaps, and what a deadline waits for has come
-                self._reactor.turn(0.0)
             self._obey()
             self._dispatch()
             self._mind_deadlines()
             if not self._is_done():
-                self._reactor.turn(self._timeout())
+                self._reactor.turn(self._next_due())
         self._wind_up()
 
     def _is_done(self) -> bool:
@@ -98,14 +96,14 @@ class Monitor:
             slot.close()
         self._slots.clear()
         self._hosts.release_all()
-        self._await_hosts(time.monotonic() + self._options.kill_timeout + END_TIME)
+        self._await_hosts(time.monotonic() + self._patience)
         self._hosts.kill_all()
         self._await_hosts(time.monotonic() + END_TIME)
         self.release()
 
     def _await_hosts(self, deadline: float) -> None:
-        while self._hosts.living and (left := deadline - time.monotonic()) > 0:
-            self._reactor.turn(left)
+        while self._hosts.living and time.monotonic() < deadline:
+            self._reactor.turn(deadline)
 
     def release(self) -> None:
         """Close what is held; nothing of it runs any more, or never did."""
@@ -192,7 +190,7 @@ class Monitor:
         return len(starting) > waiting
 
     def _key(self, item: Item) -> Key:
-        if self._options.context is not None:
+        if self._bound:
             return ()
         return key_of(item.surroundings, with_path=bool(self._options.preload))
 
@@ -288,7 +286,7 @@ class Monitor:
     def finished(self, slot: Slot, item: Item, ending: Ending) -> None:
         """A task's tree has gone: resolve its future."""
         slot.deadline = time.monotonic() + self._options.startup_time  # for the next child
-        if self._options.context is not None or slot.host.ended or ending.told.get("survivors"):
+        if self._bound or slot.host.ended or ending.told.get("survivors"):
             self._retire(slot)
         self._resolve(item, ending)
 
@@ -409,9 +407,8 @@ class Monitor:
         end = slot.lingers_until(self._options.linger)
         return end is not None and now >= end
 
-    def _timeout(self) -> float | None:
+    def _next_due(self) -> float | None:
         times = [slot.next_deadline for slot in self._slots.values()]
         times += [slot.lingers_until(self._options.linger) for slot in self._slots.values()]
         times += [self._retry_at, self._force_at]
-        known = [each for each in times if each is not None]
-        return max(0.0, min(known) - time.monotonic()) if known else None
+        return min((each for each in times if each is not None), default=None)

@@ -12,6 +12,7 @@ import os
 import select
 import socket
 import threading
+import time
 import weakref
 from typing import TYPE_CHECKING
 
@@ -104,8 +105,17 @@ class Reactor:
         if self._handlers.pop(descriptor, None) is not None:
             self._epoll.unregister(descriptor)
 
-    def turn(self, timeout: float | None) -> None:
-        """Wait until something is ready or `timeout` seconds are over, and handle it."""
+    def turn(self, due: float | None) -> None:
+        """Wait until something is ready or it is `due` (`time.monotonic()`), and handle it.
+
+        Then also what has come by that time, before anybody judges that it has not: this process
+        may have been stopped, or without the interpreter lock.
+        """
+        self._handle(None if due is None else max(0.0, due - time.monotonic()))
+        if due is not None and time.monotonic() >= due:
+            self._handle(0.0)
+
+    def _handle(self, timeout: float | None) -> None:
         wait = None if timeout is None else min(timeout, LONGEST_WAIT)
         for descriptor, _ in self._epoll.poll(wait):
             handler = self._handlers.get(descriptor)  # an earlier handler may have dropped it

@@ -107,9 +107,9 @@ def stat(pid: int) -> Stat | None:
     )
 
 
-def arguments(pid: int) -> list[bytes]:
-    """The command line of a process; empty when it has gone."""
-    return _read(f"/proc/{pid}/cmdline").split(b"\0")
+def command_line(pid: int) -> bytes:
+    """The arguments of a process, a null byte after each; empty when it has gone."""
+    return _read(f"/proc/{pid}/cmdline")
 
 
 def command_name(pid: int) -> str:

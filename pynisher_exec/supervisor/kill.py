@@ -129,7 +129,7 @@ class _Killer:
         if time.monotonic() >= self._trackers_until:
             return False
         if pid not in self._are_trackers:
-            self._are_trackers[pid] = any(_TRACKER in each for each in proc.arguments(pid))
+            self._are_trackers[pid] = _TRACKER in proc.command_line(pid)
         return self._are_trackers[pid]
 
     def _stop_all(self, targets: list[int]) -> None:
