@@ -16,6 +16,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from benchmarks.processes import descendants
 from benchmarks.rows import MEBIBYTE, Row, percentile, print_environment, print_rows, timed
 from pynisher_exec import LimitedProcessExecutor
 
@@ -264,7 +265,7 @@ def idle(executor: LimitedProcessExecutor) -> list[Row]:
     """CPU used by caller and helpers while nothing is to be done; 100 sleeping tasks."""
     executor.submit(nothing).result(PATIENCE)
     time.sleep(1)  # the next task's process is being made ready
-    helpers = children_of(os.getpid())
+    helpers = descendants(os.getpid())
     before = resource.getrusage(resource.RUSAGE_SELF), [ticks(pid) for pid in helpers]
     time.sleep(3)
     after = resource.getrusage(resource.RUSAGE_SELF), [ticks(pid) for pid in helpers]
@@ -290,14 +291,6 @@ def sleepers() -> Row:
         crowd.kill_workers()
     share = (after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime) / 4 * 100
     return Row("100 sleeping tasks: caller", f"{share:.3f} % of a core", "< 0.5 %", share < 0.5)
-
-
-def children_of(pid: int) -> list[int]:
-    """All processes below a process."""
-    found = []
-    for task in Path(f"/proc/{pid}/task").iterdir():
-        found += list(map(int, (task / "children").read_text().split()))
-    return found + [each for child in found for each in children_of(child)]
 
 
 MEASURES = (wall_idle, wall_while_locked, cpu_time, memory, processes, latency, idle)

@@ -21,7 +21,7 @@ import time
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import capabilities
 import loky.backend.resource_tracker
@@ -32,7 +32,7 @@ from other_user import OtherUser
 import pynisher_exec
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from typing import Any
 
     from pynisher_exec import LimitedFuture
@@ -43,6 +43,8 @@ if TYPE_CHECKING:
 settings.register_profile("ci", deadline=None, derandomize=True, database=None, print_blob=True)
 settings.register_profile("explore", deadline=None, max_examples=2000)
 settings.load_profile("ci")
+
+T = TypeVar("T")
 
 MARK = "PYNISHER_EXEC_TEST_MARK"
 SESSION_MARK = "PYNISHER_EXEC_TEST_SESSION"
@@ -132,11 +134,11 @@ def child_pids(pid: int) -> list[int]:
     return found
 
 
-def descendant_pids() -> list[int]:
-    """Everything below this process, zombies included."""
-    found = child_pids(os.getpid())
-    for pid in found:  # grows while it is walked
-        found += [child for child in child_pids(pid) if child not in found]
+def descendant_pids(pid: int | None = None) -> list[int]:
+    """Everything below a process, this one by default, zombies included."""
+    found = child_pids(pid or os.getpid())
+    for each in found:  # grows while it is walked
+        found += [child for child in child_pids(each) if child not in found]
     return found
 
 
@@ -248,12 +250,31 @@ def compare(before: Holdings) -> Leftovers:
     return Leftovers(processes, lines)
 
 
-def wait_until_running(*futures: LimitedFuture[Any]) -> None:
-    """Wait for tasks to begin: there is no event, and spinning would keep the monitor back."""
-    deadline = time.monotonic() + 30
-    while not all(future.running() for future in futures):
-        assert time.monotonic() < deadline, futures
+def name_of(pid: int) -> str:
+    """Return a process's name as `ps` shows it; empty when it has gone."""
+    try:
+        return Path(f"/proc/{pid}/comm").read_text(errors="replace").strip()
+    except OSError:
+        return ""
+
+
+def wait_until(look: Callable[[], T], patience: float = 30) -> T:
+    """Wait for what no event tells, and return it; spinning would keep the monitor thread back."""
+    deadline = time.monotonic() + patience
+    while not (found := look()):
+        assert time.monotonic() < deadline
         time.sleep(0.001)
+    return found
+
+
+def wait_until_stopped(pid: int) -> None:
+    """Wait for a SIGSTOP to take effect."""
+    wait_until(lambda: stat_fields(pid)[0] == "T")
+
+
+def wait_until_running(*futures: LimitedFuture[Any]) -> None:
+    """Wait for tasks to begin."""
+    wait_until(lambda: all(future.running() for future in futures))
 
 
 def wait_until_nothing_is_left(before: Holdings, patience: float) -> Leftovers:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import crashes
 import pytest
-from conftest import stat_fields, wait_until_running
+from conftest import stat_fields, wait_until, wait_until_running
 from test_hostile_tasks import sockets
 
 from pynisher_exec import LimitedProcessExecutor, PynisherError
@@ -142,9 +142,7 @@ def test_limits_stand_while_a_returned_value_waits_to_be_read(
             assert held.wait(PATIENCE)
             pid = burner(reader)
             os.close(reader)
-            deadline = time.monotonic() + 10
-            while stat_fields(pid)[:1] not in ([], ["Z"]):
-                assert time.monotonic() < deadline
+            wait_until(lambda: stat_fields(pid)[:1] in ([], ["Z"]), 10)
             assert not future.done()
         finally:
             release.set()

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from conftest import child_pids, descendant_pids, stat_fields
+from conftest import descendant_pids, name_of, wait_until, wait_until_stopped
 from test_places import run_script, wait_until_gone
 
 from pynisher_exec import LimitedProcessExecutor
@@ -68,19 +68,9 @@ def callers() -> Iterator[Any]:
 
 def wait_for_child(pid: int, name: str = "") -> int:
     """Give the pid of a process below this one, when there is one of that name."""
-    deadline = time.monotonic() + PATIENCE
-    while True:
-        pids = child_pids(pid)
-        for child in pids:  # grows while it is walked
-            pids += child_pids(child)
-            try:
-                found = Path(f"/proc/{child}/comm").read_text().strip()
-            except OSError:
-                continue
-            if name in (found, ""):
-                return child
-        assert time.monotonic() < deadline, name
-        time.sleep(0.001)
+    return wait_until(
+        lambda: [each for each in descendant_pids(pid) if not name or name_of(each) == name]
+    )[0]
 
 
 def stop_group(process: subprocess.Popen[str]) -> None:
@@ -94,10 +84,8 @@ def test_ctrl_z_while_the_template_starts_keeps_no_task_from_running(callers: An
     caller = callers("print(executor.submit(abs, -3).result())")
     template = wait_for_child(caller.pid)
     stop_group(caller)
-    deadline = time.monotonic() + PATIENCE
-    while os.getpgid(template) == caller.pid:  # there the signal still waits for its turn
-        assert time.monotonic() < deadline
-        time.sleep(0.001)
+    # As long as it is in that group the signal waits for its turn.
+    wait_until(lambda: os.getpgid(template) != caller.pid)
     os.killpg(caller.pid, signal.SIGCONT)
     assert caller.stdout.readline() == "3\n"
 
@@ -111,10 +99,7 @@ def test_nothing_is_left_of_a_dead_caller_whose_helper_was_stopped(
     assert [caller.stdout.readline() for _ in range(2)] == ["up\n", "up\n"]
     helper = wait_for_child(caller.pid, name)
     os.kill(helper, signal.SIGSTOP)
-    deadline = time.monotonic() + PATIENCE
-    while stat_fields(helper)[0] != "T":
-        assert time.monotonic() < deadline
-        time.sleep(0.001)
+    wait_until_stopped(helper)
     caller.kill()
     wait_until_gone(marked, 20)
 
@@ -133,16 +118,8 @@ def test_call_that_a_stopped_child_does_not_take_is_sent_to_another() -> None:
     """A child that waits may be stopped by anybody."""
     with LimitedProcessExecutor(1, startup_time=1) as executor:
         first = executor.submit(os.getpid).result(PATIENCE)
-        deadline = time.monotonic() + PATIENCE
-        waiting: list[int] = []
-        while not waiting:
-            assert time.monotonic() < deadline
-            waiting = [
-                pid
-                for pid in descendant_pids()
-                if pid != first and Path(f"/proc/{pid}/comm").read_text() == "limit-task\n"
-            ]
-        os.kill(waiting[0], signal.SIGSTOP)
+        assert first not in descendant_pids()
+        os.kill(wait_for_child(os.getpid(), "limit-task"), signal.SIGSTOP)
         assert executor.submit(abs, -3).result(PATIENCE) == 3
 
 

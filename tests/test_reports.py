@@ -5,13 +5,12 @@ from __future__ import annotations
 import gc
 import os
 import threading
-import time
 from concurrent.futures import wait
 from typing import TYPE_CHECKING, Any
 
 import crashes
 import pytest
-from conftest import wait_until_running
+from conftest import wait_until, wait_until_running
 
 from pynisher_exec import LimitedProcessExecutor, Report
 
@@ -131,6 +130,5 @@ def test_outcome_lives_no_longer_than_its_future() -> None:
         assert resident() - before < 2 * size  # once: the bytes that were received are not kept
         del result
         gc.collect()
-        deadline = time.monotonic() + 10
-        while resident() - before > size // 4:  # the monitor thread may be in its last turn
-            assert time.monotonic() < deadline
+        # The monitor thread may be in its last turn.
+        wait_until(lambda: resident() - before <= size // 4, 10)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import crashes
 import pytest
-from conftest import child_pids, stat_fields, wait_until_running
+from conftest import child_pids, wait_until, wait_until_running, wait_until_stopped
 
 from pynisher_exec import LimitedProcessExecutor, PynisherError
 from pynisher_exec.caller import monitor
@@ -24,10 +24,7 @@ PATIENCE = 40
 
 def only_child(pid: int) -> int:
     """Wait until a process has one child, and give it."""
-    deadline = time.monotonic() + PATIENCE
-    while len(found := child_pids(pid)) != 1:
-        assert time.monotonic() < deadline, found
-    return found[0]
+    return wait_until(lambda: found if len(found := child_pids(pid)) == 1 else [], PATIENCE)[0]
 
 
 def supervisor_of(executor: LimitedProcessExecutor) -> int:
@@ -36,9 +33,7 @@ def supervisor_of(executor: LimitedProcessExecutor) -> int:
     executor.submit(crashes.value).result(PATIENCE)
     (template,) = set(child_pids(os.getpid())) - before
     slots = executor._pool._monitor._slots
-    deadline = time.monotonic() + PATIENCE
-    while [slot.state for slot in list(slots.values())] != ["idle"]:
-        assert time.monotonic() < deadline
+    wait_until(lambda: [slot.state for slot in list(slots.values())] == ["idle"], PATIENCE)
     return only_child(template)
 
 
@@ -48,9 +43,7 @@ def stopped(pid: int) -> Iterator[None]:
     handle = os.pidfd_open(pid)
     try:
         signal.pidfd_send_signal(handle, signal.SIGSTOP)
-        deadline = time.monotonic() + PATIENCE
-        while stat_fields(pid)[0] != "T":
-            assert time.monotonic() < deadline
+        wait_until_stopped(pid)
         yield
     finally:
         try:

@@ -124,6 +124,18 @@ os.waitpid(waker, 0)
     ),
 )
 
+ROUNDS = """
+for _ in range(3):
+    with LimitedProcessExecutor(2) as executor:
+        good = answers(executor)
+print(good)
+"""
+
+
+def _thrice(name: str, text: str) -> Script:
+    return Script(name, dedent(text) + ROUNDS)
+
+
 SIGNALLED = (
     Script(
         "SIGTERM by default",
@@ -145,7 +157,7 @@ SIGNALLED = (
         """,
         code=7,
     ),
-    Script(
+    _thrice(
         "SIGCHLD handler that reaps whatever it can",
         """
         def reap(*_):
@@ -155,13 +167,9 @@ SIGNALLED = (
             except ChildProcessError:
                 pass
         signal.signal(signal.SIGCHLD, reap)
-        for _ in range(3):
-            with LimitedProcessExecutor(2) as executor:
-                good = answers(executor)
-        print(good)
         """,
     ),
-    Script(
+    _thrice(
         "waitpid(-1) in another thread",
         """
         def reap():
@@ -171,20 +179,12 @@ SIGNALLED = (
                 except ChildProcessError:
                     time.sleep(0.001)
         threading.Thread(target=reap, daemon=True).start()
-        for _ in range(3):
-            with LimitedProcessExecutor(2) as executor:
-                good = answers(executor)
-        print(good)
         """,
     ),
-    Script(
+    _thrice(
         "SIGCHLD ignored",
         """
         signal.signal(signal.SIGCHLD, signal.SIG_IGN)
-        for _ in range(3):
-            with LimitedProcessExecutor(2) as executor:
-                good = answers(executor)
-        print(good)
         """,
     ),
     Script(
@@ -201,34 +201,26 @@ SIGNALLED = (
     ),
 )
 
+DIVE = """
+def dive(depth, limits):
+    if depth == 0:
+        time.sleep(30)
+    with LimitedProcessExecutor(1, wall_time=limits[0]) as executor:
+        future = executor.submit(dive, depth - 1, limits[1:])
+        error = future.exception(30)
+        return type(error).__name__ if error else future.result()
+began = time.monotonic()
+"""
+
 NESTED = (
     Script(
         "three deep, the inner limit is the tighter one",
-        """
-        def dive(depth, limits):
-            if depth == 0:
-                time.sleep(30)
-            with LimitedProcessExecutor(1, wall_time=limits[0]) as executor:
-                future = executor.submit(dive, depth - 1, limits[1:])
-                error = future.exception(30)
-                return type(error).__name__ if error else future.result()
-        print(dive(3, [20, 10, 0.5]))
-        """,
+        DIVE + "print(dive(3, [20, 10, 0.5]))",
         "TimeoutException\n",
     ),
     Script(
         "three deep, the outer limit is the tighter one",
-        """
-        def dive(depth, limits):
-            if depth == 0:
-                time.sleep(30)
-            with LimitedProcessExecutor(1, wall_time=limits[0]) as executor:
-                future = executor.submit(dive, depth - 1, limits[1:])
-                error = future.exception(30)
-                return type(error).__name__ if error else future.result()
-        began = time.monotonic()
-        print(dive(3, [2, 10, 20]), time.monotonic() - began < 6)
-        """,
+        DIVE + "print(dive(3, [2, 10, 20]), time.monotonic() - began < 6)",
         "TimeoutException True\n",
     ),
 )

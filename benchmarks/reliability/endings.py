@@ -12,8 +12,8 @@ from collections import Counter
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from benchmarks.processes import zombies
 from benchmarks.reliability.check import Check, Found
-from benchmarks.reliability.marks import zombies
 from pynisher_exec import LimitedProcessExecutor
 
 if TYPE_CHECKING:

@@ -7,11 +7,10 @@ import random
 import signal
 import threading
 import time
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from benchmarks.processes import descendants, name_of, zombies
 from benchmarks.reliability.check import Check, Found
-from benchmarks.reliability.marks import descendants, zombies
 from pynisher_exec import LimitedProcessExecutor
 
 if TYPE_CHECKING:
@@ -28,13 +27,6 @@ def square(number: int, seconds: float) -> int:
     """Take a while."""
     time.sleep(seconds)
     return number * number
-
-
-def _name(pid: int) -> str:
-    try:
-        return Path(f"/proc/{pid}/comm").read_text().strip()
-    except OSError:
-        return ""
 
 
 class _Attacker:
@@ -58,14 +50,14 @@ class _Attacker:
     def _attack(self) -> None:
         while len(self.strikes) < self._times:
             time.sleep(self._chance.uniform(0, 0.1))
-            helpers = [pid for pid in descendants(os.getpid()) if _name(pid) in HELPERS]
+            helpers = [pid for pid in descendants(os.getpid()) if name_of(pid) in HELPERS]
             if helpers:
                 self._strike(self._chance.choice(helpers))
 
     def _strike(self, pid: int) -> None:
         """One in ten is stopped only: the caller finds that out after some seconds."""
         number = signal.SIGSTOP if self._chance.random() < 0.1 else signal.SIGKILL
-        name = _name(pid)
+        name = name_of(pid)
         try:
             os.kill(pid, number)
         except ProcessLookupError:

@@ -12,8 +12,9 @@ import time
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from benchmarks.processes import zombies
 from benchmarks.reliability.check import Check, Found
-from benchmarks.reliability.marks import Mark, zombies
+from benchmarks.reliability.marks import Mark
 from pynisher_exec import LimitedProcessExecutor
 
 if TYPE_CHECKING:

@@ -7,7 +7,7 @@ import secrets
 import time
 from pathlib import Path
 
-__all__ = ["Mark", "descendants", "zombies"]
+__all__ = ["Mark"]
 
 VARIABLE = "PYNISHER_EXEC_RELIABILITY"
 
@@ -47,34 +47,3 @@ def _environment(pid: int) -> list[bytes]:
         return Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
     except OSError:  # it has gone, or is another user's
         return []
-
-
-def descendants(pid: int) -> list[int]:
-    """Every process below one, zombies included."""
-    found = _children(pid)
-    for each in found:  # grows while it is walked
-        found += [child for child in _children(each) if child not in found]
-    return found
-
-
-def _children(pid: int) -> list[int]:
-    found: list[int] = []
-    try:
-        for thread in Path(f"/proc/{pid}/task").iterdir():
-            found += map(int, (thread / "children").read_text().split())
-    except OSError:
-        pass
-    return found
-
-
-def zombies() -> list[int]:
-    """Processes below this one that have ended and not been reaped."""
-    return [pid for pid in descendants(os.getpid()) if state(pid) == "Z"]
-
-
-def state(pid: int) -> str:
-    """The letter of /proc/PID/stat; empty when the process has gone."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()[0]
-    except OSError:
-        return ""

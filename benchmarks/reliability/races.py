@@ -13,8 +13,8 @@ from concurrent.futures import CancelledError
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from benchmarks.processes import descendants, zombies
 from benchmarks.reliability.check import Check, Found
-from benchmarks.reliability.marks import descendants, zombies
 from pynisher_exec import LimitedProcessExecutor
 
 if TYPE_CHECKING:

@@ -62,16 +62,12 @@ def fail_with_a_history() -> None:
         raise error from middle
 
 
-def _depth(thing: list[Any]) -> int:
+def _has_depth(depth: int, thing: list[Any]) -> bool:
     found = 0
     while thing:
         thing = thing[0]
         found += 1
-    return found
-
-
-def _has_depth(depth: int, thing: list[Any]) -> bool:
-    return _depth(thing) == depth
+    return found == depth
 
 
 def _same(size: int) -> Callable[[Any], bool]:

@@ -1,0 +1,47 @@
+"""What /proc says of processes; not by the library, which is what is judged."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+__all__ = ["descendants", "name_of", "zombies"]
+
+
+def descendants(pid: int) -> list[int]:
+    """Every process below one, zombies included."""
+    found = _children(pid)
+    for each in found:  # grows while it is walked
+        found += [child for child in _children(each) if child not in found]
+    return found
+
+
+def _children(pid: int) -> list[int]:
+    found: list[int] = []
+    try:
+        for thread in Path(f"/proc/{pid}/task").iterdir():
+            found += map(int, (thread / "children").read_text().split())
+    except OSError:  # it, or one of its threads, has gone meanwhile
+        pass
+    return found
+
+
+def zombies() -> list[int]:
+    """Processes below this one that have ended and not been reaped."""
+    return [pid for pid in descendants(os.getpid()) if _state(pid) == "Z"]
+
+
+def _state(pid: int) -> str:
+    """The letter of /proc/PID/stat; empty when the process has gone."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()[0]
+    except OSError:
+        return ""
+
+
+def name_of(pid: int) -> str:
+    """The name of a process as `ps` shows it; empty when it has gone."""
+    try:
+        return Path(f"/proc/{pid}/comm").read_text().strip()
+    except OSError:
+        return ""
