@@ -17,7 +17,7 @@ import crashes
 import pytest
 from capabilities import requires
 
-from pynisher_exec import LimitedProcessExecutor, PynisherError
+from pynisher_exec import LimitedProcessExecutor, PynisherError, TimeoutException
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -100,6 +100,25 @@ def test_closed_descriptors_fail_one_future(tmp_path: Path) -> None:
             assert future.report.status in ("exit", "transfer")
         assert executor.submit(crashes.value).result(PATIENCE) == 42
     assert path.read_bytes() == b""
+
+
+class ForgesWhenLoaded:
+    """Says while it is loaded that its function has ended already."""
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return write_everywhere, (b'{"kind":"outcome"}',)
+
+
+def sleep_whatever(_: object) -> None:
+    """Take anything and sleep."""
+    time.sleep(60)
+
+
+def test_forged_word_while_loading_escapes_no_limit() -> None:
+    """What a task says out of order is not believed: its clocks start with its function."""
+    with LimitedProcessExecutor(1, wall_time=0.5) as executor:
+        future = executor.submit(sleep_whatever, ForgesWhenLoaded())
+        assert isinstance(future.exception(10), TimeoutException)
 
 
 def tell_pid_and_sleep(path: str) -> None:

@@ -8,13 +8,23 @@ import time
 from itertools import chain
 from typing import TYPE_CHECKING
 
-from benchmarks.reliability import bombs, callers, endings, helpers, kills, races, values
+from benchmarks.reliability import (
+    bombs,
+    callers,
+    endings,
+    fuzzing,
+    helpers,
+    interleavings,
+    kills,
+    races,
+    values,
+)
 from benchmarks.rows import print_environment
 
 if TYPE_CHECKING:
     from benchmarks.reliability.check import Check
 
-MODULES = (bombs, callers, endings, helpers, kills, races, values)
+MODULES = (bombs, callers, endings, fuzzing, helpers, interleavings, kills, races, values)
 CHECKS = sorted(chain.from_iterable(module.CHECKS for module in MODULES))
 
 

@@ -112,6 +112,8 @@ class Watch:
             return
         if self.killed_at is not None and not _before(fields.get("at"), self.killed_at):
             return  # what a signal of ours has brought about does not change why it was sent
+        if kind == "outcome" and self.running_at is None:
+            return  # no clock would run any more
         self.stage, self._since = kind, now
         if kind == "running":
             self.running_at = now

@@ -1,0 +1,208 @@
+"""Bytes that nobody of ours has sent, on both ends of what a task can write to.
+
+A task holds two lines: the stream of its call and outcome, which the caller reads, and the line on
+which it tells its supervisor how far it is. Outcomes are not loaded here: a pickle is a program.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import marshal
+import os
+import signal
+import socket
+import struct
+import traceback
+import tracemalloc
+from collections import Counter
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
+
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from benchmarks.reliability.check import Check, Found
+from pynisher_exec.kernel import pidfd
+from pynisher_exec.limits import Limits
+from pynisher_exec.protocol import messages
+from pynisher_exec.protocol.frames import FrameError, FrameReader
+from pynisher_exec.supervisor.cpu import open_clock
+from pynisher_exec.supervisor.options import SlotOptions
+from pynisher_exec.supervisor.state import STAGES
+from pynisher_exec.supervisor.watching import Watching
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+__all__ = ["CHECKS"]
+
+BOUND = 1 << 40
+"""Bytes that a frame may claim here: beyond what there is, so that a claim alone would show."""
+
+ROOM = 48 << 20
+"""Bytes that reading may take beyond those that have come: thrice the step in which it grows."""
+
+numbers = st.one_of(
+    st.integers(0, 9), st.integers(0, 1 << 64), st.floats(), st.integers(-(1 << 70), 1 << 70)
+)
+heads = st.builds(
+    lambda count, lengths: b"PXF1" + struct.pack(f"!I{len(lengths)}Q", count, *lengths),
+    st.one_of(st.integers(0, 5), st.integers(0, (1 << 32) - 1)),
+    st.lists(st.one_of(st.integers(0, 99), st.integers(0, (1 << 64) - 1)), max_size=5),
+)
+streams = st.builds(
+    lambda head, rest, times: head + rest * times,
+    st.one_of(heads, st.binary(max_size=20)),
+    st.binary(max_size=100),
+    st.sampled_from([1, 1, 10, 2000]),
+)
+names = st.sampled_from(
+    "at cpu_time held resident mechanisms outcome message os_errno exit_code forking what size peak "
+    "kind memory processes".split()
+)
+values = st.recursive(
+    st.one_of(st.none(), st.booleans(), numbers, st.text(max_size=50)),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(names, inner, max_size=3),
+    max_leaves=8,
+)
+words = st.builds(
+    lambda kind, fields: json.dumps({**fields, "kind": kind}).encode(),
+    st.one_of(st.sampled_from(STAGES), st.text(max_size=9)),
+    st.dictionaries(names, st.one_of(values, st.text().map(lambda text: text * 500)), max_size=6),
+)
+said = st.one_of(words, st.binary(max_size=200), values.map(lambda value: json.dumps(value).encode()))
+
+
+def read_stream(data: bytes, cuts: list[int]) -> None:
+    """The caller reads what came in pieces: segments, or a FrameError; no memory for mere claims."""
+    near, far = socket.socketpair()
+    with near, far:
+        far.setblocking(False)
+        near.setblocking(False)
+        reader = FrameReader(BOUND)
+        tracemalloc.reset_peak()
+        before = tracemalloc.get_traced_memory()[0]
+        found = None
+        with contextlib.suppress(FrameError):
+            for piece in _cut(data, cuts):
+                near.send(piece)
+                found = reader.read(far)
+                if found is not None:
+                    break
+            near.close()
+            if found is None:
+                reader.read(far)
+                msg = "a stream that has ended is a whole frame or an error"
+                raise AssertionError(msg)
+        taken = tracemalloc.get_traced_memory()[1] - before
+        assert taken < len(data) * 3 + ROOM, taken
+
+
+def _cut(data: bytes, cuts: list[int]) -> Iterator[bytes]:
+    places = sorted({0, len(data), *(cut % (len(data) + 1) for cut in cuts)})
+    for begin, end in zip(places, places[1:], strict=False):
+        yield data[begin:end]
+
+
+class _Supervisor:
+    """The watch over a process that only sleeps, and the line on which it would speak."""
+
+    def __init__(self) -> None:
+        self._pid = os.fork()
+        if self._pid == 0:
+            signal.pause()
+        self._pidfd = pidfd.open_pidfd(self._pid)
+        self._clock = open_clock(self._pid)
+        self._own = pidfd.open_pidfd(os.getpid())
+
+    def close(self) -> None:
+        os.kill(self._pid, signal.SIGKILL)
+        os.waitpid(self._pid, 0)
+        self._clock.close()
+        os.close(self._pidfd)
+        os.close(self._own)
+
+    def hear(self, datagrams: list[bytes], descriptor: int | None) -> None:
+        """Whatever is said, the supervisor goes on, and its account fits into a message."""
+        control, caller = messages.pair()
+        line, task = messages.pair()
+        with control, caller, line, task:
+            watching = self._watching(control, line)
+            for datagram in datagrams:
+                _send(task, datagram, descriptor)
+                watching._hear_task()  # noqa: SLF001 - the place where it listens
+                watching._act()  # noqa: SLF001 - and what it does next
+                assert watching._timeout() != 0.0 or watching._watch.killed  # noqa: SLF001
+            fields = watching._account.fields(watching._watch, None, [])  # noqa: SLF001
+            assert len(marshal.dumps(("ended", fields))) < messages.MAX_BYTES
+            if watching._gate is not None:  # noqa: SLF001
+                watching._gate.close()  # noqa: SLF001
+
+    def _watching(self, control: socket.socket, line: socket.socket) -> Watching:
+        line.setblocking(False)
+        child: Any = SimpleNamespace(
+            pid=self._pid, pidfd=self._pidfd, clock=self._clock, line=line, pipes=None
+        )
+        limits = Limits(memory="1GiB", cpu_time=60, wall_time=60, processes=2, startup_time=60)
+        start = {"generation": 1, "limits": limits.as_message, "capture": 0}
+        return Watching(control, self._own, child, start, SlotOptions())
+
+
+def _send(line: socket.socket, datagram: bytes, descriptor: int | None) -> None:
+    with contextlib.suppress(OSError):  # more than the kernel takes in one message
+        if descriptor is None:
+            line.send(datagram)
+        else:
+            socket.send_fds(line, [datagram], [descriptor])
+
+
+def fuzz(count: int) -> Found:
+    """Row 23."""
+    plan = settings(
+        max_examples=count, deadline=None, database=None, suppress_health_check=list(HealthCheck)
+    )
+    runs: Counter[str] = Counter()
+
+    @plan
+    @given(streams, st.lists(st.integers(0, 1 << 20), max_size=4))
+    def read_anything(data: bytes, cuts: list[int]) -> None:
+        runs["streams"] += 1
+        read_stream(data, cuts)
+
+    supervisor = _Supervisor()
+    with open(os.devnull, "rb") as null:
+
+        @plan
+        @given(st.lists(said, max_size=6), st.sampled_from([None, null.fileno()]))
+        def hear_anything(datagrams: list[bytes], descriptor: int | None) -> None:
+            runs["words"] += 1
+            supervisor.hear(datagrams, descriptor)
+
+        tracemalloc.start()
+        try:
+            failures = [line for line in map(_failure_of, (read_anything, hear_anything)) if line]
+        finally:
+            tracemalloc.stop()
+            supervisor.close()
+    return Found(sum(runs.values()), failures, f"{runs['streams']} streams, {runs['words']} words")
+
+
+def _failure_of(attempt: Callable[[], None]) -> str:
+    try:
+        attempt()
+    except Exception as error:  # noqa: BLE001 - whatever comes is what is looked for
+        return "".join(traceback.format_exception(error))[:5000]
+    return ""
+
+
+CHECKS = (
+    Check(
+        23,
+        "no bytes that a task can send crash, hang or bloat its reader",
+        "streams and words drawn by Hypothesis, for the caller's reader and the supervisor's",
+        fuzz,
+        120_000,
+        1_000,
+    ),
+)
