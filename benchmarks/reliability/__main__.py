@@ -11,12 +11,15 @@ from typing import TYPE_CHECKING
 from benchmarks.reliability import (
     bombs,
     callers,
+    causes,
+    descriptors,
     endings,
     fuzzing,
     helpers,
     interleavings,
     kills,
     races,
+    shortages,
     values,
 )
 from benchmarks.rows import print_environment
@@ -24,7 +27,7 @@ from benchmarks.rows import print_environment
 if TYPE_CHECKING:
     from benchmarks.reliability.check import Check
 
-MODULES = (bombs, callers, endings, fuzzing, helpers, interleavings, kills, races, values)
+MODULES = (bombs, callers, causes, descriptors, endings, fuzzing, helpers, interleavings, kills, races, shortages, values)
 CHECKS = sorted(chain.from_iterable(module.CHECKS for module in MODULES))
 
 

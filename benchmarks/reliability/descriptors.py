@@ -1,0 +1,218 @@
+"""Tasks that misuse the descriptors they find, and outcomes that are none."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import stat
+import struct
+import tempfile
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from benchmarks.reliability.check import Check, Found
+from benchmarks.reliability.endings import crash, echo, hog
+from pynisher_exec import LimitedProcessExecutor
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from pynisher_exec import Report
+
+__all__ = ["CHECKS"]
+
+PATIENCE = 60
+MOST = 1000
+"""Descriptors that are looked at: more than a task has."""
+
+WALL_TIME = 5
+BOUND = 25
+"""Seconds within which each future must have its answer: the wall limit, or the time for which a
+task that has said that it returned is waited for."""
+
+
+# What tasks do -----------------------------------------------------------------------------------
+
+
+def lines(kind: int) -> list[socket.socket]:
+    """Sockets of this process of one kind, found as any program could."""
+    found = []
+    for name in os.listdir("/proc/self/fd"):
+        with contextlib.suppress(OSError):
+            if stat.S_ISSOCK(os.fstat(int(name)).st_mode):
+                line = socket.socket(fileno=int(name))
+                if line.type == kind:
+                    found.append(line)
+                else:
+                    line.detach()
+    return found
+
+
+def write_everywhere(data: bytes) -> str:
+    """Write to every descriptor there is, and return as if nothing had been."""
+    for descriptor in range(3, MOST):
+        with contextlib.suppress(OSError):
+            os.write(descriptor, data)
+    return "done"
+
+
+def close_everything() -> str:
+    """Close all that is no standard stream."""
+    os.closerange(3, MOST)
+    return "done"
+
+
+def take_the_numbers(path: str) -> str:
+    """Have a file of our own on every number that was somebody's."""
+    taken = [int(name) for name in os.listdir("/proc/self/fd") if int(name) > 2]
+    own = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    for number in taken:
+        os.dup2(own, number)
+    return "done"
+
+
+def shut_the_lines() -> str:
+    """Shut every socket down, both ways."""
+    for kind in (socket.SOCK_STREAM, socket.SOCK_SEQPACKET):
+        for line in lines(kind):
+            with contextlib.suppress(OSError):
+                line.shutdown(socket.SHUT_RDWR)
+            line.detach()
+    return "done"
+
+
+def send_and_sleep(data: bytes, word: bytes) -> None:
+    """Send bytes as if they were an outcome, say something to the supervisor, and stay."""
+    for line in lines(socket.SOCK_STREAM):
+        with contextlib.suppress(OSError):
+            line.send(data)
+        line.detach()
+    for line in lines(socket.SOCK_SEQPACKET):
+        with contextlib.suppress(OSError):
+            line.send(word)
+        line.detach()
+    time.sleep(120)
+
+
+class Loads:
+    """A value that does something when it is loaded."""
+
+    def __init__(self, function: Callable[..., object], *args: Any) -> None:
+        self._how = function, args
+
+    def __reduce__(self) -> Any:
+        return self._how
+
+
+# The checks --------------------------------------------------------------------------------------
+
+RETURNED = b'{"kind":"returned","outcome":"value","size":100000}'
+HALF = b"PXF1" + struct.pack("!IQ", 1, 1000) + b"half"
+HUGE = b"PXF1" + struct.pack("!IQ", 1, 1 << 62)
+
+
+class Attack(NamedTuple):
+    """A call, and the statuses that its future may have.
+
+    A task without its lines cannot say that it returned: to the supervisor it has exited.
+    """
+
+    name: str
+    function: Callable[..., object]
+    args: tuple[Any, ...]
+    statuses: tuple[str, ...]
+
+
+MISUSES = (
+    Attack("garbage everywhere", write_everywhere, (b"garbage",), ("transfer",)),
+    Attack("a word of ours", write_everywhere, (RETURNED,), ("transfer",)),
+    Attack("a large frame", write_everywhere, (HUGE,), ("transfer",)),
+    Attack("all closed", close_everything, (), ("exit",)),
+    Attack("all shut down", shut_the_lines, (), ("exit",)),
+)
+
+FORGERIES = (
+    Attack("half a frame", send_and_sleep, (HALF, b""), ("wall_time",)),
+    Attack("half a frame, returned", send_and_sleep, (HALF, RETURNED), ("transfer",)),
+    Attack("2^62 bytes", send_and_sleep, (HUGE, RETURNED), ("transfer",)),
+    Attack("nothing, returned", send_and_sleep, (b"", RETURNED), ("transfer",)),
+    Attack("loading hangs", Loads, (time.sleep, 60), ("exception", "wall_time")),
+    Attack("loading crashes", Loads, (crash,), ("exception",)),
+    Attack("loading takes 10 GB", Loads, (hog, 10 << 30), ("exception", "memory")),
+    Attack("loading exits", Loads, (os._exit, 3), ("exception",)),
+)
+
+
+def _attacked(executor: LimitedProcessExecutor, attack: Attack) -> tuple[list[str], float]:
+    """Run one beside tasks whose values are known; what was wrong, and the seconds it took."""
+    began = time.monotonic()
+    hostile = executor.submit(attack.function, *attack.args)
+    data = os.urandom(100_000)
+    others = [executor.submit(echo, data) for _ in range(6)]
+    wrong = []
+    for other in others:
+        try:
+            if other.result(PATIENCE) != data:
+                wrong.append(f"{attack.name}: another's value is wrong")
+        except Exception as error:  # noqa: BLE001 - whatever comes is what is looked for
+            wrong.append(f"{attack.name}: another failed: {error!r}")
+    try:
+        hostile.exception(PATIENCE)
+    except TimeoutError:
+        return [*wrong, f"{attack.name}: no answer"], PATIENCE
+    took = time.monotonic() - began
+    report: Report | None = hostile.report
+    if report is None or report.status not in attack.statuses or took > BOUND:
+        wrong.append(f"{attack.name}: {report} after {took:.1f} s")
+    return wrong, took
+
+
+def _attack_all(attacks: tuple[Attack, ...], count: int) -> Found:
+    failures: list[str] = []
+    slowest, tries = 0.0, 0
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        LimitedProcessExecutor(2, memory="1GiB", wall_time=WALL_TIME, preload=[__name__]) as executor,
+    ):
+        path = Path(folder, "own")
+        mine = Attack("a file on the numbers", take_the_numbers, (str(path),), ("exit",))
+        for _ in range(count):
+            for attack in (mine, *attacks):
+                wrong, took = _attacked(executor, attack)
+                failures += wrong
+                slowest, tries = max(slowest, took), tries + 1
+            if path.read_bytes():
+                failures.append("bytes of ours are in the user's file")
+    return Found(tries, failures, f"slowest answer {slowest:.1f} s")
+
+
+def misused_descriptors(count: int) -> Found:
+    """Row 8."""
+    return _attack_all(MISUSES, count)
+
+
+def forged_outcomes(count: int) -> Found:
+    """Row 9."""
+    return _attack_all(FORGERIES, count)
+
+
+CHECKS = (
+    Check(
+        8,
+        "what a task does to descriptors harms no other, and no file of the user's",
+        "garbage to each, all closed, shut down, or replaced by a file, beside other tasks",
+        misused_descriptors,
+        100,
+        3,
+    ),
+    Check(
+        9,
+        "an outcome that is none costs one future, within a bound",
+        "half frames, false claims, values whose loading hangs, crashes, exits or takes 10 GB",
+        forged_outcomes,
+        20,
+        1,
+    ),
+)
