@@ -12,7 +12,10 @@ sys.path.append(str(Path(__file__).parents[1]))
 
 from benchmarks.reliability.__main__ import CHECKS
 
-TIMES = {1: 8, 2: 2, 3: 1, 5: 5, 6: 100, 11: 6, 14: 6, 17: 2, 19: 4, 21: 5, 25: 2}
+TIMES = {
+    1: 8, 2: 2, 3: 1, 5: 5, 6: 100, 7: 1, 8: 1, 9: 1, 10: 8, 11: 6, 12: 2, 14: 6, 15: 7, 16: 1,
+    17: 2, 19: 4, 21: 5, 22: 1, 23: 200, 24: 300, 25: 2, 26: 1,
+}  # fmt: skip
 
 
 @pytest.mark.parametrize(

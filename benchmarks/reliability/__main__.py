@@ -17,9 +17,12 @@ from benchmarks.reliability import (
     fuzzing,
     helpers,
     interleavings,
+    jails,
     kills,
     races,
+    secrecy,
     shortages,
+    source,
     values,
 )
 from benchmarks.rows import print_environment
@@ -27,7 +30,23 @@ from benchmarks.rows import print_environment
 if TYPE_CHECKING:
     from benchmarks.reliability.check import Check
 
-MODULES = (bombs, callers, causes, descriptors, endings, fuzzing, helpers, interleavings, kills, races, shortages, values)
+MODULES = (
+    bombs,
+    callers,
+    causes,
+    descriptors,
+    endings,
+    fuzzing,
+    helpers,
+    interleavings,
+    jails,
+    kills,
+    races,
+    secrecy,
+    shortages,
+    source,
+    values,
+)
 CHECKS = sorted(chain.from_iterable(module.CHECKS for module in MODULES))
 
 

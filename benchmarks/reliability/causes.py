@@ -220,7 +220,7 @@ def survive_a_child(number: int) -> int:
 
 def fail_by_a_child() -> None:
     """Raise because a program was killed."""
-    subprocess.run(["sh", "-c", "kill -9 $$"], check=True)
+    subprocess.run(["/bin/sh", "-c", "kill -9 $$"], check=True)
 
 
 class Unloadable:

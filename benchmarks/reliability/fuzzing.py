@@ -16,6 +16,7 @@ import struct
 import traceback
 import tracemalloc
 from collections import Counter
+from itertools import pairwise
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
@@ -58,8 +59,10 @@ streams = st.builds(
     st.sampled_from([1, 1, 10, 2000]),
 )
 names = st.sampled_from(
-    "at cpu_time held resident mechanisms outcome message os_errno exit_code forking what size peak "
-    "kind memory processes".split()
+    [
+        *("at", "cpu_time", "held", "resident", "mechanisms", "outcome", "message", "os_errno"),
+        *("exit_code", "forking", "what", "size", "peak", "kind", "memory", "processes"),
+    ]
 )
 values = st.recursive(
     st.one_of(st.none(), st.booleans(), numbers, st.text(max_size=50)),
@@ -71,11 +74,11 @@ words = st.builds(
     st.one_of(st.sampled_from(STAGES), st.text(max_size=9)),
     st.dictionaries(names, st.one_of(values, st.text().map(lambda text: text * 500)), max_size=6),
 )
-said = st.one_of(words, st.binary(max_size=200), values.map(lambda value: json.dumps(value).encode()))
+said = st.one_of(words, st.binary(max_size=200), values.map(json.dumps).map(str.encode))
 
 
 def read_stream(data: bytes, cuts: list[int]) -> None:
-    """The caller reads what came in pieces: segments, or a FrameError; no memory for mere claims."""
+    """The caller reads what came in pieces: segments or a FrameError; a claim takes no memory."""
     near, far = socket.socketpair()
     with near, far:
         far.setblocking(False)
@@ -101,7 +104,7 @@ def read_stream(data: bytes, cuts: list[int]) -> None:
 
 def _cut(data: bytes, cuts: list[int]) -> Iterator[bytes]:
     places = sorted({0, len(data), *(cut % (len(data) + 1) for cut in cuts)})
-    for begin, end in zip(places, places[1:], strict=False):
+    for begin, end in pairwise(places):
         yield data[begin:end]
 
 
@@ -144,7 +147,7 @@ class _Supervisor:
         child: Any = SimpleNamespace(
             pid=self._pid, pidfd=self._pidfd, clock=self._clock, line=line, pipes=None
         )
-        limits = Limits(memory="1GiB", cpu_time=60, wall_time=60, processes=2, startup_time=60)
+        limits = Limits(memory=1 << 30, cpu_time=60, wall_time=60, processes=2, startup_time=60)
         start = {"generation": 1, "limits": limits.as_message, "capture": 0}
         return Watching(control, self._own, child, start, SlotOptions())
 

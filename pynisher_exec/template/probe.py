@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import socket
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING
 from pynisher_exec.kernel import landlock, perf, prctl, proc, seccomp
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
 __all__ = ["serve"]
 
@@ -19,10 +20,13 @@ def serve(answer: int, no_new_privs: bool) -> None:  # noqa: FBT001  (called fro
     """Try each mechanism and send the reasons for which some are refused, as JSON."""
     if no_new_privs:
         prctl.set_no_new_privs()
-    found = {
-        "perf": _try(lambda: os.close(perf.open_task_clock(os.getpid()))),
+    with _child() as pid:  # what a supervisor does to its task, which is another process
+        found = {
+            "perf": _try(lambda: os.close(perf.open_task_clock(pid))),
+            "pss": _try(lambda: _read_pss(pid)),
+        }
+    found |= {
         "landlock": _try(_scope_signals),
-        "pss": _try(_read_own_pss),
         "gate": _try(lambda: os.close(seccomp.install_gate())),
         "filter": _try(seccomp.deny_forks),
     }
@@ -38,8 +42,25 @@ def _scope_signals() -> None:
         os.close(ruleset)
 
 
-def _read_own_pss() -> None:
-    if proc.fair_memory(os.getpid()) is None:
+@contextlib.contextmanager
+def _child() -> Iterator[int]:
+    """Have a child that waits."""
+    waiting, ending = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        os.close(ending)
+        os.read(waiting, 1)
+        os._exit(0)
+    try:
+        yield pid
+    finally:
+        os.close(ending)
+        os.close(waiting)
+        os.waitpid(pid, 0)
+
+
+def _read_pss(pid: int) -> None:
+    if proc.fair_memory(pid) is None:
         msg = "/proc/PID/smaps_rollup cannot be read"
         raise OSError(msg)
 

@@ -1,0 +1,268 @@
+"""Surroundings that refuse things: what was said of each limit there is what an attack finds."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import errno
+import os
+import signal
+import statistics
+import struct
+import subprocess
+import sys
+import time
+
+from benchmarks.reliability.callers import Script, run_all
+from benchmarks.reliability.check import Check, Found
+from pynisher_exec import LimitedProcessExecutor, supports
+from pynisher_exec.kernel import landlock, libc, prctl
+
+__all__ = ["CHECKS"]
+
+PATIENCE = 60
+MS_READ_ONLY_BIND = 0x1 | 0x20 | 0x1000
+
+
+# Called by the scripts ---------------------------------------------------------------------------
+
+
+def refuse_calls(*names: str) -> None:
+    """Let system calls fail from here on, as in a container, by a filter that cannot be undone."""
+    lines = [struct.pack("=HBBI", 0x20, 0, 0, 0)]  # load the number, offset 0 of seccomp_data
+    for name in names:
+        lines.append(struct.pack("=HBBI", 0x15, 0, 1, libc.number(name)))
+        lines.append(struct.pack("=HBBI", 0x06, 0, 0, 0x00050000 | errno.EPERM))
+    lines.append(struct.pack("=HBBI", 0x06, 0, 0, 0x7FFF0000))
+    code = ctypes.create_string_buffer(b"".join(lines))
+    program = ctypes.create_string_buffer(struct.pack("HL", len(lines), ctypes.addressof(code)))
+    prctl.set_no_new_privs()
+    libc.syscall(libc.number("seccomp"), 1, 0, ctypes.addressof(program))
+
+
+def fork_in_a_burst(count: int) -> int:
+    """Start processes that end as soon as all have been started; how many came up."""
+    waiting, ending = os.pipe()
+    pids = []
+    with contextlib.suppress(OSError):
+        for _ in range(count):
+            pid = os.fork()
+            if pid == 0:
+                os.close(ending)
+                os.read(waiting, 1)
+                os._exit(0)
+            pids.append(pid)
+    os.close(ending)
+    for pid in pids:
+        os.waitpid(pid, 0)
+    return len(pids)
+
+
+def burn_disowned(seconds: float) -> None:
+    """Use CPU time in children that nobody reaps, one after the other."""
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+    for _ in range(int(seconds / 0.05)):
+        if os.fork() == 0:
+            end = time.process_time() + 0.05
+            while time.process_time() < end:
+                pass
+            os._exit(0)
+        with contextlib.suppress(ChildProcessError):
+            os.wait()
+
+
+def hold(size: int) -> None:
+    """Hold private memory in C, in two processes that share nothing."""
+    os.fork()
+    held = bytearray(b"x") * (size // 2)
+    time.sleep(60)
+    del held
+
+
+def truth() -> str:
+    """Each limit's word, where an attack bears it out; else what the attack has found."""
+    told = {name: str(supports(name)) for name in ("memory", "cpu_time", "wall_time", "processes")}
+    with LimitedProcessExecutor(1, wall_time=20) as executor:
+        burst = executor.limit(processes=2).submit(fork_in_a_burst, 3).result(PATIENCE)
+        cpu = executor.limit(cpu_time=0.3).submit(burn_disowned, 1)
+        memory = executor.limit(memory="100MB").submit(hold, 300 << 20)
+        wall = executor.limit(wall_time=0.2).submit(time.sleep, 60)
+        for future in (cpu, memory, wall):
+            future.exception(PATIENCE)
+    held = {
+        "processes": burst <= 2,
+        "cpu_time": _status(cpu) == "cpu_time",
+        "memory": _status(memory) == "memory",
+        "wall_time": _status(wall) == "wall_time",
+    }
+    return " ".join(
+        f"{name}={word}" if (word == "hard") == held[name] else f"{name}={word}, but {held[name]}"
+        for name, word in told.items()
+    )
+
+
+def _status(future: object) -> str:
+    return str(future.report.status)  # type: ignore[attr-defined]
+
+
+def strike(pid: int) -> str:
+    """Try to end a process; what the kernel says."""
+    try:
+        os.kill(pid, signal.SIGKILL)
+    except OSError as error:
+        return errno.errorcode[error.errno or 0]
+    return "sent"
+
+
+def strike_parents(caller: int) -> list[str]:
+    """Try to end the supervisor, the template and the caller."""
+    supervisor = os.getppid()
+    with open(f"/proc/{supervisor}/stat", encoding="ascii") as file:
+        template = int(file.read().rpartition(")")[2].split()[1])
+    return [strike(pid) for pid in (supervisor, template, caller)]
+
+
+# The scripts -------------------------------------------------------------------------------------
+
+HEAD = """
+from benchmarks.reliability import jails, shortages
+"""
+TRUTH = "print(jails.truth())"
+ALL_HARD = "memory=hard cpu_time=hard wall_time=hard processes=hard\n"
+
+
+def _refusing(name: str, calls: str, words: str) -> Script:
+    return Script(name, HEAD + f"jails.refuse_calls({calls})\n" + TRUTH, words + "\n")
+
+
+ANYWHERE = (
+    Script("as we are", HEAD + TRUTH, ALL_HARD),
+    _refusing(
+        "perf refused",
+        "'perf_event_open'",
+        "memory=hard cpu_time=soft wall_time=hard processes=hard",
+    ),
+    _refusing(
+        "filters refused",
+        "'seccomp'",
+        "memory=hard cpu_time=hard wall_time=hard processes=soft",
+    ),
+    _refusing(
+        "both refused, as in a container",
+        "'perf_event_open', 'seccomp'",
+        "memory=hard cpu_time=soft wall_time=hard processes=soft",
+    ),
+    _refusing(
+        "Landlock refused",
+        "'landlock_create_ruleset'",
+        "memory=hard cpu_time=hard wall_time=hard processes=hard",
+    ),
+)
+
+AS_ROOT = (
+    Script(
+        "as a user without capabilities",
+        HEAD + "shortages.start_as_a_user()\n" + TRUTH,
+        ALL_HARD,
+    ),
+    Script(
+        "nothing can be written but a tiny TMPDIR in a tiny /dev/shm",
+        HEAD
+        + """
+shortages.private_mounts()
+for line in open("/proc/self/mounts").read().splitlines():
+    target = line.split()[1]
+    if not target.startswith(("/proc", "/sys", "/dev")):
+        shortages.mount("none", target, "", jails.MS_READ_ONLY_BIND)
+shortages.mount("tmpfs", "/dev/shm", "size=16k")
+os.environ["TMPDIR"] = "/dev/shm"
+try:
+    open("/written", "w")
+except OSError:
+    print(jails.truth())
+""",
+        ALL_HARD,
+    ),
+)
+
+STRUCK = (
+    Script(
+        "a task strikes its supervisor, its template and its caller",
+        HEAD
+        + """
+with LimitedProcessExecutor(2) as executor:
+    fine = answers(executor)
+    print(executor.submit(jails.strike_parents, os.getpid()).result(60), fine and answers(executor))
+""",
+        "['EPERM', 'EPERM', 'EPERM'] True\n",
+    ),
+)
+
+
+def jails(count: int) -> Found:
+    """Row 15."""
+    return run_all(ANYWHERE + (AS_ROOT if os.getuid() == 0 else ()), count)
+
+
+def scoped_signals(count: int) -> Found:
+    """Row 16."""
+    if landlock.abi() < landlock.SIGNALS_SINCE:
+        return Found(
+            0, [], "", f"this kernel's Landlock cannot scope signals, ABI {landlock.abi()}"
+        )
+    found = run_all(STRUCK, count)
+    return found._replace(worst=f"{found.worst}; {_cost_of_scope(min(3, count))}")
+
+
+RATE = """
+from benchmarks.reliability import jails
+jails.refuse_calls({call!r})
+print(jails.rate())
+"""
+
+
+def rate(count: int = 200) -> float:
+    """No-op tasks a second, one after the other."""
+    with LimitedProcessExecutor(1) as executor:
+        executor.submit(abs, -1).result(PATIENCE)
+        began = time.monotonic()
+        for _ in range(count):
+            executor.submit(abs, -1).result(PATIENCE)
+    return count / (time.monotonic() - began)
+
+
+def _cost_of_scope(turns: int) -> str:
+    """What share of the tasks a second is left with the scope; a filter is there both times."""
+    rates: dict[str, list[float]] = {"seccomp": [], "landlock_create_ruleset": []}
+    for call in list(rates) * turns:
+        done = subprocess.run(
+            [sys.executable, "-c", RATE.format(call=call)],
+            capture_output=True,
+            check=True,
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+            text=True,
+            timeout=PATIENCE,
+        )
+        rates[call].append(float(done.stdout))
+    with_scope, without = (statistics.median(each) for each in rates.values())
+    return f"throughput {with_scope / without:.2f} of that without the scope"
+
+
+CHECKS = (
+    Check(
+        15,
+        "what is said of a limit is what an attack on it finds",
+        "as root and without capabilities, behind filters, where nothing can be written",
+        jails,
+        35,
+        len(ANYWHERE + AS_ROOT),
+    ),
+    Check(
+        16,
+        "no task can signal its supervisor, its template or its caller",
+        "SIGKILL to each, by Landlock's scope",
+        scoped_signals,
+        20,
+        1,
+    ),
+)
