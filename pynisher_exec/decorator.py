@@ -12,7 +12,7 @@ import threading
 from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar, overload
 
 from pynisher_exec.caller.account import never_started
-from pynisher_exec.caller.executor import capture_bound, take_context
+from pynisher_exec.caller.arguments import capture_bound, take_context
 from pynisher_exec.caller.future import AwaitedFuture, LimitedFuture
 from pynisher_exec.caller.item import Item
 from pynisher_exec.caller.pool import Pool, PoolOptions, is_exiting
@@ -20,6 +20,7 @@ from pynisher_exec.caller.support import LIMITS
 from pynisher_exec.errors import UnpicklableError
 from pynisher_exec.limits import Limits
 from pynisher_exec.report import Report, Status
+from pynisher_exec.task.private_tmp import new_path
 from pynisher_exec.task.run import Call
 from pynisher_exec.wrapper import Wrapper
 
@@ -49,7 +50,7 @@ def _begin_anew() -> None:
 os.register_at_fork(after_in_child=_begin_anew)
 
 
-_KNOWN = (*LIMITS, "capture_output", "context")
+_KNOWN = (*LIMITS, "capture_output", "private_tmp", "context")
 
 
 def _refuse_unknown(given: dict[str, Any]) -> None:
@@ -113,6 +114,7 @@ class Limited(Wrapper, Generic[P, T]):
         _refuse_unknown(given)
         self._context = take_context(given.pop("context", None))
         self._capture = capture_bound(given.pop("capture_output", False))
+        self._private_tmp = bool(given.pop("private_tmp", False))
         given.setdefault("startup_time", 60.0)
         self._limits = Limits(**given)
 
@@ -143,7 +145,8 @@ class Limited(Wrapper, Generic[P, T]):
         return call_hidden(item, self._context)
 
     def _item(self, future: LimitedFuture[Any], call: Call) -> Item:
-        return Item(future, call, self._limits, self._capture)
+        path = new_path() if self._private_tmp else ""
+        return Item(future, call, self._limits, self._capture, private_tmp=path)
 
     def __repr__(self) -> str:
         limits = ", ".join(f"{name}={value!r}" for name, value in self._given.items())
@@ -160,10 +163,10 @@ def limited(fn: Any = None, /, **limits: Any) -> Any:
     """Give a function whose every call runs in a process of its own, under limits.
 
     Takes the limits of `LimitedProcessExecutor` (`memory`, `cpu_time`, `wall_time`, `processes`,
-    `grace_period`, `open_files`, `file_size`, `core_size`, `startup_time`), `capture_output` and
-    `context`; also as a decorator, `@limited(memory="2GiB")`. A call returns the value or raises
-    what happened, as `future.result()` does; `.report(...)` gives the `Report` instead. ValueError
-    or TypeError at once for what is no limit.
+    `grace_period`, `open_files`, `file_size`, `core_size`, `startup_time`), `capture_output`,
+    `private_tmp` and `context`; also as a decorator, `@limited(memory="2GiB")`. A call returns the
+    value or raises what happened, as `future.result()` does; `.report(...)` gives the `Report`
+    instead. ValueError or TypeError at once for what is no limit.
     """
     if fn is None:
         return functools.partial(limited, **limits) if limits else limited

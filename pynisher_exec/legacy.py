@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Final, Generic, ParamSpec, TypeVar
 
 from pynisher_exec import errors
 from pynisher_exec.answers import Answers, Attribute, answer_of, exit_status_of
-from pynisher_exec.caller.executor import take_context
+from pynisher_exec.caller.arguments import take_context
 from pynisher_exec.caller.future import AwaitedFuture
 from pynisher_exec.caller.item import Item, name_of
 from pynisher_exec.decorator import call_hidden

@@ -148,7 +148,7 @@ class _Supervisor:
             pid=self._pid, pidfd=self._pidfd, clock=self._clock, line=line, pipes=None
         )
         limits = Limits(memory=1 << 30, cpu_time=60, wall_time=60, processes=2, startup_time=60)
-        start = {"generation": 1, "limits": limits.as_message, "capture": 0}
+        start = {"generation": 1, "limits": limits.as_message, "capture": 0, "private_tmp": ""}
         return Watching(control, self._own, child, start, SlotOptions())
 
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import tempfile
 import time
 from functools import partial
 from multiprocessing import get_context
 from multiprocessing.shared_memory import SharedMemory
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from benchmarks.reliability.check import Check, Found
@@ -121,11 +123,12 @@ def results(count: int) -> Found:
     return Found(tries, failures, f"slowest {slowest:.1f} s")
 
 
-# Names in /dev/shm -------------------------------------------------------------------------------
+# Names in file systems ---------------------------------------------------------------------------
 
 
 def use_names() -> None:
-    """Have a pool, its semaphores, and shared memory; wait to be killed."""
+    """Have a pool, its semaphores, shared memory and files; wait to be killed."""
+    Path(tempfile.mkdtemp(), "file").write_text("of a task")
     pool = get_context("spawn").Pool(1)
     memory = SharedMemory(create=True, size=1 << 16)
     lock = get_context("spawn").Lock()
@@ -134,19 +137,24 @@ def use_names() -> None:
 
 
 def names_in_shared_memory(count: int) -> Found:
-    """Row 25: those that a killed task has left there."""
+    """Row 25: those that a killed task has left there, and in the temporary directory."""
     failures: list[str] = []
-    before = set(os.listdir("/dev/shm"))  # noqa: S108 - the kernel's place for them
-    with LimitedProcessExecutor(2, wall_time=2, preload=[__name__]) as executor:
+    before = _names()
+    with LimitedProcessExecutor(2, wall_time=2, private_tmp=True, preload=[__name__]) as executor:
         futures = [executor.submit(use_names) for _ in range(count)]
         for future in futures:
             future.exception(PATIENCE)
             report = future.report
             if report is None or report.status != "wall_time":
                 failures.append(f"ended by {report}"[:200])
-    left = set(os.listdir("/dev/shm")) - before  # noqa: S108
+    left = _names() - before
     failures += [f"left: {name}" for name in left]
     return Found(count, failures, f"{len(left)} names left")
+
+
+def _names() -> set[str]:
+    folders = ("/dev/shm", tempfile.gettempdir())  # noqa: S108 - the kernel's place for them
+    return {name for folder in folders for name in os.listdir(folder)}
 
 
 CHECKS = (
@@ -160,8 +168,8 @@ CHECKS = (
     ),
     Check(
         25,
-        "no name of a killed task is left in /dev/shm",
-        "killed at a wall limit with a Pool, a Lock and SharedMemory",
+        "nothing of a killed task is left in /dev/shm or the temporary directory",
+        "killed at a wall limit with a Pool, a Lock, SharedMemory, files; private_tmp=True",
         names_in_shared_memory,
         100,
         4,

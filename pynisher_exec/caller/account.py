@@ -15,6 +15,7 @@ from pynisher_exec.caller.future import is_interrupt
 from pynisher_exec.caller.item import name_of, text_of
 from pynisher_exec.protocol import payload
 from pynisher_exec.report import Enforced, Report, Status, signal_name
+from pynisher_exec.task import private_tmp
 from pynisher_exec.verdict import Evidence, Verdict, judge
 
 if TYPE_CHECKING:
@@ -67,6 +68,8 @@ def conclude(item: Item, ending: Ending) -> None:
 def _account(item: Item, ending: Ending) -> Answer:
     """Judge, load the outcome, and make report and exception."""
     told = ending.told
+    if told.get("lost") and item.private_tmp:
+        private_tmp.remove(item.private_tmp)
     if item.cancelled:
         told = {**told, "killed": "cancelled"}
     evidence = _evidence(item, told)

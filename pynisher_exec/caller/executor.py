@@ -2,27 +2,24 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import time
 import weakref
-from collections.abc import Iterable
 from concurrent.futures import Executor
 from concurrent.futures import wait as wait_for
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from loky import cpu_count
-from loky.backend import context as loky_context
-
+from pynisher_exec.caller import arguments
 from pynisher_exec.caller.ahead import Reports, Results
 from pynisher_exec.caller.future import LimitedFuture
-from pynisher_exec.caller.item import CAPTURE_BOUND, Item, refuse_unfit
+from pynisher_exec.caller.item import Item, refuse_unfit
 from pynisher_exec.caller.pool import Pool, PoolOptions
-from pynisher_exec.limits import UNSET, Limits, Unset, duration, size
+from pynisher_exec.limits import UNSET, Limits, Unset, duration
+from pynisher_exec.task.private_tmp import new_path
 from pynisher_exec.task.run import Call
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
     from multiprocessing.context import BaseContext
     from types import TracebackType
     from typing import ParamSpec
@@ -31,55 +28,9 @@ if TYPE_CHECKING:
 
     P = ParamSpec("P")
 
-__all__ = ["LimitedExecutor", "LimitedProcessExecutor", "capture_bound", "take_context"]
+__all__ = ["LimitedExecutor", "LimitedProcessExecutor"]
 
 T = TypeVar("T")
-_CONTEXTS = ("loky", "spawn", "forkserver", "fork")
-
-
-def capture_bound(value: object) -> int:
-    """Turn `capture_output` into bytes a stream: 0 for False, 1 MiB for True, or a bound given."""
-    if value is None or value is False:
-        return 0
-    if value is True:
-        return CAPTURE_BOUND
-    return size("capture_output", value)
-
-
-def take_context(value: object) -> BaseContext | None:
-    """Turn `context` into a context object. ValueError or TypeError names what is accepted."""
-    if value is None:
-        return None
-    if isinstance(value, str):
-        if value not in _CONTEXTS:
-            known = ", ".join(_CONTEXTS)
-            msg = f"context={value!r} is unknown: {known} or a context object is accepted"
-            raise ValueError(msg)
-        # loky's own `get_context` warns of "fork", which was asked for here by name
-        source = loky_context if value == "loky" else multiprocessing
-        context: BaseContext = source.get_context(value)
-        return context
-    if not (hasattr(value, "Process") and hasattr(value, "get_context")):
-        msg = (
-            f"context={value!r} is no context: {', '.join(_CONTEXTS)} or such an object is accepted"
-        )
-        raise TypeError(msg)
-    found: BaseContext = value.get_context()
-    return found
-
-
-def _workers(value: object) -> int:
-    if value is None:
-        count: int = cpu_count()
-        return count
-    if isinstance(value, bool) or not hasattr(value, "__index__"):
-        msg = f"max_workers={value!r} must be a whole number, 1 or more"
-        raise TypeError(msg)
-    number = int(value.__index__())
-    if number < 1:
-        msg = f"max_workers={value!r} must be 1 or more"
-        raise ValueError(msg)
-    return number
 
 
 class LimitedExecutor(Executor):
@@ -92,12 +43,15 @@ class LimitedExecutor(Executor):
         capture: int,
         initializer: tuple[Callable[..., object], tuple[Any, ...]] | None = None,
         strict: Callable[[Limits], None] | None = None,
+        *,
+        private_tmp: bool = False,
     ) -> None:
         self._pool = pool
         self._limits = limits
         self._capture = capture
         self._initializer = initializer
         self._strict = strict
+        self._private_tmp = private_tmp
         self._shut = False
 
     def submit(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> LimitedFuture[T]:
@@ -111,7 +65,14 @@ class LimitedExecutor(Executor):
             msg = "cannot schedule new futures after shutdown"
             raise RuntimeError(msg)
         future: LimitedFuture[T] = LimitedFuture()
-        item = Item(future, Call(fn, args, kwargs), self._limits, self._capture, self._initializer)
+        item = Item(
+            future,
+            Call(fn, args, kwargs),
+            self._limits,
+            self._capture,
+            self._initializer,
+            private_tmp=new_path() if self._private_tmp else "",
+        )
         try:
             refuse_unfit(fn)
         except TypeError as error:
@@ -155,7 +116,7 @@ class LimitedExecutor(Executor):
         )
         capture = self._capture
         if not isinstance(capture_output, Unset):
-            capture = capture_bound(capture_output)
+            capture = arguments.capture_bound(capture_output)
         if self._strict is not None:
             self._strict(limits)
         return _View(self, limits, capture)
@@ -177,7 +138,7 @@ class LimitedExecutor(Executor):
         if chunksize < 1:
             msg = "chunksize must be >= 1."
             raise ValueError(msg)
-        _check_buffersize(buffersize)
+        arguments.check_buffersize(buffersize)
         deadline = None if timeout is None else time.monotonic() + timeout
         calls = zip(*iterables) if iterables else iter(())  # noqa: B905  (the stdlib's rule: shortest)
         return Results(self, fn, calls, buffersize, deadline)
@@ -193,7 +154,7 @@ class LimitedExecutor(Executor):
 
         Closing the iterator early cancels its own tasks that have not ended.
         """
-        _check_buffersize(buffersize)
+        arguments.check_buffersize(buffersize)
         calls = zip(*iterables) if iterables else iter(())  # noqa: B905  (as in `map`)
         return Reports(self, fn, calls, buffersize, ordered=ordered)
 
@@ -227,17 +188,6 @@ class LimitedExecutor(Executor):
             raise
 
 
-def _check_buffersize(value: object) -> None:
-    if value is None:
-        return
-    if isinstance(value, bool) or not isinstance(value, int):
-        msg = "buffersize must be an integer or None"
-        raise TypeError(msg)
-    if value < 1:
-        msg = "buffersize must be None or > 0"
-        raise ValueError(msg)
-
-
 class _View(LimitedExecutor):
     """Other limits, same slots. Keeps the executor that it came from alive.
 
@@ -251,6 +201,7 @@ class _View(LimitedExecutor):
             capture,
             parent._initializer,  # noqa: SLF001
             parent._strict,  # noqa: SLF001
+            private_tmp=parent._private_tmp,  # noqa: SLF001
         )
         self._parent = parent
         self._mine: set[LimitedFuture[Any]] = set()
@@ -307,6 +258,7 @@ class LimitedProcessExecutor(LimitedExecutor):
         Without it a normal user's `processes` limit is counted, not gated.
     capture_output: keep what is written to descriptors 1 and 2, True for 1 MiB a stream, or a
         bound in bytes; beyond it head and tail are kept.
+    private_tmp: give each task a TMPDIR of its own, which is gone when its future resolves.
     preload: names of modules to import once, ahead of all tasks.
     initializer, initargs: called in every task before its limits begin.
     context: None, or how each task's processes are started: "loky", "spawn", "forkserver", "fork",
@@ -332,6 +284,7 @@ class LimitedProcessExecutor(LimitedExecutor):
         kill_timeout: float | str = 10.0,
         no_new_privs: bool = True,
         capture_output: bool | int | str = False,
+        private_tmp: bool = False,
         preload: Sequence[str] = (),
         initializer: Callable[..., object] | None = None,
         initargs: tuple[Any, ...] = (),
@@ -350,21 +303,23 @@ class LimitedProcessExecutor(LimitedExecutor):
             core_size=core_size,  # type: ignore[arg-type]
             startup_time=startup_time,  # type: ignore[arg-type]
         )
-        _check_initializer(initializer)
+        arguments.check_initializer(initializer)
         options = PoolOptions(
-            max_workers=_workers(max_workers),
+            max_workers=arguments.workers(max_workers),
             no_new_privs=bool(no_new_privs),
             kill_timeout=duration("kill_timeout", kill_timeout),
             startup_time=limits.startup_time or 60.0,
-            preload=_names(preload),
-            context=take_context(context),
+            preload=arguments.module_names(preload),
+            context=arguments.take_context(context),
         )
         refuse = partial(_refuse_soft, no_new_privs=options.no_new_privs) if strict else None
         if refuse is not None:
             refuse(limits)
-        capture = capture_bound(capture_output)
-        begin = None if initializer is None else (initializer, _arguments(initargs))
-        super().__init__(Pool(options), limits, capture, begin, refuse)
+        capture = arguments.capture_bound(capture_output)
+        begin = None if initializer is None else (initializer, arguments.init_arguments(initargs))
+        super().__init__(
+            Pool(options), limits, capture, begin, refuse, private_tmp=bool(private_tmp)
+        )
         weakref.finalize(self, Pool.close, self._pool).atexit = False
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:  # noqa: FBT001, FBT002
@@ -379,24 +334,3 @@ def _refuse_soft(limits: Limits, *, no_new_privs: bool) -> None:
     from pynisher_exec.caller.support import refuse_less_than_hard  # noqa: PLC0415  (it probes)
 
     refuse_less_than_hard(limits, no_new_privs=no_new_privs)
-
-
-def _arguments(value: object) -> tuple[Any, ...]:
-    if not isinstance(value, Iterable):
-        msg = f"initargs={value!r} must be a tuple of arguments"
-        raise TypeError(msg)
-    return tuple(value)
-
-
-def _check_initializer(value: object) -> None:
-    if value is not None and not callable(value):
-        msg = f"initializer={value!r} is not callable"
-        raise TypeError(msg)
-
-
-def _names(value: object) -> tuple[str, ...]:
-    names = tuple(value) if isinstance(value, Iterable) and not isinstance(value, str) else (None,)
-    if not all(isinstance(name, str) for name in names):
-        msg = f"preload={value!r} must be a sequence of module names"
-        raise TypeError(msg)
-    return names

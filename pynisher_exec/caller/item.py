@@ -59,8 +59,9 @@ class Item:
     """A task that waits or runs.
 
     `streams`: descriptors that become the task's standard input, output and error as they are.
-    Without, and not captured: the caller's own output and error. `classic`: see `task.run.Header`.
-    `ready`: the call, pickled ahead by the thread that made it. `context`: that thread's.
+    Without, and not captured: the caller's own output and error. `classic` and `private_tmp`: see
+    `task.run.Header`. `ready`: the call, pickled ahead by the thread that made it. `context`: that
+    thread's.
     """
 
     future: LimitedFuture[Any]
@@ -70,6 +71,7 @@ class Item:
     initializer: tuple[Callable[..., object], tuple[Any, ...]] | None = None
     classic: bool = False
     streams: tuple[int, ...] = ()
+    private_tmp: str = ""
     surroundings: Surroundings = field(default_factory=surroundings.snapshot)
     submitted: float = field(default_factory=time.monotonic)
     tries: int = 0
@@ -86,6 +88,7 @@ class Item:
             limits=self.limits.as_message,
             momentary=tuple(surroundings.momentary()),
             classic=self.classic,
+            private_tmp=self.private_tmp,
         )
         return [header.encode(), self.surroundings.pickled, *([] if bare else self.packed())]
 

@@ -109,6 +109,7 @@ class Slot:
                 generation=self._generation,
                 limits=item.limits.as_message,
                 capture=item.capture,
+                private_tmp=item.private_tmp,
             )
         stream, self._stream = self._stream, None
         assert stream is not None  # noqa: S101  (a slot becomes idle by READY, which brings one)

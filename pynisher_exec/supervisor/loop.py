@@ -24,7 +24,7 @@ from pynisher_exec.protocol import messages
 from pynisher_exec.supervisor import kill
 from pynisher_exec.supervisor.child import Child, Pipes
 from pynisher_exec.supervisor.watching import CallerGone, Watching
-from pynisher_exec.task import rehearsal, surroundings
+from pynisher_exec.task import private_tmp, rehearsal, surroundings
 from pynisher_exec.task.run import Inherited
 
 if TYPE_CHECKING:
@@ -99,6 +99,7 @@ class _Slot:
         self._options = options
         self._inherited = inherited
         self._generation = 0
+        self._private_tmp = ""
         self._pipes = Pipes()
         control.setblocking(False)
 
@@ -110,6 +111,8 @@ class _Slot:
     def abandon(self) -> None:
         """Nobody wants an account any more: end what is there."""
         kill.end_tree(kill.ignore, self._options.kill_timeout)
+        if self._private_tmp:
+            private_tmp.remove(self._private_tmp)
 
     def serve_one(self, scope: int | None) -> bool:
         """Fork a child ahead, wait for a call, see it through; False when a child is stuck."""
@@ -137,6 +140,7 @@ class _Slot:
             kill.end_tree(kill.ignore, self._options.kill_timeout)
             child.close()
             return True
+        self._private_tmp = start["private_tmp"]
         return Watching(self._control, self._caller, child, start, self._options).see_through()
 
     def _await_start(self, child: Child) -> dict[str, Any] | None:

@@ -21,6 +21,7 @@ from pynisher_exec.supervisor import kill, memory, output
 from pynisher_exec.supervisor.evidence import Account, number_in
 from pynisher_exec.supervisor.gate import Gate
 from pynisher_exec.supervisor.state import Kill, Reading, Soft, Watch
+from pynisher_exec.task import private_tmp
 
 if TYPE_CHECKING:
     import socket
@@ -87,6 +88,7 @@ class Watching:
         self._streams: list[output.Stream] = []
         self._poll = select.poll()
         self._handlers: dict[int, Callable[[], None]] = {}
+        self._private_tmp: str = start["private_tmp"]
         self._begin(start["capture"])
 
     def _begin(self, capture: int) -> None:
@@ -270,6 +272,8 @@ class Watching:
         survivors = kill.end_tree(self._account.reaped, patience, first=first)
         self._hear_task()
         self._account.end(ended_at)
+        if self._private_tmp:
+            private_tmp.remove(self._private_tmp)
         self._send_ended(self._account.fields(self._watch, self._gate, survivors))
         # The kernel expects a sender to sleep next, and may have put the caller's thread behind
         # this process, which has a fork to make.

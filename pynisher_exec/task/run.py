@@ -32,7 +32,7 @@ from pynisher_exec.kernel import landlock, prctl
 from pynisher_exec.limits import Limits
 from pynisher_exec.protocol import messages, payload
 from pynisher_exec.protocol.frames import FrameReader, FrameWriter
-from pynisher_exec.task import outcome, rlimits, surroundings
+from pynisher_exec.task import outcome, private_tmp, rlimits, surroundings
 from pynisher_exec.task.soft import SoftSignals
 
 if TYPE_CHECKING:
@@ -96,12 +96,13 @@ class Header(NamedTuple):
     """The first segment of what a task is sent.
 
     `classic`: the ways of pynisher 0.6, in which SIGQUIT raises inside the function and a traceback
-    goes to stderr.
+    goes to stderr. `private_tmp`: the path of a temporary directory of its own, or empty.
     """
 
     limits: dict[str, Any]
     momentary: tuple[Any, ...]
     classic: bool
+    private_tmp: str = ""
 
     def encode(self) -> bytes:
         """Make the segment. marshal: plain values only, between two runs of one interpreter."""
@@ -223,6 +224,8 @@ class _Task:
         surroundings.put_on_momentary(surroundings.Momentary(*header.momentary))
         inherited = self._ends.inherited
         surroundings.put_on(segments[1], forked=isinstance(inherited, Inherited))
+        if header.private_tmp:
+            private_tmp.use(header.private_tmp)
         if isinstance(inherited, Inherited):
             initializer, call = inherited.initializer, inherited.call
         else:

@@ -1,0 +1,113 @@
+"""What a user gives to an executor, checked: each function turns one argument into what it means.
+
+ValueError or TypeError names the argument, the value, and what is accepted.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+from loky import cpu_count
+from loky.backend import context as loky_context
+
+from pynisher_exec.caller.item import CAPTURE_BOUND
+from pynisher_exec.limits import size
+
+if TYPE_CHECKING:
+    from multiprocessing.context import BaseContext
+
+__all__ = [
+    "capture_bound",
+    "check_buffersize",
+    "check_initializer",
+    "init_arguments",
+    "module_names",
+    "take_context",
+    "workers",
+]
+
+_CONTEXTS = ("loky", "spawn", "forkserver", "fork")
+
+
+def capture_bound(value: object) -> int:
+    """Turn `capture_output` into bytes a stream: 0 for False, 1 MiB for True, or a bound given."""
+    if value is None or value is False:
+        return 0
+    if value is True:
+        return CAPTURE_BOUND
+    return size("capture_output", value)
+
+
+def take_context(value: object) -> BaseContext | None:
+    """Turn `context` into a context object. ValueError or TypeError names what is accepted."""
+    if value is None:
+        return None
+    if isinstance(value, str):
+        if value not in _CONTEXTS:
+            known = ", ".join(_CONTEXTS)
+            msg = f"context={value!r} is unknown: {known} or a context object is accepted"
+            raise ValueError(msg)
+        # loky's own `get_context` warns of "fork", which was asked for here by name
+        source = loky_context if value == "loky" else multiprocessing
+        context: BaseContext = source.get_context(value)
+        return context
+    if not (hasattr(value, "Process") and hasattr(value, "get_context")):
+        msg = (
+            f"context={value!r} is no context: {', '.join(_CONTEXTS)} or such an object is accepted"
+        )
+        raise TypeError(msg)
+    found: BaseContext = value.get_context()
+    return found
+
+
+def workers(value: object) -> int:
+    """Turn `max_workers` into a number of slots; None: one for each core that there is."""
+    if value is None:
+        count: int = cpu_count()
+        return count
+    if isinstance(value, bool) or not hasattr(value, "__index__"):
+        msg = f"max_workers={value!r} must be a whole number, 1 or more"
+        raise TypeError(msg)
+    number = int(value.__index__())
+    if number < 1:
+        msg = f"max_workers={value!r} must be 1 or more"
+        raise ValueError(msg)
+    return number
+
+
+def check_buffersize(value: object) -> None:
+    """Refuse a `buffersize` of `map` or `reports` that is none, as Python 3.14 does."""
+    if value is None:
+        return
+    if isinstance(value, bool) or not isinstance(value, int):
+        msg = "buffersize must be an integer or None"
+        raise TypeError(msg)
+    if value < 1:
+        msg = "buffersize must be None or > 0"
+        raise ValueError(msg)
+
+
+def init_arguments(value: object) -> tuple[Any, ...]:
+    """Turn `initargs` into a tuple."""
+    if not isinstance(value, Iterable):
+        msg = f"initargs={value!r} must be a tuple of arguments"
+        raise TypeError(msg)
+    return tuple(value)
+
+
+def check_initializer(value: object) -> None:
+    """Refuse an `initializer` that cannot be called."""
+    if value is not None and not callable(value):
+        msg = f"initializer={value!r} is not callable"
+        raise TypeError(msg)
+
+
+def module_names(value: object) -> tuple[str, ...]:
+    """Turn `preload` into names of modules."""
+    found = tuple(value) if isinstance(value, Iterable) and not isinstance(value, str) else (None,)
+    if not all(isinstance(name, str) for name in found):
+        msg = f"preload={value!r} must be a sequence of module names"
+        raise TypeError(msg)
+    return found
