@@ -54,8 +54,12 @@ KEEPS_THREADS = ("numpy", "scipy", "sklearn", "torch")
 
 
 def pytest_configure() -> None:
-    """Whatever this session starts by exec carries its mark, orphans that no parent knows too."""
+    """Whatever this session starts by exec carries its mark, orphans that no parent knows too.
+
+    A shell that starts it in the background has it ignore Ctrl-C, which tests send to processes.
+    """
     os.environ[SESSION_MARK] = secrets.token_hex(16)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_finish() -> None:

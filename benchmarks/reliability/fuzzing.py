@@ -25,6 +25,7 @@ from hypothesis import strategies as st
 
 from benchmarks.reliability.check import Check, Found
 from pynisher_exec.kernel import pidfd
+from pynisher_exec.kernel.cgroup import Group, Place
 from pynisher_exec.limits import Limits
 from pynisher_exec.protocol import messages
 from pynisher_exec.protocol.frames import FrameError, FrameReader
@@ -116,7 +117,8 @@ class _Supervisor:
         if self._pid == 0:
             signal.pause()
         self._pidfd = pidfd.open_pidfd(self._pid)
-        self._clock = open_clock(self._pid)
+        self._group = Group(Place())
+        self._clock = open_clock(self._pid, self._group)
         self._own = pidfd.open_pidfd(os.getpid())
 
     def close(self) -> None:
@@ -149,7 +151,7 @@ class _Supervisor:
         )
         limits = Limits(memory=1 << 30, cpu_time=60, wall_time=60, processes=2, startup_time=60)
         start = {"generation": 1, "limits": limits.as_message, "capture": 0, "private_tmp": ""}
-        return Watching(control, self._own, child, start, SlotOptions())
+        return Watching(control, self._own, child, start, SlotOptions(), self._group)
 
 
 def _send(line: socket.socket, datagram: bytes, descriptor: int | None) -> None:

@@ -78,10 +78,13 @@ _NOT_COUNTED = "files in memory (tmpfs, memfd) that no process maps are not coun
 
 
 def _memory(refused: dict[str, str]) -> Support:
-    if not refused["pss"]:
-        mechanism = "RLIMIT_DATA in each process; the tree sampled, confirmed by PSS"
-        return Support("hard", mechanism, f"64 MiB + 5 %, of a tree 64 MiB + 15 %; {_NOT_COUNTED}")
     mechanism = "RLIMIT_DATA in each process; the tree sampled"
+    if not refused["group_memory"]:
+        mechanism += ", confirmed by PSS; memory.max of a cgroup behind"
+        return Support("hard", mechanism, "64 MiB + 5 %, files in memory counted")
+    if not refused["pss"]:
+        mechanism += ", confirmed by PSS"
+        return Support("hard", mechanism, f"64 MiB + 5 %, of a tree 64 MiB + 15 %; {_NOT_COUNTED}")
     return Support(
         "soft",
         mechanism,
@@ -93,6 +96,8 @@ def _memory(refused: dict[str, str]) -> Support:
 def _cpu_time(refused: dict[str, str]) -> Support:
     if not refused["perf"]:
         return Support("hard", "perf task clock of the whole tree", "20 ms + 2 %")
+    if not refused["group_cpu"]:
+        return Support("hard", "cpu.stat of a cgroup", "20 ms + 2 %")
     return Support(
         "soft",
         "CPU clocks of the living and what was reaped",
@@ -107,7 +112,10 @@ def _processes(refused: dict[str, str]) -> Support:
     reason = f"seccomp user notification ({refused['gate']})"
     if not refused["filter"]:
         reason += "; processes=0 is hard all the same, by a plain filter"
-    return Support("soft", "the tree counted, and killed when over", "a burst of forks", reason)
+    mechanism, bound = "the tree counted, and killed when over", "a burst of forks"
+    if not refused["group_processes"]:
+        mechanism, bound = f"{mechanism}; pids.max of a cgroup behind", "a burst of 256"
+    return Support("soft", mechanism, bound, reason)
 
 
 @lru_cache(maxsize=2)

@@ -16,6 +16,8 @@ from pynisher_exec.task import rehearsal, run
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from pynisher_exec.kernel.cgroup import Group
+
 __all__ = ["Child", "Pipes"]
 
 
@@ -48,7 +50,7 @@ class Child:
     """The process that is, or will be, the task, and what this supervisor holds of it.
 
     In the process itself `forget` closes what is the supervisor's alone. `scope` is Landlock's
-    ruleset for it, if there is one.
+    ruleset for it, if there is one; `group` the supervisor's, in which it is born.
     """
 
     def __init__(
@@ -56,6 +58,7 @@ class Child:
         pipes: Pipes,
         forget: Callable[[], None],
         scope: int | None,
+        group: Group,
         inherited: run.Inherited | run.Packed | None,
     ) -> None:
         self.pipes = pipes
@@ -67,7 +70,7 @@ class Child:
                 forget()
                 for end in (self.line.detach(), self.stream.detach(), *pipes.read):
                     os.close(end)
-                run.prepare(scope=scope, inherited=inherited)
+                run.prepare(scope=scope, inherited=inherited, dies_first=group.holds_memory)
                 rehearsal.rehearse_unless_called(stream)
             except BaseException:  # noqa: BLE001  (the fork must not go on as a second supervisor)
                 with contextlib.suppress(BaseException):
@@ -77,7 +80,7 @@ class Child:
         line.close()
         stream.close()
         self.pidfd = pidfd.open_pidfd(self.pid)
-        self.clock = cpu.open_clock(self.pid)
+        self.clock = cpu.open_clock(self.pid, group)
         self.line.setblocking(False)
 
     def close(self) -> None:

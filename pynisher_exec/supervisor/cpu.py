@@ -2,8 +2,9 @@
 
 With perf's task clock, opened on the fresh child before it does anything, the kernel adds up all
 that ever descends from it: ended, orphaned and disowned processes too (perf_event_open(2),
-`inherit`). Where that call is refused, the clocks of the living are summed with what has been
-reaped; a process whose parent ignores SIGCHLD is then lost once it ends.
+`inherit`). Where that call is refused, the slot's control group does. Without either the clocks of
+the living are summed with what has been reaped; a process whose parent ignores SIGCHLD is then lost
+once it ends.
 """
 
 from __future__ import annotations
@@ -12,11 +13,14 @@ import contextlib
 import os
 import resource
 import time
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from pynisher_exec.kernel import perf, proc
 
-__all__ = ["CpuClock", "PerfClock", "SummedClocks", "open_clock"]
+if TYPE_CHECKING:
+    from pynisher_exec.kernel.cgroup import Group
+
+__all__ = ["CpuClock", "GroupClock", "PerfClock", "SummedClocks", "is_refused", "open_clock"]
 
 
 class CpuClock(Protocol):
@@ -77,12 +81,39 @@ class SummedClocks:
         """Nothing is held."""
 
 
-def open_clock(pid: int) -> CpuClock:
+class GroupClock:
+    """The sum of this supervisor's control group, without what it has used itself."""
+
+    mechanism = "cgroup cpu.stat"
+
+    def __init__(self, group: Group) -> None:
+        self._group = group
+        self._before = 0.0
+        self._before = self.read()
+
+    def read(self) -> float:
+        """See `CpuClock`."""
+        return (self._group.cpu_time() or 0.0) - time.process_time() - self._before
+
+    def close(self) -> None:
+        """Nothing is held."""
+
+
+def is_refused() -> bool:
+    """Whether this process is refused perf's clock."""
+    try:
+        os.close(perf.open_task_clock(os.getpid()))
+    except OSError:
+        return True
+    return False
+
+
+def open_clock(pid: int, group: Group) -> CpuClock:
     """Give the best clock that this machine allows for the tree below a child just forked."""
     try:
         return PerfClock(pid)
     except OSError:
-        return SummedClocks(pid)
+        return SummedClocks(pid) if group.cpu_time() is None else GroupClock(group)
 
 
 def _clock(pid: int) -> float:

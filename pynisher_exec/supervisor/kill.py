@@ -66,18 +66,23 @@ def reap(reaped: Reaped) -> bool:
 
 
 def end_tree(
-    reaped: Reaped, patience: float, spared: Collection[int] = (), first: int = 0
+    reaped: Reaped,
+    patience: float,
+    spared: Collection[int] = (),
+    first: int = 0,
+    at_once: Callable[[], None] = lambda: None,
 ) -> list[int]:
     """Kill and reap every process below this one; SIGCHLD must be blocked.
 
-    `spared` children are left alone (a template's supervisors). Gives the pids that are still there
-    after `patience` seconds: empty means that nothing is left. Where they cannot be seen (/proc
-    cannot be read without a free descriptor) `first` is given, the child that had been forked.
+    `at_once` may end a large tree in one step, and is called first for one. `spared` children are
+    left alone (a template's supervisors). Gives the pids that are still there after `patience`
+    seconds: empty means that nothing is left. Where they cannot be seen (/proc cannot be read
+    without a free descriptor) `first` is given, the child that had been forked.
     """
     if reap(reaped):  # as with most tasks: nothing was left running
         return []
     deadline = time.monotonic() + patience
-    killer = _Killer(spared, min(TRACKER_TIME, patience / 2))
+    killer = _Killer(spared, min(TRACKER_TIME, patience / 2), at_once)
     with contextlib.ExitStack() as hurry:
         while not reap(reaped):
             targets = killer.kill()
@@ -98,8 +103,11 @@ class _Killer:
     track, and remove it first.
     """
 
-    def __init__(self, spared: Collection[int], tracker_time: float) -> None:
+    def __init__(
+        self, spared: Collection[int], tracker_time: float, at_once: Callable[[], None]
+    ) -> None:
         self.rounds = 0
+        self._at_once = at_once
         self._spared = spared
         self._trackers_until = time.monotonic() + tracker_time
         self._are_trackers: dict[int, bool] = {}
@@ -109,6 +117,8 @@ class _Killer:
     def kill(self) -> list[int]:
         """Kill everything below; give the pids of what was there."""
         below = _below(self._spared)
+        if len(below) > MOST_WITH_TRACKERS:
+            self._at_once()
         self._unseen = 0 if below else self._unseen + 1
         targets = self._without_trackers(below)
         if targets or not below:

@@ -19,9 +19,9 @@ import select
 import signal
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from pynisher_exec.kernel import landlock, prctl
+from pynisher_exec.kernel import cgroup, landlock, prctl
 from pynisher_exec.protocol import messages
-from pynisher_exec.supervisor import kill
+from pynisher_exec.supervisor import cpu, kill
 from pynisher_exec.supervisor.child import Child, Pipes
 from pynisher_exec.supervisor.watching import CallerGone, Watching
 from pynisher_exec.task import private_tmp, rehearsal, surroundings
@@ -43,10 +43,17 @@ def serve(
     control: socket.socket,
     caller: int,
     options: SlotOptions,
+    place: cgroup.Place,
     inherited: Inherited | Packed | None = None,
 ) -> NoReturn:
-    """Be the supervisor of one slot until the caller lets go. `caller` is its pidfd."""
-    slot = _Slot(control, caller, options, inherited)
+    """Be the supervisor of one slot until the caller lets go.
+
+    `caller` is its pidfd, `place` where control groups can be made.
+    """
+    group = cgroup.Group(place)
+    if group.has_memory or (place.unified and cpu.is_refused()):
+        group.enter()
+    slot = _Slot(control, caller, options, inherited, group)
     scope = _settle(options, keep_main=isinstance(inherited, Inherited))
     try:
         while slot.serve_one(scope) and not options.single:
@@ -93,6 +100,7 @@ class _Slot:
         caller: int,
         options: SlotOptions,
         inherited: Inherited | Packed | None,
+        group: cgroup.Group,
     ) -> None:
         self._control = control
         self._caller = caller
@@ -100,6 +108,7 @@ class _Slot:
         self._inherited = inherited
         self._generation = 0
         self._private_tmp = ""
+        self._group = group
         self._pipes = Pipes()
         control.setblocking(False)
 
@@ -124,7 +133,7 @@ class _Slot:
                 rehearsal.rehearse()
             gc.freeze()
         # Kept: what is collected while an exception passes would be closed with a warning.
-        self._child = child = Child(self._pipes, self.forget, scope, self._inherited)
+        self._child = child = Child(self._pipes, self.forget, scope, self._group, self._inherited)
         self._generation += 1
         messages.send(
             self._control,
@@ -141,7 +150,11 @@ class _Slot:
             child.close()
             return True
         self._private_tmp = start["private_tmp"]
-        return Watching(self._control, self._caller, child, start, self._options).see_through()
+        watching = Watching(self._control, self._caller, child, start, self._options, self._group)
+        ended = watching.see_through()
+        if watching.only_counted:
+            self._group.enter()  # for the tasks to come: it bounds a burst of forks
+        return ended
 
     def _await_start(self, child: Child) -> dict[str, Any] | None:
         """Wait for START; None when the waiting child dies meanwhile."""

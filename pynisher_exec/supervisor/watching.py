@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     import socket
     from collections.abc import Callable
 
+    from pynisher_exec.kernel.cgroup import Group
     from pynisher_exec.supervisor.child import Child
     from pynisher_exec.supervisor.options import SlotOptions
 
@@ -40,6 +41,16 @@ WORDS_AT_ONCE, MOST_WORDS = 16, 64
 
 What floods its line shall not keep this process from its clocks.
 """
+
+MEMORY_BEHIND = 64 << 20
+"""Bytes, and a twentieth of the limit, beyond it at which the kernel ends what holds most.
+
+That is how far a tree may pass its limit (see `supports`): what is sampled in time comes first, and
+tells more.
+"""
+
+THREADS = 256
+"""Beyond the limit of subprocesses, where the kernel counts threads with them."""
 
 LONGEST_WAIT = 86400.0
 """Seconds: poll(2) counts milliseconds in an int."""
@@ -73,15 +84,17 @@ class Watching:
         child: Child,
         start: dict[str, Any],
         options: SlotOptions,
+        group: Group,
     ) -> None:
         self._control = control
         self._caller = caller
         self._child = child
         self._options = options
+        self._group = group
         self._generation = start["generation"]
         self._limits = limits = Limits.received(start["limits"])
         self._watch = Watch(limits, _CORES, time.monotonic())
-        self._account = Account(child.pid, child.clock, limits)
+        self._account = Account(child.pid, child.clock, limits, group)
         self._gate: Gate | None = None
         self._read_at: float | None = None
         self._words = 0
@@ -93,6 +106,7 @@ class Watching:
 
     def _begin(self, capture: int) -> None:
         child = self._child
+        self._bound_group(self._limits)
         if capture:
             child.pipes.close_write()
             self._streams = [output.Stream(pipe, capture) for pipe in child.pipes.read]
@@ -100,6 +114,21 @@ class Watching:
         self._listen(self._caller, self._caller_died)
         self._poll.register(child.pidfd, select.POLLIN)
         self._listen(child.line.fileno(), self._hear_task, 0)  # its end alone: see QUIET
+
+    def _bound_group(self, limits: Limits) -> None:
+        """Have the kernel end what passes a limit by so much that it was not seen in time."""
+        room = most = None
+        if limits.memory is not None:
+            room = limits.memory + MEMORY_BEHIND + limits.memory // 20
+        if limits.processes is not None:
+            most = limits.processes + THREADS
+        self._group.bound_memory(room)
+        self._group.bound_processes(most)
+
+    @property
+    def only_counted(self) -> bool:
+        """Whether the task's subprocesses were counted, no gate being allowed."""
+        return self._limits.processes is not None and self._watch.counts_processes
 
     def _listen_to_task(self) -> None:
         line = self._child.line.fileno()
@@ -172,12 +201,18 @@ class Watching:
     def _look(self) -> Reading:
         """Take a reading; only limits that are set are worth one."""
         began = time.monotonic()
+        self._mind_group(began)
         account = self._account
         pids = memory.tree()
         held = account.gauge.read(pids, self._limits.memory)
         others = max(0, len(pids) - 1)
         account.peak_processes = max(account.peak_processes, others)
         return Reading(account.cpu_time(), held, others, time.monotonic() - began)
+
+    def _mind_group(self, now: float) -> None:
+        """The kernel may have ended a process for memory: then all go, for that reason."""
+        if self._group.has_run_out() and self._watch.ran_out(now):
+            self._account.struck = True
 
     def _perform(self, action: Soft | Kill | None) -> None:
         if isinstance(action, Soft):
@@ -268,10 +303,16 @@ class Watching:
         ended_at = time.monotonic()
         if self._watch.killed is not None:
             self._strike()
-        first, patience = self._child.pid, self._options.kill_timeout
-        survivors = kill.end_tree(self._account.reaped, patience, first=first)
+        survivors = kill.end_tree(
+            self._account.reaped,
+            self._options.kill_timeout,
+            first=self._child.pid,
+            at_once=self._group.kill_others,
+        )
         self._hear_task()
         self._account.end(ended_at)
+        self._mind_group(ended_at)
+        self._bound_group(Limits())  # the next task may begin before its own bounds are set
         if self._private_tmp:
             private_tmp.remove(self._private_tmp)
         self._send_ended(self._account.fields(self._watch, self._gate, survivors))

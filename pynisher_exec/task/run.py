@@ -51,6 +51,7 @@ _ALL_SIGNALS = frozenset(range(1, signal.NSIG)) - {32, 33}  # those two are the 
 _RIGHTS = socket.CMSG_SPACE(3 * array.array("i").itemsize)
 _CLOEXEC = int(socket.MSG_CMSG_CLOEXEC)
 _FIRST_READ = 1 << 16
+_DIES_FIRST = b"500"  # as if it held half of all memory more (proc_pid_oom_score_adj(5))
 
 
 @dataclass(frozen=True)
@@ -109,10 +110,13 @@ class Header(NamedTuple):
         return marshal.dumps(tuple(self))
 
 
-def prepare(*, scope: int | None, inherited: Inherited | Packed | None) -> None:
+def prepare(
+    *, scope: int | None, inherited: Inherited | Packed | None, dies_first: bool = False
+) -> None:
     """What can be done ahead of need: a session of its own, signals as usual.
 
     `scope` is Landlock's ruleset, None before Linux 6.12: a task may then signal anybody.
+    `dies_first`: the kernel shall end this process, when memory runs out, before its supervisor.
 
     `die_with_parent` is safe here: the supervisor that forks has one thread (the signal comes when
     the forking *thread* ends, PR_SET_PDEATHSIG(2const)).
@@ -120,6 +124,9 @@ def prepare(*, scope: int | None, inherited: Inherited | Packed | None) -> None:
     prctl.die_with_parent()
     prctl.set_name("limit-task")
     os.setsid()
+    if dies_first:
+        with suppress(OSError), open("/proc/self/oom_score_adj", "wb", buffering=0) as file:
+            file.write(_DIES_FIRST)
     if scope is not None:
         landlock.restrict_self(scope)
         os.close(scope)

@@ -23,7 +23,7 @@ import time
 import traceback
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from pynisher_exec.kernel import pidfd, prctl
+from pynisher_exec.kernel import cgroup, pidfd, prctl
 from pynisher_exec.protocol import messages
 from pynisher_exec.supervisor import kill, loop
 from pynisher_exec.supervisor.options import SlotOptions
@@ -162,6 +162,8 @@ class _Template:
         self._single = single
         self._inherited = inherited
         self._supervisors: dict[int, tuple[int, int]] = {}
+        self._place = cgroup.find()
+        cgroup.sweep(self._place)
         self._patience = 0.0
         self._poll = select.poll()
         self._poll.register(line.fileno(), select.POLLIN)
@@ -210,7 +212,8 @@ class _Template:
             self._line.close()
             for _, descriptor in self._supervisors.values():
                 os.close(descriptor)
-            loop.serve(socket.socket(fileno=control), self._caller, options, self._inherited)
+            line = socket.socket(fileno=control)
+            loop.serve(line, self._caller, options, self._place, self._inherited)
         except BaseException:  # noqa: BLE001  (a supervisor must never fall back into this loop)
             with contextlib.suppress(BaseException):
                 sys.excepthook(*sys.exc_info())
@@ -226,6 +229,7 @@ class _Template:
                 dead.append(pid)
 
         survivors = kill.end_tree(note, self._patience, self._supervisors.keys())
+        cgroup.sweep(self._place)  # what was a dead one's
         for pid in dead:
             slot, descriptor = self._supervisors.pop(pid)
             self._poll.unregister(descriptor)
@@ -238,3 +242,4 @@ class _Template:
         while not kill.reap(kill.ignore) and time.monotonic() < deadline:
             signal.sigtimedwait({signal.SIGCHLD}, max(0.0, deadline - time.monotonic()))
         kill.end_tree(kill.ignore, self._patience)
+        cgroup.sweep(self._place)

@@ -8,18 +8,21 @@ import os
 import socket
 from typing import TYPE_CHECKING
 
-from pynisher_exec.kernel import landlock, perf, prctl, proc, seccomp
+from pynisher_exec.kernel import cgroup, landlock, perf, prctl, proc, seccomp
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
 __all__ = ["serve"]
 
+_NO_GROUP = "no cgroup for it can be made here"
+
 
 def serve(answer: int, no_new_privs: bool) -> None:  # noqa: FBT001  (called from the bootstrap)
     """Try each mechanism and send the reasons for which some are refused, as JSON."""
     if no_new_privs:
         prctl.set_no_new_privs()
+    groups = _try_groups()
     with _child() as pid:  # what a supervisor does to its task, which is another process
         found = {
             "perf": _try(lambda: os.close(perf.open_task_clock(pid))),
@@ -30,6 +33,7 @@ def serve(answer: int, no_new_privs: bool) -> None:  # noqa: FBT001  (called fro
         "gate": _try(lambda: os.close(seccomp.install_gate())),
         "filter": _try(seccomp.deny_forks),
     }
+    found |= groups
     with socket.socket(fileno=answer) as line:
         line.sendall(json.dumps(found).encode())
 
@@ -63,6 +67,22 @@ def _read_pss(pid: int) -> None:
     if proc.fair_memory(pid) is None:
         msg = "/proc/PID/smaps_rollup cannot be read"
         raise OSError(msg)
+
+
+def _try_groups() -> dict[str, str]:
+    """What a control group counts and bounds, for a process that enters one as supervisors do."""
+    place = cgroup.find()
+    pid = os.fork()
+    if pid == 0:
+        group = cgroup.Group(place)
+        group.enter()
+        os._exit(
+            (group.cpu_time() is not None) + 2 * group.holds_memory + 4 * group.holds_processes
+        )
+    held = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    cgroup.sweep(place)
+    names = ("group_cpu", "group_memory", "group_processes")
+    return {name: "" if held >> bit & 1 else _NO_GROUP for bit, name in enumerate(names)}
 
 
 def _try(action: Callable[[], object]) -> str:
