@@ -39,21 +39,6 @@ except (OSError, NotImplementedError, ModuleNotFoundError) as error:
 os._exit(0)
 """
 
-_CGROUP = """
-    lines = open("/proc/self/mountinfo").read().splitlines()
-    mounts = [line.split()[4] for line in lines if " - cgroup2 " in line]
-    own = [line[3:] for line in open("/proc/self/cgroup").read().split("\\n") if line[:3] == "0::"]
-    if not mounts or not own:
-        absent("no cgroup v2 is mounted")
-    parent = mounts[0] + own[0]
-    child = os.path.join(parent, f"pynisher_exec-probe-{os.getpid()}")
-    os.mkdir(child)
-    try:
-        controllers = open(os.path.join(child, "cgroup.controllers")).read().split()
-    finally:
-        os.rmdir(child)
-"""
-
 _PROBES = {
     "root": """
     if os.getuid() != 0:
@@ -73,9 +58,14 @@ _PROBES = {
     if landlock.abi() < 6:
         absent(f"landlock ABI {landlock.abi()}, signals need 6")
 """,
-    "cgroup": _CGROUP,
-    "cgroup_controllers": _CGROUP
-    + """
+    "cgroup": """
+    from pynisher_exec.kernel import cgroup
+    if not cgroup.find().unified:
+        absent("no cgroup of version 2 can be made")
+""",
+    "cgroup_controllers": """
+    from pynisher_exec.kernel import cgroup
+    controllers = sorted(cgroup.find().controllers)
     if not {"memory", "pids"} <= set(controllers):
         absent(f"controllers of a cgroup made here: {controllers}")
 """,
@@ -99,6 +89,17 @@ _PROBES = {
     thread.join()
     if status[0]:
         absent("a process forked from a thread runs no signal handler in a busy loop")
+""",
+    # CPython 3.12.0 and 3.12.1 refuse it; the issue in which that was mended is gh-113964.
+    "late_threads": """
+    import subprocess
+    code = (
+        "import threading as t; m = t.main_thread();"
+        "t.Thread(target=lambda: (m.join(), t.Thread(target=print, args=('x',)).start())).start()"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    if not done.stdout:
+        absent(done.stderr.splitlines()[-1])
 """,
     "numpy": """
     import numpy

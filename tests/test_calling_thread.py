@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import crashes
 import pytest
+from capabilities import requires
 from test_places import run_script
 
 from pynisher_exec import (
@@ -152,6 +153,7 @@ def test_argument_that_raises_oddly_fails_its_own_call(action: Any) -> None:
         assert executor.submit(abs, -2).result(PATIENCE) == 2
 
 
+@requires("late_threads")
 @pytest.mark.parametrize("call", ["enforce_limits()(abs)", "limited(abs)"])
 def test_calls_of_threads_that_outlive_the_main_thread_are_answered(call: str) -> None:
     """The interpreter ends after them; the hidden executor has been shut down before."""

@@ -80,7 +80,7 @@ def hold(size: int) -> None:
 
 
 def is_true(*may_be_soft: str) -> bool:
-    """Whether an attack on each limit finds what is said of it, and it is hard unless named here."""
+    """Whether an attack on each limit finds what is said of it: hard, unless it is named here."""
     told = {name: str(supports(name)) for name in ("memory", "cpu_time", "wall_time", "processes")}
     with LimitedProcessExecutor(1, wall_time=20) as executor:
         burst = executor.limit(processes=2).submit(fork_in_a_burst, 3)

@@ -29,6 +29,7 @@ _log = logging.getLogger("pynisher_exec")
 _log.addHandler(logging.NullHandler())
 
 _EVIDENCE = {field.name for field in fields_of(Evidence)} - {"limits", "survivors"}
+_REFUSED = ("an allocation was refused", "the kernel has ended what held most")
 _LIMITS = (Status.MEMORY, Status.CPU_TIME, Status.WALL_TIME, Status.PROCESSES)
 
 
@@ -239,7 +240,7 @@ def _sentence(status: Status, evidence: Evidence, verdict: Verdict, facts: dict[
     used = evidence.used
     match status:
         case Status.MEMORY:
-            held = f"held {_mebibytes(used)}" if used else "an allocation was refused"
+            held = f"held {_mebibytes(used)}" if used else _REFUSED[evidence.killed == "memory"]
             detail = f" ({evidence.detail})" if evidence.detail and used else ""
             return f"memory limit of {_mebibytes(value)} passed: {held}{detail}"
         case Status.CPU_TIME:

@@ -241,8 +241,9 @@ def _namespace() -> int:
 
 
 def _started(pid: int) -> int:
+    """When a process was started; 0 where it has ended."""
     current = proc.stat(pid)
-    return 0 if current is None else current.started
+    return current.started if current is not None and current.alive else 0
 
 
 def sweep(place: Place) -> None:

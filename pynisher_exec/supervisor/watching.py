@@ -333,7 +333,7 @@ class Watching:
         -15 where nothing handles it, as pynisher's did.
         """
         child = self._child.pidfd
-        self._account.struck = not pidfd.exited(child)
+        self._account.struck |= not pidfd.exited(child)  # the kernel may have struck already
         with contextlib.suppress(ProcessLookupError):
             if self._watch.killed == "wall_time":
                 pidfd.send_signal(child, signal.SIGTERM)
