@@ -62,6 +62,16 @@ def pytest_configure() -> None:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+folders: list[Path] = []
+"""Copies to remove at the end: thousands of files, for which the last test has no time left."""
+
+
+def pytest_unconfigure() -> None:
+    """Leave no copy behind."""
+    for folder in folders:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
 def pytest_collection_finish() -> None:
     """Let the collections between tests pass over what the whole session keeps."""
     gc.collect()
@@ -367,13 +377,11 @@ def marked(monkeypatch: pytest.MonkeyPatch) -> Mark:
 
 
 @pytest.fixture(scope="session")
-def as_nobody() -> Iterator[OtherUser]:
+def as_nobody() -> OtherUser:
     """Run scripts and tests as uid 65534, from a copy of interpreter, packages and tests."""
     if os.getuid() != 0:
         pytest.skip(capabilities.skip_reason("root"))
     # Not pytest's own temporary folder: that is closed to other users.
     root = Path(tempfile.mkdtemp(prefix="pynisher_exec-other-user-"))
-    try:
-        yield OtherUser.create(root)
-    finally:
-        shutil.rmtree(root, ignore_errors=True)
+    folders.append(root)
+    return OtherUser.create(root)

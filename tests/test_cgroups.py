@@ -126,6 +126,26 @@ def test_a_task_is_in_a_group_beside_its_callers() -> None:
     assert own_group() == before
 
 
+def hoard_in_an_executor(size: int) -> tuple[str, str]:
+    """Have a task of one's own hoard; the groups of both."""
+    with LimitedProcessExecutor(1, memory="1GiB") as executor:
+        inner = executor.submit(own_group).result(PATIENCE)
+        executor.submit(hoard_bytes, size).result(PATIENCE)
+    return own_group(), inner
+
+
+@requires("cgroup_controllers")
+def test_executor_in_a_task_stays_below_its_bounds() -> None:
+    """Its tasks are in the outer task's group, or in one below it, and charged to it."""
+    with LimitedProcessExecutor(1) as executor:
+        outer, inner = executor.submit(hoard_in_an_executor, MIB).result(PATIENCE)
+        assert f"{inner}/".startswith(f"{outer}/")
+        limited = executor.limit(memory="60MiB")
+        error = limited.submit(hoard_in_an_executor, 400 * MIB).exception(PATIENCE)
+        assert isinstance(error, MemorylimitException)
+    assert groups() == []
+
+
 SCRIPT = """
 import os, signal, sys, time
 sys.path[:] = {path!r}

@@ -49,7 +49,7 @@ def _links(pid: int) -> Iterator[tuple[int, str]]:
                 yield int(number), str((folder / number).readlink())
 
 
-def _leaks(secret: str, pids: list[int]) -> Iterator[str]:
+def _leaks(secret: str, pids: set[int]) -> Iterator[str]:
     for pid in pids:
         for part in ("cmdline", "environ", "comm"):
             try:
@@ -77,20 +77,21 @@ def nothing_leaks(count: int) -> Found:
     """Row 22."""
     failures: list[str] = []
     seen = 0
+    before = set(descendants(os.getpid()))
     for context in (None, "loky", "spawn"):  # multiprocessing's fork server has a named socket
         with LimitedProcessExecutor(2, context=context, capture_output=True) as executor:
             for _ in range(count):
                 seen += 1
-                failures += _tried(executor, secrets.token_hex(16))
+                failures += _tried(executor, secrets.token_hex(16), before)
     return Found(seen, failures, f"{seen} pairs of tasks, {len(failures)} leaks")
 
 
-def _tried(executor: LimitedProcessExecutor, secret: str) -> list[str]:
+def _tried(executor: LimitedProcessExecutor, secret: str, others: set[int]) -> list[str]:
     """Two tasks at once, that know the secret by their arguments, and write and return it."""
     futures = [executor.submit(stay, secret, 0.3) for _ in range(2)]
     failures: list[str] = []
     while not all(future.done() for future in futures):
-        failures += _leaks(secret, descendants(os.getpid()))
+        failures += _leaks(secret, set(descendants(os.getpid())) - others)
         time.sleep(0.05)
     one, other = (future.result(PATIENCE) for future in futures)
     shared = {link for link in one.others & other.others if link.startswith("socket:")}

@@ -19,6 +19,7 @@ from pynisher_exec.kernel import proc
 __all__ = ["Group", "Place", "find", "sweep"]
 
 _PREFIX = "pynisher_exec-"
+_BOUNDS = ("memory.max", "memory.high", "memory.swap.max", "pids.max", "cpu.max")
 
 
 class Place(NamedTuple):
@@ -148,18 +149,32 @@ def find() -> Place:
     """Find where this process may make groups, by making one.
 
     Beside its own group first: only there can groups have memory.max while this process stays where
-    it is (the rule of no internal processes). Below its own the rest works.
+    it is (the rule of no internal processes). Below its own the rest works, and no bound that
+    somebody has set is left.
     """
     unified, pids = _own_directories()
-    beside = [os.path.dirname(unified)] if unified and unified not in _roots() else []
     found = [
         (controllers, each)
-        for each in (*beside, unified)
+        for each in ([_beside(unified), unified] if unified else [])
         if each and (controllers := _controllers_of_a_group_in(each)) is not None
     ]
     controllers, best = max(found, key=lambda each: len(each[0]), default=(frozenset(), ""))
     usable = pids if pids and _controllers_of_a_group_in(pids) is not None else ""
     return Place(best, controllers, usable, unified)
+
+
+def _beside(own: str) -> str:
+    """Where groups beside a process's own would be made; empty where that would free it.
+
+    A slot's group is not left by an executor inside of its task, nor one that has a bound.
+    """
+    if own in {mount.target for mount in _mounts()} or os.path.basename(own).startswith(_PREFIX):
+        return ""
+    for name in _BOUNDS:
+        with contextlib.suppress(OSError), open(f"{own}/{name}", encoding="ascii") as file:
+            if not file.read().startswith("max"):
+                return ""
+    return os.path.dirname(own)
 
 
 def _own_directories() -> tuple[str, str]:
@@ -198,10 +213,6 @@ def _mounts() -> list[_Mount]:
                 root, target = fields.split()[3:5]
                 found.append(_Mount(kind, root, target, options.split(",")))
     return found
-
-
-def _roots() -> set[str]:
-    return {mount.target for mount in _mounts()}
 
 
 def _below(path: str, mount: _Mount) -> str:
@@ -267,5 +278,6 @@ def _is_nobodys(name: str) -> bool:
 def _clear(directory: str) -> None:
     with contextlib.suppress(OSError):
         _write(directory, "cgroup.kill", 1)
-    with contextlib.suppress(OSError):  # what has been told to die may not have died yet
-        os.rmdir(directory)
+    for below, _, _ in os.walk(directory, topdown=False):  # executors inside of tasks have theirs
+        with contextlib.suppress(OSError):  # what has been told to die may not have died yet
+            os.rmdir(below)
