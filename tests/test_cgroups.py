@@ -1,14 +1,11 @@
-"""What control groups add: a bound that the kernel keeps, and nothing left of them.
+"""What control groups with the memory controller add: a bound that the kernel keeps.
 
-On most hosts only a part of this runs; `tests/guest/boot.py` runs it where all of it can be.
+Few hosts have that for the taking; `tests/guest/boot.py` runs this where it is to be had.
 """
 
 from __future__ import annotations
 
-import contextlib
 import os
-import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -17,25 +14,19 @@ from typing import TYPE_CHECKING
 import crashes
 import pytest
 from capabilities import requires
-from conftest import wait_until
 
 from pynisher_exec import LimitedProcessExecutor, MemorylimitException, supports
-from pynisher_exec.kernel import cgroup
+
+# Behind all else: what is tested is the package that is installed.
+sys.path.append(str(Path(__file__).parents[1]))
+
+from benchmarks.reliability import groups
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
 PATIENCE = 200
 MIB = 1 << 20
-
-
-def groups() -> list[Path]:
-    """Groups of ours that are there now."""
-    place = cgroup.find()
-    found: list[Path] = []
-    for directory in {place.unified, place.pids} - {""}:
-        found += Path(directory).glob("pynisher_exec-*")
-    return found
 
 
 def own_group() -> str:
@@ -73,8 +64,9 @@ def test_memory_is_bounded_by_the_kernel(hoard: Callable[[int], None]) -> None:
         assert future.report.status == "memory"
         assert future.report.limits["memory"].mechanism.endswith("a cgroup behind")
         assert [other.result(PATIENCE) for other in others] == [0, 1, 2, 3]
+        made = groups.of(os.getpid())
         assert executor.submit(crashes.value).result(PATIENCE) == 42
-    assert groups() == []
+    assert groups.are_gone(made)
 
 
 def hoard_bytes(size: int) -> int:
@@ -143,81 +135,5 @@ def test_executor_in_a_task_stays_below_its_bounds() -> None:
         limited = executor.limit(memory="60MiB")
         error = limited.submit(hoard_in_an_executor, 400 * MIB).exception(PATIENCE)
         assert isinstance(error, MemorylimitException)
-    assert groups() == []
-
-
-SCRIPT = """
-import os, signal, sys, time
-sys.path[:] = {path!r}
-from benchmarks.reliability.jails import refuse_calls
-from pynisher_exec import LimitedProcessExecutor
-refuse_calls("perf_event_open")  # so that a group is used for the CPU time
-executor = LimitedProcessExecutor(2)
-futures = [executor.submit({function}) for _ in range(2)]
-while not all(future.running() for future in futures):
-    time.sleep(0.001)
-print("runs", flush=True)
-{then}
-"""
-BENCHMARKS = str(Path(__file__).parents[1])
-
-
-def start(function: str, then: str = "signal.pause()") -> subprocess.Popen[str]:
-    """Start a caller that has tasks in groups of their own."""
-    code = SCRIPT.format(path=[*sys.path, BENCHMARKS], function=function, then=then)
-    caller = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
-    assert caller.stdout is not None
-    assert caller.stdout.readline() == "runs\n"
-    return caller
-
-
-@requires("cgroup", "seccomp")
-def test_no_group_outlives_a_killed_caller() -> None:
-    """Its processes see it die, and clean up."""
-    with start("time.sleep, 600") as caller:
-        wait_until(groups)
-        caller.kill()
-        wait_until(lambda: not groups(), PATIENCE)
-
-
-@requires("cgroup", "seccomp")
-def test_groups_of_what_was_killed_with_all_its_helpers_are_swept_away() -> None:
-    """By the next executor that starts."""
-    with start("time.sleep, 600") as caller:
-        wait_until(lambda: len(groups()) >= 2)
-        kill_all_below(caller.pid)
-        assert groups() != []
-        with LimitedProcessExecutor(1) as executor:
-            executor.submit(crashes.value).result(PATIENCE)
-        assert groups() == []
-
-
-def kill_all_below(pid: int) -> None:
-    """Kill a process and all its descendants before any of them can do something about it."""
-    pids = [pid]
-    for each in pids:  # grows while it is walked
-        with contextlib.suppress(OSError):
-            os.kill(each, signal.SIGSTOP)
-        for children in Path(f"/proc/{each}/task").glob("*/children"):
-            pids += map(int, children.read_text().split())
-    for each in pids:
-        os.kill(each, signal.SIGKILL)
-    wait_until(lambda: not any(Path(f"/proc/{each}/exe").exists() for each in pids[1:]))
-
-
-FORKER = "lambda: [os.fork() for _ in range(7)] and time.sleep(600)"
-
-
-@requires("cgroup", "seccomp")
-def test_large_tree_in_a_group_is_ended_in_one_step() -> None:
-    """128 processes, by cgroup.kill; the supervisor goes back into its group."""
-    then = """
-for future in futures: future.cancel()
-print(executor.submit(abs, -1).result(60), flush=True)
-executor.shutdown()
-"""
-    with start(FORKER, then) as caller:
-        assert caller.stdout is not None
-        assert caller.stdout.read() == "1\n"
-        assert caller.wait(PATIENCE) == 0
-    assert groups() == []
+        made = groups.of(os.getpid())
+    assert groups.are_gone(made)

@@ -1,0 +1,164 @@
+"""Control groups, where one can be made here: used where perf is refused, and none is left.
+
+What needs version 2 with its controllers, or a user to whom a group is delegated, is tried in an
+emulated system of its own, by `tests/guest/boot.py`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import time
+from pathlib import Path
+
+from benchmarks.processes import descendants
+from benchmarks.reliability.callers import Script, run_all
+from benchmarks.reliability.check import Check, Found
+from pynisher_exec.kernel import cgroup
+
+__all__ = ["CHECKS"]
+
+PATIENCE = 10
+
+
+# Called by the scripts ---------------------------------------------------------------------------
+
+
+def of(pid: int) -> set[str]:
+    """Groups of the supervisors below a process."""
+    below = {str(each) for each in descendants(pid)}
+    place = cgroup.find()
+    return {
+        str(path)
+        for directory in {place.unified, place.pids} - {""}
+        for path in Path(directory).glob("pynisher_exec-*.*.*")
+        if path.name.split(".")[1] in below
+    }
+
+
+def are_gone(names: set[str]) -> bool:
+    """Whether there were any, and soon none of them is there."""
+    deadline = time.monotonic() + PATIENCE
+    while any(map(os.path.exists, names)) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    return bool(names) and not any(map(os.path.exists, names))
+
+
+def kill_with_all_below(pid: int) -> None:
+    """Stop a process and its descendants, so that none can clean up, then kill them all."""
+    pids = [pid]
+    for each in pids:  # grows while it is walked
+        with contextlib.suppress(OSError):
+            os.kill(each, signal.SIGSTOP)
+        for children in Path(f"/proc/{each}/task").glob("*/children"):
+            pids += map(int, children.read_text().split())
+    for each in pids:
+        os.kill(each, signal.SIGKILL)
+    os.waitpid(pid, 0)
+
+
+def fork_many(count: int) -> None:
+    """Have that many sleeping children."""
+    for _ in range(count):
+        if os.fork() == 0:
+            time.sleep(600)
+    time.sleep(600)
+
+
+# The scripts -------------------------------------------------------------------------------------
+
+HEAD = """
+from benchmarks.reliability import groups, jails
+from benchmarks.reliability.jails import burn_disowned
+"""
+
+SCRIPTS = (
+    Script(
+        "CPU time counted by a group",
+        HEAD
+        + """
+jails.refuse_calls("perf_event_open")
+with LimitedProcessExecutor(2, wall_time=30) as executor:
+    future = executor.limit(cpu_time=0.3).submit(burn_disowned, 1)
+    future.exception(60)
+    made = groups.of(os.getpid())
+    report = future.report
+    good = answers(executor) and (report.status, report.limits["cpu_time"].mechanism)
+print(good == ("cpu_time", "cgroup cpu.stat") and groups.are_gone(made))
+""",
+    ),
+    Script(
+        "150 processes in a group, ended at once",
+        HEAD
+        + """
+jails.refuse_calls("perf_event_open")
+with LimitedProcessExecutor(1, wall_time=1) as executor:
+    future = executor.submit(groups.fork_many, 150)
+    future.exception(60)
+    made = groups.of(os.getpid())
+    good = answers(executor) and str(future.report.status) == "wall_time"
+print(good and groups.are_gone(made))
+""",
+    ),
+    Script(
+        "the caller is killed",
+        HEAD
+        + """
+ready, tell = os.pipe()
+victim = os.fork()
+if victim == 0:
+    jails.refuse_calls("perf_event_open")
+    executor = LimitedProcessExecutor(2)
+    answers(executor)
+    executor.submit(time.sleep, 600)
+    os.write(tell, b"x")
+    signal.pause()
+os.read(ready, 1)
+made = groups.of(victim)
+os.kill(victim, signal.SIGKILL)
+os.waitpid(victim, 0)
+print(groups.are_gone(made))
+""",
+    ),
+    Script(
+        "the caller and all its helpers are killed at once, then another starts",
+        HEAD
+        + """
+ready, tell = os.pipe()
+victim = os.fork()
+if victim == 0:
+    jails.refuse_calls("perf_event_open")
+    executor = LimitedProcessExecutor(2)
+    answers(executor)
+    executor.submit(time.sleep, 600)
+    os.write(tell, b"x")
+    signal.pause()
+os.read(ready, 1)
+made = groups.of(victim)
+groups.kill_with_all_below(victim)
+with LimitedProcessExecutor(1) as executor:
+    good = answers(executor)
+print(good and groups.are_gone(made))
+""",
+    ),
+)
+
+
+def groups(count: int) -> Found:
+    """Row 18."""
+    if not cgroup.find().unified:
+        return Found(0, [], "", "no cgroup of version 2 can be made here")
+    return run_all(SCRIPTS, count)
+
+
+CHECKS = (
+    Check(
+        18,
+        "control groups are used where they make a limit harder, and none is left",
+        "perf refused; a large tree; the caller killed, and killed with all its helpers",
+        groups,
+        40,
+        len(SCRIPTS),
+    ),
+)
