@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
-import mmap
 import os
 import random
 import signal
-import subprocess
-import sys
 import tempfile
 import threading
 import time
@@ -17,8 +13,9 @@ from collections import Counter
 from concurrent.futures import CancelledError
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
+from typing import TYPE_CHECKING, Any, NamedTuple
 
+from benchmarks.reliability import deeds
 from benchmarks.reliability.check import Check, Found
 from benchmarks.reliability.endings import (
     burn,
@@ -29,7 +26,7 @@ from benchmarks.reliability.endings import (
     hog,
     kill_itself,
 )
-from pynisher_exec import LimitedProcessExecutor, TimeoutException
+from pynisher_exec import LimitedProcessExecutor
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -45,193 +42,6 @@ NEAR = 0.004
 """Seconds around a limit within which something else happens, now before it and now after."""
 
 MIB = 1 << 20
-
-
-# What tasks do -----------------------------------------------------------------------------------
-
-
-def burn_in_c() -> None:
-    """Use CPU time where no signal handler runs."""
-    sum(range(10**11))
-
-
-def burn_in_children() -> None:
-    """Have two children use CPU time."""
-    for _ in range(2):
-        if os.fork() == 0:
-            burn()
-    time.sleep(60)
-
-
-def burn_in_an_orphan() -> None:
-    """Have a process use CPU time whose parent has gone."""
-    if os.fork() == 0:
-        if os.fork() == 0:
-            os.setsid()
-            burn()
-        os._exit(0)
-    os.wait()
-    time.sleep(60)
-
-
-def hog_shared(size: int) -> None:
-    """Touch memory that no rlimit counts."""
-    memory = mmap.mmap(-1, size)
-    memory.write(bytes(size))
-    time.sleep(60)
-
-
-def hog_in_children(size: int) -> None:
-    """Have four children hold a part each."""
-    for _ in range(4):
-        if os.fork() == 0:
-            held = bytearray(b"x") * (size // 4)
-            time.sleep(60)
-            del held
-    time.sleep(60)
-
-
-def hog_in_a_program(size: int) -> None:
-    """Have another program hold memory."""
-    code = (
-        "import mmap, time\n"
-        f"held = mmap.mmap(-1, {size})\n"  # no rlimit refuses that
-        f"while held.tell() < {size}: held.write(bytes(1 << 20))\n"
-        "time.sleep(60)"
-    )
-    subprocess.run([sys.executable, "-c", code], check=False)
-    time.sleep(60)
-
-
-def raise_memory_error() -> NoReturn:
-    """As a library does whose own allocator has refused."""
-    raise MemoryError
-
-
-def fork_too_often(*, swallow: bool) -> str:
-    """Start more sleepers than there may be."""
-    try:
-        for _ in range(10):
-            if os.fork() == 0:
-                time.sleep(60)
-    except OSError:
-        if not swallow:
-            raise
-    return "done"
-
-
-def find_nothing_to_read() -> None:
-    """Meet EAGAIN where no process was to be started."""
-    reading, _ = os.pipe2(os.O_NONBLOCK)
-    os.read(reading, 1)
-
-
-def exit_politely(code: int) -> None:
-    """By the exception."""
-    sys.exit(code)
-
-
-def exit_in_c(code: int) -> None:
-    """Behind the interpreter's back."""
-    ctypes.CDLL(None).exit(code)
-
-
-def stop_itself() -> None:
-    """By SIGSTOP."""
-    os.kill(os.getpid(), signal.SIGSTOP)
-
-
-def ignore_signals() -> None:
-    """All that can be."""
-    for number in signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}:
-        signal.signal(number, signal.SIG_IGN)
-    while True:
-        time.sleep(60)
-
-
-def hog_and_burn(size: int, seconds: float) -> None:
-    """Grow so that memory and CPU time reach their limits at about the same moment."""
-    held = []
-    pieces = 50
-    while True:
-        held.append(bytearray(b"x") * (size // pieces))
-        end = time.process_time() + seconds / pieces
-        while time.process_time() < end:
-            pass
-
-
-def hog_slowly(size: int, seconds: float) -> None:
-    """Grow so that memory and wall time reach their limits at about the same moment."""
-    held = []
-    pieces = 50
-    while True:
-        held.append(bytearray(b"x") * (size // pieces))
-        time.sleep(seconds / pieces)
-
-
-def then(seconds: float, how: str) -> str:
-    """Sleep for as long as about the limit, then end some way."""
-    time.sleep(seconds)
-    match how:
-        case "raise":
-            raise ValueError(how)
-        case "exit":
-            os._exit(3)
-        case "kill":
-            os.kill(os.getpid(), signal.SIGKILL)
-        case "segfault":
-            crash()
-    return how
-
-
-def send_much(seconds: float) -> bytes:
-    """Return a large value at about the limit."""
-    time.sleep(seconds)
-    return bytes(64 * MIB)
-
-
-def swallow_and(how: str) -> str:
-    """Catch the soft exception, then go on, return or raise."""
-    try:
-        time.sleep(60)
-    except TimeoutException:
-        if how == "raise":
-            raise ValueError(how) from None
-    if how == "sleep":
-        time.sleep(60)
-    return how
-
-
-def burn_until_told() -> str:
-    """Return when the soft signal comes."""
-    with contextlib.suppress(BaseException):
-        burn()
-    return "told"
-
-
-def survive_a_child(number: int) -> int:
-    """Lose a child to a signal, and return."""
-    pid = os.fork()
-    if pid == 0:
-        os.kill(os.getpid(), number)
-        time.sleep(60)
-    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-
-
-def fail_by_a_child() -> None:
-    """Raise because a program was killed."""
-    subprocess.run(["/bin/sh", "-c", "kill -9 $$"], check=True)
-
-
-class Unloadable:
-    """Cannot be made in the task."""
-
-    def __reduce__(self) -> tuple[object, ...]:
-        return fail, (7,)
-
-
-def take(_: object) -> None:
-    """Take anything."""
 
 
 # The scenarios -----------------------------------------------------------------------------------
@@ -315,28 +125,28 @@ GRACE = {"wall_time": LIMIT, "grace_period": 0.3}
 
 SCENARIOS = (
     Scenario("asleep", _call(time.sleep, 60), WALL, ("wall_time",)),
-    Scenario("ignores signals", _call(ignore_signals), WALL, ("wall_time",)),
-    Scenario("stopped", _call(stop_itself), WALL, ("wall_time",)),
+    Scenario("ignores signals", _call(deeds.ignore_signals), WALL, ("wall_time",)),
+    Scenario("stopped", _call(deeds.stop_itself), WALL, ("wall_time",)),
     Scenario("busy", _call(burn), CPU, ("cpu_time",)),
-    Scenario("busy in C", _call(burn_in_c), CPU, ("cpu_time",)),
-    Scenario("busy children", _call(burn_in_children), CPU, ("cpu_time",)),
-    Scenario("busy orphan", _call(burn_in_an_orphan), CPU, ("cpu_time",)),
+    Scenario("busy in C", _call(deeds.burn_in_c), CPU, ("cpu_time",)),
+    Scenario("busy children", _call(deeds.burn_in_children), CPU, ("cpu_time",)),
+    Scenario("busy orphan", _call(deeds.burn_in_an_orphan), CPU, ("cpu_time",)),
     Scenario("one allocation", _call(hog, 300 * MIB), MEMORY, ("memory",)),
-    Scenario("shared memory", _call(hog_shared, 300 * MIB), MEMORY, ("memory",)),
-    Scenario("children's memory", _call(hog_in_children, 300 * MIB), MEMORY, ("memory",)),
-    Scenario("a program's memory", _call(hog_in_a_program, 300 * MIB), MEMORY, ("memory",)),
-    Scenario("MemoryError", _call(raise_memory_error), MEMORY, ("memory",)),
-    Scenario("MemoryError, no limit", _call(raise_memory_error), {}, ("exception",)),
-    Scenario("forks", _call(fork_too_often, swallow=False), {"processes": 3}, ("processes",)),
+    Scenario("shared memory", _call(deeds.hog_shared, 300 * MIB), MEMORY, ("memory",)),
+    Scenario("children's memory", _call(deeds.hog_in_children, 300 * MIB), MEMORY, ("memory",)),
+    Scenario("a program's memory", _call(deeds.hog_in_a_program, 300 * MIB), MEMORY, ("memory",)),
+    Scenario("MemoryError", _call(deeds.raise_memory_error), MEMORY, ("memory",)),
+    Scenario("MemoryError, no limit", _call(deeds.raise_memory_error), {}, ("exception",)),
+    Scenario("forks", _call(deeds.fork_too_often, swallow=False), {"processes": 3}, ("processes",)),
     Scenario(
         "forks, error swallowed",
-        _call(fork_too_often, swallow=True),
+        _call(deeds.fork_too_often, swallow=True),
         {"processes": 3},
         ("ok",),
         _reached("processes"),
     ),
     Scenario(
-        "EAGAIN of a pipe", _call(find_nothing_to_read), {"processes": 3}, ("os_error",)
+        "EAGAIN of a pipe", _call(deeds.find_nothing_to_read), {"processes": 3}, ("os_error",)
     ),
     Scenario("segfault", _call(crash), MEMORY, ("signal",), _signal(signal.SIGSEGV)),
     Scenario("abort", _call(os.abort), CPU, ("signal",), _signal(signal.SIGABRT)),
@@ -344,50 +154,53 @@ SCENARIOS = (
     Scenario("SIGTERM", _call(kill_itself, 15), WALL, ("signal",), _signal(15)),
     Scenario("SIGQUIT", _call(kill_itself, 3), WALL, ("signal",), _signal(3)),
     Scenario("os._exit", _call(os._exit, 3), WALL, ("exit",), _exit(3)),
-    Scenario("sys.exit", _call(exit_politely, 4), WALL, ("exit",), _exit(4)),
-    Scenario("exit in C", _call(exit_in_c, 5), WALL, ("exit",), _exit(5)),
+    Scenario("sys.exit", _call(deeds.exit_politely, 4), WALL, ("exit",), _exit(4)),
+    Scenario("exit in C", _call(deeds.exit_in_c, 5), WALL, ("exit",), _exit(5)),
     Scenario("an exception", _call(fail, 7), MEMORY, ("exception",), _reached(None)),
     Scenario("an OSError", _call(fail_to_open), MEMORY, ("os_error",), _reached(None)),
     Scenario("unpicklable value", _call(threading.Lock), WALL, ("exception",)),
     Scenario("unloadable exception", _call(fail_oddly), WALL, ("exception",)),
-    Scenario("unloadable call", _call(take, Unloadable()), WALL, ("startup",)),
-    Scenario("child segfaults", _call(survive_a_child, 11), MEMORY, ("ok",), _reached(None)),
-    Scenario("program killed", _call(fail_by_a_child), MEMORY, ("exception",), _reached(None)),
+    Scenario("unloadable call", _call(deeds.take, deeds.Unloadable()), WALL, ("startup",)),
+    Scenario("child segfaults", _call(deeds.survive_a_child, 11), MEMORY, ("ok",), _reached(None)),
+    Scenario(
+        "program killed", _call(deeds.fail_by_a_child), MEMORY, ("exception",), _reached(None)
+    ),
     Scenario(
         "busy, both clocks", _call(burn), {"cpu_time": LIMIT, "wall_time": LIMIT + 0.01},
         ("cpu_time", "wall_time"),
     ),
     Scenario(
-        "memory and CPU time", _call(hog_and_burn, 100 * MIB, LIMIT), {**MEMORY, **CPU},
+        "memory and CPU time", _call(deeds.hog_and_burn, 100 * MIB, LIMIT), {**MEMORY, **CPU},
         ("memory", "cpu_time"),
     ),
     Scenario(
-        "memory and wall time", _call(hog_slowly, 100 * MIB, LIMIT), {**MEMORY, **WALL},
+        "memory and wall time", _call(deeds.hog_slowly, 100 * MIB, LIMIT), {**MEMORY, **WALL},
         ("memory", "wall_time"),
     ),
-    Scenario("returns at the limit", _near(then, "return"), WALL, ("ok", "wall_time")),
-    Scenario("raises at the limit", _near(then, "raise"), WALL, ("exception", "wall_time")),
-    Scenario("exits at the limit", _near(then, "exit"), WALL, ("exit", "wall_time")),
-    Scenario("dies at the limit", _near(then, "kill"), WALL, ("signal", "wall_time")),
-    Scenario("crashes at the limit", _near(then, "segfault"), WALL, ("signal", "wall_time")),
-    Scenario("sends at the limit", _near(send_much), WALL, ("ok", "wall_time")),
+    Scenario("returns at the limit", _near(deeds.then, "return"), WALL, ("ok", "wall_time")),
+    Scenario("raises at the limit", _near(deeds.then, "raise"), WALL, ("exception", "wall_time")),
+    Scenario("exits at the limit", _near(deeds.then, "exit"), WALL, ("exit", "wall_time")),
+    Scenario("dies at the limit", _near(deeds.then, "kill"), WALL, ("signal", "wall_time")),
+    Scenario("crashes at the limit", _near(deeds.then, "segfault"), WALL, ("signal", "wall_time")),
+    Scenario("sends at the limit", _near(deeds.send_much), WALL, ("ok", "wall_time")),
     Scenario("killed at the limit", _telling, WALL, ("signal", "wall_time"), meanwhile=_kill),
     Scenario(
-        "cancelled at the end", _near(then, "return"), {}, ("ok", "cancelled"), meanwhile=_cancel
+        "cancelled at the end", _near(deeds.then, "return"), {}, ("ok", "cancelled"),
+        meanwhile=_cancel,
     ),
-    Scenario("soft exception swallowed", _call(swallow_and, "sleep"), GRACE, ("wall_time",)),
+    Scenario("soft exception swallowed", _call(deeds.swallow_and, "sleep"), GRACE, ("wall_time",)),
     Scenario(
-        "soft exception, returns", _call(swallow_and, "return"), GRACE, ("ok",),
+        "soft exception, returns", _call(deeds.swallow_and, "return"), GRACE, ("ok",),
         _reached("wall_time"),
     ),
     Scenario(
-        "soft exception, raises", _call(swallow_and, "raise"), GRACE, ("exception",),
+        "soft exception, raises", _call(deeds.swallow_and, "raise"), GRACE, ("exception",),
         _reached("wall_time"),
     ),
     Scenario("soft exception escapes", _call(time.sleep, 60), GRACE, ("wall_time",)),
     Scenario(
-        "soft CPU limit, returns", _call(burn_until_told), {"cpu_time": LIMIT, "grace_period": 1},
-        ("ok",), _reached("cpu_time"),
+        "soft CPU limit, returns", _call(deeds.burn_until_told),
+        {"cpu_time": LIMIT, "grace_period": 1}, ("ok",), _reached("cpu_time"),
     ),
 )  # fmt: skip
 

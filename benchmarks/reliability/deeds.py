@@ -1,0 +1,202 @@
+"""What the tasks of `causes` do, each bounded by what it asks for."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import mmap
+import os
+import signal
+import subprocess
+import sys
+import time
+from typing import NoReturn
+
+from benchmarks.reliability.endings import burn, crash, fail
+from pynisher_exec import TimeoutException
+
+MIB = 1 << 20
+
+
+def burn_in_c() -> None:
+    """Use CPU time where no signal handler runs."""
+    sum(range(10**11))
+
+
+def burn_in_children() -> None:
+    """Have two children use CPU time."""
+    for _ in range(2):
+        if os.fork() == 0:
+            burn()
+    time.sleep(60)
+
+
+def burn_in_an_orphan() -> None:
+    """Have a process use CPU time whose parent has gone."""
+    if os.fork() == 0:
+        if os.fork() == 0:
+            os.setsid()
+            burn()
+        os._exit(0)
+    os.wait()
+    time.sleep(60)
+
+
+def hog_shared(size: int) -> None:
+    """Touch memory that no rlimit counts."""
+    memory = mmap.mmap(-1, size)
+    memory.write(bytes(size))
+    time.sleep(60)
+
+
+def hog_in_children(size: int) -> None:
+    """Have four children hold a part each."""
+    for _ in range(4):
+        if os.fork() == 0:
+            held = bytearray(b"x") * (size // 4)
+            time.sleep(60)
+            del held
+    time.sleep(60)
+
+
+def hog_in_a_program(size: int) -> None:
+    """Have another program hold memory."""
+    code = (
+        "import mmap, time\n"
+        f"held = mmap.mmap(-1, {size})\n"  # no rlimit refuses that
+        f"while held.tell() < {size}: held.write(bytes(1 << 20))\n"
+        "time.sleep(60)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=False)
+    time.sleep(60)
+
+
+def raise_memory_error() -> NoReturn:
+    """As a library does whose own allocator has refused."""
+    raise MemoryError
+
+
+def fork_too_often(*, swallow: bool) -> str:
+    """Start more sleepers than there may be."""
+    try:
+        for _ in range(10):
+            if os.fork() == 0:
+                time.sleep(60)
+    except OSError:
+        if not swallow:
+            raise
+    return "done"
+
+
+def find_nothing_to_read() -> None:
+    """Meet EAGAIN where no process was to be started."""
+    reading, _ = os.pipe2(os.O_NONBLOCK)
+    os.read(reading, 1)
+
+
+def exit_politely(code: int) -> None:
+    """By the exception."""
+    sys.exit(code)
+
+
+def exit_in_c(code: int) -> None:
+    """Behind the interpreter's back."""
+    ctypes.CDLL(None).exit(code)
+
+
+def stop_itself() -> None:
+    """By SIGSTOP."""
+    os.kill(os.getpid(), signal.SIGSTOP)
+
+
+def ignore_signals() -> None:
+    """All that can be."""
+    for number in signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}:
+        signal.signal(number, signal.SIG_IGN)
+    while True:
+        time.sleep(60)
+
+
+def hog_and_burn(size: int, seconds: float) -> None:
+    """Grow so that memory and CPU time reach their limits at about the same moment."""
+    held = []
+    pieces = 50
+    while True:
+        held.append(bytearray(b"x") * (size // pieces))
+        end = time.process_time() + seconds / pieces
+        while time.process_time() < end:
+            pass
+
+
+def hog_slowly(size: int, seconds: float) -> None:
+    """Grow so that memory and wall time reach their limits at about the same moment."""
+    held = []
+    pieces = 50
+    while True:
+        held.append(bytearray(b"x") * (size // pieces))
+        time.sleep(seconds / pieces)
+
+
+def then(seconds: float, how: str) -> str:
+    """Sleep for as long as about the limit, then end some way."""
+    time.sleep(seconds)
+    match how:
+        case "raise":
+            raise ValueError(how)
+        case "exit":
+            os._exit(3)
+        case "kill":
+            os.kill(os.getpid(), signal.SIGKILL)
+        case "segfault":
+            crash()
+    return how
+
+
+def send_much(seconds: float) -> bytes:
+    """Return a large value at about the limit."""
+    time.sleep(seconds)
+    return bytes(64 * MIB)
+
+
+def swallow_and(how: str) -> str:
+    """Catch the soft exception, then go on, return or raise."""
+    try:
+        time.sleep(60)
+    except TimeoutException:
+        if how == "raise":
+            raise ValueError(how) from None
+    if how == "sleep":
+        time.sleep(60)
+    return how
+
+
+def burn_until_told() -> str:
+    """Return when the soft signal comes."""
+    with contextlib.suppress(BaseException):
+        burn()
+    return "told"
+
+
+def survive_a_child(number: int) -> int:
+    """Lose a child to a signal, and return."""
+    pid = os.fork()
+    if pid == 0:
+        os.kill(os.getpid(), number)
+        time.sleep(60)
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
+def fail_by_a_child() -> None:
+    """Raise because a program was killed."""
+    subprocess.run(["/bin/sh", "-c", "kill -9 $$"], check=True)
+
+
+class Unloadable:
+    """Cannot be made in the task."""
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return fail, (7,)
+
+
+def take(_: object) -> None:
+    """Take anything."""

@@ -1,0 +1,221 @@
+"""What a supervisor decides, and the verdict on it, in any order of events; without a process."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    rule,
+)
+
+from pynisher_exec.limits import Limits
+from pynisher_exec.supervisor.state import STAGES, Kill, Reading, Soft, Watch
+from pynisher_exec.verdict import Evidence, judge
+
+__all__ = ["WatchModel"]
+
+NOBODY = (1 << 31) - 1
+"""No process has this pid (proc(5), pid_max)."""
+
+limits = st.builds(
+    Limits,
+    memory=st.none() | st.just(100 << 20),
+    cpu_time=st.none() | st.just(5.0),
+    wall_time=st.none() | st.just(10.0),
+    processes=st.none() | st.integers(0, 2),
+    startup_time=st.none() | st.just(3.0),
+)
+readings = st.builds(
+    Reading,
+    st.sampled_from([0.0, 4.9, 5.0, 7.0]),
+    st.sampled_from([0, 100 << 20, (100 << 20) + 1]),
+    st.integers(0, 3),
+    st.sampled_from([0.0, 0.01]),
+)
+spans = st.sampled_from([0.0, 0.001, 0.5, 2.0, 3.0, 10.0, 1e6])
+"""Seconds; the last as when the machine has slept."""
+
+words = st.sampled_from(["value", "exception", "os_error", "memory", "exit", "cpu_time"])
+
+
+class WatchModel(RuleBasedStateMachine):
+    """One task under watch. The model keeps only what had happened when, and what was passed."""
+
+    runs = 0
+
+    @initialize(limits=limits, grace=st.none() | st.just(2.0), gated=st.booleans())
+    def start(self, limits: Limits, grace: float | None, *, gated: bool) -> None:
+        """The supervisor sends START."""
+        if limits.cpu_time is None and limits.wall_time is None:
+            grace = None
+        self.limits = limits.changed(grace_period=grace)
+        self.now = 100.0
+        self.watch = Watch(self.limits, cores=2, now=self.now, counts_processes=not gated)
+        self.passed: set[str] = set()
+        self.kills: list[str] = []
+        self.softs: list[str] = []
+        self.asked = False
+        self.said: str | None = None
+        self.said_stage = 0
+        self.entered = self.now
+        self.began: float | None = None
+        self.over = 0
+
+    # -- what happens --------------------------------------------------------------------------
+
+    @rule(kind=st.sampled_from([*STAGES[1:], "nonsense"]), outcome=words, stamped=st.booleans())
+    def say(self, kind: str, outcome: str, *, stamped: bool) -> None:
+        """The task says how far it is, in any order, with or without the time of it."""
+        fields: dict[str, Any] = {"outcome": outcome, "what": "thing"}
+        if stamped:
+            fields["at"] = self.now
+        before = self.watch.stage
+        self.watch.told(kind, fields, self.now)
+        advanced = self.watch.stage != before
+        if advanced:
+            assert STAGES.index(kind) > STAGES.index(before)
+            assert self.watch.stage == kind
+            self.entered = self.now
+            if kind == "running":
+                self.began = self.now
+            if kind == "returned":
+                self.said = outcome
+        elif kind in STAGES and not self.kills and not self.asked:
+            early = kind == "outcome" and self.began is None  # no clock would have run
+            assert early or STAGES.index(kind) <= STAGES.index(before)
+        if kind == "returned" and advanced and self._is_late(stamped=stamped):
+            self.passed.add("wall_time")
+            self.said = "wall_time"
+
+    def _is_late(self, *, stamped: bool) -> bool:
+        wall = self.limits.wall_time
+        if wall is None or self.began is None or self.limits.grace_period is not None:
+            return False
+        return stamped and self.now - self.began >= wall
+
+    @rule(span=spans)
+    def wait(self, span: float) -> None:
+        """Time passes; the loop looks at its clock."""
+        self.now += span
+        self._tick()
+
+    @rule()
+    def wait_until_due(self) -> None:
+        """What is due is done, or is due later: a loop that sleeps until then never spins."""
+        due = self.watch.deadline()
+        if due is None:
+            assert self._nothing_can_be_due()
+            return
+        self.now = max(self.now, due)
+        if self.watch.look_due(self.now):
+            self._read(self.watch.last)
+        self._tick()
+        later = self.watch.deadline()
+        assert self.watch.killed is not None or later is None or later > self.now
+
+    @rule(reading=readings)
+    def look(self, reading: Reading) -> None:
+        """A reading comes, whether it was due or not."""
+        self._read(reading)
+
+    @rule()
+    def ask(self) -> None:
+        """The caller cancels."""
+        assert self.watch.asked("cancelled", self.now) == Kill("cancelled")
+        self.asked = True
+
+    # -- what must be --------------------------------------------------------------------------
+
+    def _clocks_run(self) -> bool:
+        running = self.watch.stage in ("running", "outcome")
+        return running and not self.kills and not self.asked
+
+    def _read(self, reading: Reading) -> None:
+        if self._clocks_run():
+            self._note(reading)
+        self._take(self.watch.read(reading, self.now))
+
+    def _note(self, reading: Reading) -> None:
+        bounds = self.limits
+        if bounds.memory is not None and reading.memory > bounds.memory:
+            self.passed.add("memory")
+        if bounds.cpu_time is not None and reading.cpu_time >= bounds.cpu_time:
+            self.passed.add("cpu_time")
+        if bounds.processes is not None and self.watch.counts_processes:
+            self.over = self.over + 1 if reading.processes > bounds.processes else 0
+            if self.over > 1:
+                self.passed.add("processes")
+
+    def _tick(self) -> None:
+        if self._clocks_run() and self._is_over(self.began, self.limits.wall_time):
+            self.passed.add("wall_time")
+        starting = self.watch.stage in ("waiting", "loading") and not (self.kills or self.asked)
+        if starting and self._is_over(self.entered, self.limits.startup_time):
+            self.passed.add("startup_time")
+        self._take(self.watch.tick(self.now))
+        if "startup_time" in self.passed and starting:
+            assert self.kills == ["startup_time"]
+
+    def _is_over(self, since: float | None, limit: float | None) -> bool:
+        return since is not None and limit is not None and self.now - since >= limit
+
+    def _take(self, action: Soft | Kill | None) -> None:
+        if action is None:
+            return
+        assert not self.asked
+        assert not self.kills
+        if isinstance(action, Soft):
+            assert action.limit in self.passed
+            assert self.limits.grace_period is not None
+            assert not self.softs
+            self.softs.append(action.limit)
+        else:
+            assert action.reason == "transfer" or action.reason in self.passed
+            self.kills.append(action.reason)
+            self.asked = action.reason == "transfer"
+
+    def _nothing_can_be_due(self) -> bool:
+        """Whether only an event can change anything: every clock that could run has no limit."""
+        if self.kills or self.asked or self.watch.stage == "returned":
+            return True
+        if self.watch.stage in ("waiting", "loading"):
+            return self.limits.startup_time is None
+        return self.limits.wall_time is None and self.began is None
+
+    def teardown(self) -> None:
+        """The task ends now, as whatever was done to it says: there is one verdict, and it fits."""
+        type(self).runs += 1
+        killed = self.watch.killed is not None
+        evidence = Evidence(
+            self.watch.stage,
+            wait_status=9 if killed else 0,
+            killed=self.watch.killed,
+            struck=killed,
+            returned=self.watch.returned,
+            limit_reached=self.watch.limit_reached,
+        )
+        for delivered in (True, False):
+            self._check(judge(evidence, delivered=delivered).status.value, delivered=delivered)
+
+    def _check(self, status: str, *, delivered: bool) -> None:
+        if self.watch.killed == "cancelled":
+            assert status == "cancelled"
+        elif self.said is not None and delivered:
+            assert status == _status_of(self.said)
+        elif self.said is not None:
+            assert status == "transfer" or status in map(_status_of, self.passed)
+        elif self.watch.stage == "outcome":
+            assert status == "exception"
+        elif self.kills:
+            assert status == _status_of(self.kills[0])
+        elif self.watch.stage in ("waiting", "loading"):
+            assert status == "startup"
+        else:
+            assert status == "exit"
+
+
+def _status_of(reason: str) -> str:
+    return {"value": "ok", "startup_time": "startup"}.get(reason, reason)
