@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, NoReturn
 from pynisher_exec.caller.future import LimitedFuture
 from pynisher_exec.caller.item import Item
 from pynisher_exec.caller.pool import Pool, PoolOptions
-from pynisher_exec.caller.support import LIMITS, supports
+from pynisher_exec.caller.support import LIMITS, remarks, supports
 from pynisher_exec.errors import AnythingException
 from pynisher_exec.limits import Limits
 from pynisher_exec.report import Report, Status
@@ -291,6 +291,7 @@ def _doctor(_options: argparse.Namespace) -> int:
         lines.append(f"{name:13} {found:5} {found.mechanism}; passed by: {found.bound}")
         if found.harder:
             lines.append(f"{'':19} to make it hard: {found.harder}")
+    lines += ["", *(f"{name:13} {remark}" for name, remark in remarks().items())]
     print("\n".join(lines))  # noqa: T201  (a command line's voice)
     return 0
 

@@ -10,6 +10,7 @@ import sys
 from typing import TYPE_CHECKING
 
 import pytest
+from capabilities import available
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -199,6 +200,8 @@ def test_doctor_tells_every_limit() -> None:
     assert done.returncode == 0
     for name in ("memory", "cpu_time", "wall_time", "processes", "file_size"):
         assert any(line.startswith(name) for line in done.stdout.splitlines())
+    assert ("by Landlock" in done.stdout) == available("landlock")
+    assert ("can hold: memory" in done.stdout) == available("cgroup_controllers")
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["run", "--help"]])

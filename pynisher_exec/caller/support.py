@@ -17,7 +17,10 @@ from pynisher_exec.template import probe
 if TYPE_CHECKING:
     from pynisher_exec.limits import Limits
 
-__all__ = ["LIMITS", "Support", "refuse_less_than_hard", "supports"]
+__all__ = ["LIMITS", "Support", "refuse_less_than_hard", "remarks", "supports"]
+
+_GROUPS = ("group_memory", "group_cpu", "group_processes")
+_DELEGATE = "version 2 is needed, delegated: systemd-run --user --scope -p Delegate=yes"
 
 LIMITS = (
     "memory",
@@ -116,6 +119,20 @@ def _processes(refused: dict[str, str]) -> Support:
     if not refused["group_processes"]:
         mechanism, bound = f"{mechanism}; pids.max of a cgroup behind", "a burst of 256"
     return Support("soft", mechanism, bound, reason)
+
+
+def remarks() -> dict[str, str]:
+    """What else this machine does, or does not, for tasks: a sentence each, for `doctor`."""
+    refused = dict(_probed(True))
+    landlock, groups = refused["landlock"], [name for name in _GROUPS if not refused[name]]
+    signals = "a task can signal nothing outside of its own tree, by Landlock"
+    if landlock:
+        signals = f"a task can signal its supervisor and its caller: no Landlock ({landlock})"
+    counted = ", ".join(name.removeprefix("group_") for name in groups)
+    cgroups = f"a slot's group can hold: {counted}"
+    if "group_memory" not in groups:
+        cgroups = f"{cgroups if groups else 'none can be made'}; for memory {_DELEGATE}"
+    return {"signals": signals, "cgroups": cgroups}
 
 
 @lru_cache(maxsize=2)
