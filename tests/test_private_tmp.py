@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
+import shutil
 import signal
 import subprocess
 import tempfile
@@ -11,11 +13,13 @@ from pathlib import Path
 
 import crashes
 import pytest
+from capabilities import requires
 from conftest import descendant_pids, name_of, wait_until
 
 from pynisher_exec import LimitedProcessExecutor, limited
 
 PATIENCE = 40
+MS_BIND = 0x1000
 
 
 @pytest.fixture(autouse=True)
@@ -110,7 +114,7 @@ def test_what_links_lead_to_is_left_alone(folder: Path, task: object) -> None:
 
 
 def test_directory_goes_with_a_lost_supervisor(folder: Path) -> None:
-    """The caller removes it then."""
+    """The caller removes it then, soon after."""
     with LimitedProcessExecutor(1, private_tmp=True) as executor:
         future = executor.submit(leave_files, "sleep")
         wait_until(lambda: list(folder.glob("*/closed")))
@@ -119,7 +123,67 @@ def test_directory_goes_with_a_lost_supervisor(folder: Path) -> None:
         assert future.exception(PATIENCE) is not None
         assert future.report is not None
         assert future.report.status == "supervisor_lost"
+        wait_until(lambda: not list(folder.iterdir()))
+
+
+def go_deep(depth: int) -> None:
+    """Make folders in each other, deeper than a path can be long."""
+    os.chdir(tempfile.gettempdir())
+    for _ in range(depth):
+        Path("deeper").mkdir()
+        os.chdir("deeper")
+        Path("file").touch()
+
+
+def test_depth_costs_nothing(folder: Path) -> None:
+    """Neither recursion nor a descriptor for each level."""
+    with LimitedProcessExecutor(1, private_tmp=True) as executor:
+        executor.submit(go_deep, 3000).result(PATIENCE)
         assert list(folder.iterdir()) == []
+        assert executor.submit(crashes.value).result(PATIENCE) == 42
+
+
+def mount_over(target: str, name: str) -> None:
+    """Bind something of the user's into the own directory, or over it."""
+    place = Path(tempfile.gettempdir(), name)
+    place.mkdir(exist_ok=True)
+    if ctypes.CDLL(None).mount(target.encode(), bytes(place), None, MS_BIND, None):
+        raise OSError(ctypes.get_errno(), "mount")
+
+
+@requires("root")
+@pytest.mark.parametrize("name", ["inner", "."])
+def test_what_is_mounted_there_is_left_alone(
+    folder: Path, name: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """And the log says that the directory is still there."""
+    kept = folder / "kept"
+    kept.mkdir()
+    (kept / "file").write_text("the user's")
+    with LimitedProcessExecutor(1, private_tmp=True) as executor:
+        future = executor.submit(mount_over, str(kept), name)
+        future.result(PATIENCE)
+    (left,) = folder.glob("pynisher_exec-*")
+    try:
+        assert (kept / "file").read_text() == "the user's"
+        assert f"private_tmp cannot be removed: {left}" in caplog.text
+    finally:
+        ctypes.CDLL(None).umount2(bytes(left / name), 0)
+        shutil.rmtree(left)
+
+
+def test_rights_that_were_taken_from_it_are_taken_back(folder: Path) -> None:
+    """Also of the directory itself."""
+    with LimitedProcessExecutor(1, private_tmp=True) as executor:
+        executor.submit(close_it).result(PATIENCE)
+        assert list(folder.iterdir()) == []
+
+
+def close_it() -> None:
+    """Take all rights away."""
+    place = Path(tempfile.gettempdir())
+    (place / "file").touch()
+    place.chmod(0)
 
 
 def test_directory_that_cannot_be_made_fails_the_one_call(

@@ -25,7 +25,7 @@ from hypothesis import strategies as st
 
 from benchmarks.reliability.check import Check, Found
 from pynisher_exec.kernel import pidfd
-from pynisher_exec.kernel.cgroup import Group, Place
+from pynisher_exec.kernel.cgroup import Group
 from pynisher_exec.limits import Limits
 from pynisher_exec.protocol import messages
 from pynisher_exec.protocol.frames import FrameError, FrameReader
@@ -117,7 +117,7 @@ class _Supervisor:
         if self._pid == 0:
             signal.pause()
         self._pidfd = pidfd.open_pidfd(self._pid)
-        self._group = Group(Place())
+        self._group = Group("")
         self._clock = open_clock(self._pid, self._group)
         self._own = pidfd.open_pidfd(os.getpid())
 

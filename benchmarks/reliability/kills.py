@@ -12,7 +12,7 @@ import time
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from benchmarks.processes import zombies
+from benchmarks.processes import name_of, zombies
 from benchmarks.reliability.check import Check, Found
 from benchmarks.reliability.marks import Mark
 from pynisher_exec import LimitedProcessExecutor
@@ -24,12 +24,13 @@ __all__ = ["CHECKS", "leave_daemons"]
 
 PATIENCE = 60
 DAEMONS = 3
+WALL_TIME = 0.5
 
 
 def leave_daemons(environment: dict[str, str]) -> None:
     """Start three daemons that ignore SIGTERM, two of them in sessions of their own; then sleep.
 
-    They are there when this sleeps: each closes its end of a pipe by its exec.
+    They are there when this says how many: each closes its end of a pipe by its exec.
     """
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     ready, tell = os.pipe()  # close-on-exec
@@ -43,6 +44,7 @@ def leave_daemons(environment: dict[str, str]) -> None:
         os.wait()
     os.close(tell)
     os.read(ready, 1)
+    os.write(1, b"%d" % DAEMONS)
     time.sleep(60)
 
 
@@ -59,12 +61,14 @@ def killed_at_a_wall_limit(count: int) -> Found:
         with lock:
             if alive:
                 failures.append(f"{len(alive)} alive when the future resolved")
-            if report.status != "wall_time":
-                failures.append(f"status {report.status}")
-            latest = max(latest, report.wall_time - 0.4)
+            if report.status != "wall_time" or report.stdout != str(DAEMONS):
+                failures.append(f"status {report.status}, {report.stdout!r} daemons")
+            latest = max(latest, report.wall_time - WALL_TIME)
 
     marks = [Mark() for _ in range(count)]
-    with LimitedProcessExecutor(4, wall_time=0.4, preload=[__name__]) as executor:
+    with LimitedProcessExecutor(
+        4, wall_time=WALL_TIME, capture_output=True, preload=[__name__]
+    ) as executor:
         for mark in marks:
             future = executor.submit(leave_daemons, mark.environment)
             future.add_done_callback(partial(look, mark))
@@ -86,6 +90,10 @@ if __name__ == "__main__":
 """
 
 
+def _daemons(mark: Mark) -> int:
+    return sum(name_of(pid) == "sleep" for pid in mark.scan())
+
+
 def caller_is_killed(count: int) -> Found:
     """Row 3."""
     failures: list[str] = []
@@ -93,14 +101,16 @@ def caller_is_killed(count: int) -> Found:
     for _ in range(count):
         mark = Mark()
         command = [sys.executable, "-c", CALLER.format(path=sys.path)]
-        with subprocess.Popen(command, env=mark.environment) as caller:
+        with subprocess.Popen(command, env=mark.environment, stdout=subprocess.DEVNULL) as caller:
             deadline = time.monotonic() + PATIENCE
-            # The caller, its helpers are its own and have its environment; then the daemons.
-            while len(mark.scan()) < 2 * DAEMONS + 2 and time.monotonic() < deadline:
+            while _daemons(mark) < 2 * DAEMONS and time.monotonic() < deadline:
                 time.sleep(0.01)
+            there = _daemons(mark)
             caller.kill()
             took = mark.wait_until_gone(10)
         slowest = max(slowest, took)
+        if there != 2 * DAEMONS:
+            failures.append(f"{there} daemons were there")
         if took > 1:
             failures.append(f"gone after {took:.1f} s")
         for pid in mark.scan():

@@ -150,6 +150,12 @@ class SlotModel(RuleBasedStateMachine):
         self._say("ended", **fields)
 
     @precondition(lambda self: self._near_is_open)
+    @rule()
+    def tidy(self) -> None:
+        """The tree has gone, and its temporary directory is being removed."""
+        self._say("tidying", generation=self.generation)
+
+    @precondition(lambda self: self._near_is_open)
     @rule(kind=st.sampled_from(["failed", "nonsense"]))
     def babble(self, kind: str) -> None:
         """The supervisor fails, or the line has been tampered with."""
@@ -178,7 +184,7 @@ class SlotModel(RuleBasedStateMachine):
             self.slot.deadline = None
             self.slot.kill_supervisor()
             assert self.host.killed
-        if self.slot.killing and self.slot.item is not None:
+        if self.slot.killing and self.slot.item is not None and not self.slot.tidying:
             assert self.slot.next_deadline is not None  # somebody will look again
 
     def teardown(self) -> None:

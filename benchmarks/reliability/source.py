@@ -90,17 +90,40 @@ def _without_reason(path: Path) -> Iterator[str]:
     text = path.read_text()
     lines = text.splitlines()
     for node in ast.walk(ast.parse(text)):
-        if not isinstance(node, ast.ExceptHandler) or not _is_broad(node.type):
-            continue
-        raises = any(isinstance(inner, ast.Raise) for inner in ast.walk(node))
-        if not raises and not REASON.search(lines[node.lineno - 1]):
-            yield f"{path.relative_to(FOLDER)}:{node.lineno}"
+        broad = _suppresses(node) or (
+            isinstance(node, ast.ExceptHandler) and _is_broad(node.type) and not _raises(node.body)
+        )
+        if broad and not REASON.search(lines[node.lineno - 1]):  # type: ignore[attr-defined]
+            yield f"{path.relative_to(FOLDER)}:{node.lineno}"  # type: ignore[attr-defined]
+
+
+def _suppresses(node: ast.AST) -> bool:
+    """Whether it is `suppress(Exception)` or the like."""
+    if not isinstance(node, ast.Call):
+        return False
+    name = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
+    return name == "suppress" and any(map(_is_broad, node.args))
 
 
 def _is_broad(caught: ast.expr | None) -> bool:
+    if isinstance(caught, ast.Tuple):
+        return any(map(_is_broad, caught.elts))
     return caught is None or (
         isinstance(caught, ast.Name) and caught.id in ("BaseException", "Exception")
     )
+
+
+def _raises(body: list[ast.stmt]) -> bool:
+    """Whether some way through these statements raises, functions that are made in them apart."""
+    for statement in body:
+        if isinstance(statement, ast.Raise):
+            return True
+        if isinstance(statement, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
+            continue
+        for name in ("body", "orelse", "finalbody"):
+            if _raises(getattr(statement, name, [])):
+                return True
+    return False
 
 
 def static(count: int) -> Found:

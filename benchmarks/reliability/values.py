@@ -132,6 +132,7 @@ def use_names() -> None:
     pool = get_context("spawn").Pool(1)
     memory = SharedMemory(create=True, size=1 << 16)
     lock = get_context("spawn").Lock()
+    print(len(os.listdir(tempfile.gettempdir())), memory.name, flush=True)
     time.sleep(60)
     del pool, memory, lock
 
@@ -140,12 +141,14 @@ def names_in_shared_memory(count: int) -> Found:
     """Row 25: those that a killed task has left there, and in the temporary directory."""
     failures: list[str] = []
     before = _names()
-    with LimitedProcessExecutor(2, wall_time=2, private_tmp=True, preload=[__name__]) as executor:
+    with LimitedProcessExecutor(
+        2, wall_time=2, private_tmp=True, capture_output=True, preload=[__name__]
+    ) as executor:
         futures = [executor.submit(use_names) for _ in range(count)]
         for future in futures:
             future.exception(PATIENCE)
             report = future.report
-            if report is None or report.status != "wall_time":
+            if report is None or report.status != "wall_time" or not report.stdout:
                 failures.append(f"ended by {report}"[:200])
     left = _names() - before
     failures += [f"left: {name}" for name in left]

@@ -6,6 +6,7 @@ import contextlib
 import json
 import logging
 import os
+import threading
 from dataclasses import fields as fields_of
 from resource import struct_rusage
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -29,7 +30,6 @@ _log = logging.getLogger("pynisher_exec")
 _log.addHandler(logging.NullHandler())
 
 _EVIDENCE = {field.name for field in fields_of(Evidence)} - {"limits", "survivors"}
-_REFUSED = ("an allocation was refused", "the kernel has ended what held most")
 _LIMITS = (Status.MEMORY, Status.CPU_TIME, Status.WALL_TIME, Status.PROCESSES)
 
 
@@ -61,6 +61,11 @@ def conclude(item: Item, ending: Ending) -> None:
     """
     answer = _account(item, ending)
     item.future.conclude(answer.report, answer.error, cancelled=answer.cancelled)
+    if ending.told.get("lost") and item.private_tmp and not ending.told.get("survivors"):
+        # Rare; in a thread, since it may take long and other futures wait for this one.
+        threading.Thread(target=private_tmp.remove, args=(item.private_tmp,), daemon=True).start()
+    if ending.told.get("left"):
+        _log.warning("private_tmp cannot be removed: %s", ending.told["left"])
     if answer.report.limit_reached is not None:
         with contextlib.suppress(Exception):  # a handler may raise, and this thread goes on
             _log_limit(item, answer.report)
@@ -69,8 +74,6 @@ def conclude(item: Item, ending: Ending) -> None:
 def _account(item: Item, ending: Ending) -> Answer:
     """Judge, load the outcome, and make report and exception."""
     told = ending.told
-    if told.get("lost") and item.private_tmp:
-        private_tmp.remove(item.private_tmp)
     if item.cancelled:
         told = {**told, "killed": "cancelled"}
     evidence = _evidence(item, told)
@@ -240,7 +243,7 @@ def _sentence(status: Status, evidence: Evidence, verdict: Verdict, facts: dict[
     used = evidence.used
     match status:
         case Status.MEMORY:
-            held = f"held {_mebibytes(used)}" if used else _REFUSED[evidence.killed == "memory"]
+            held = f"held {_mebibytes(used)}" if used else "an allocation was refused"
             detail = f" ({evidence.detail})" if evidence.detail and used else ""
             return f"memory limit of {_mebibytes(value)} passed: {held}{detail}"
         case Status.CPU_TIME:

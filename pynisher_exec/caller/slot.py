@@ -81,6 +81,7 @@ class Slot:
         self._pid: int | None = None
         self._supervisor_pid: int | None = None
         self._given_up = False
+        self.tidying = False  # its task has gone, and only what it left is still there
 
     def open(self, options: dict[str, Any]) -> None:
         """Ask the host for a supervisor. OSError when its line does not take it."""
@@ -113,7 +114,7 @@ class Slot:
             )
         stream, self._stream = self._stream, None
         assert stream is not None  # noqa: S101  (a slot becomes idle by READY, which brings one)
-        self.killing = False
+        self.killing = self.tidying = False
         self._exchange = Exchange(stream, self._reactor, item, segments)
         self._exchange.write()
 
@@ -134,7 +135,8 @@ class Slot:
         """Have the supervisor end the task that runs now; `due` when it does not."""
         if not gently:
             self.killing = True
-            self.deadline = time.monotonic() + self._patience
+            if not self.tidying:
+                self.deadline = time.monotonic() + self._patience
         with contextlib.suppress(OSError):
             messages.send(
                 self._control, "kill", generation=self._generation, reason=reason, gently=gently
@@ -163,6 +165,8 @@ class Slot:
         elif message.kind == "returned" and fields["generation"] == self._generation:
             if self._exchange is not None:
                 self._exchange.begin_to_read()
+        elif message.kind == "tidying":
+            self._take_tidying()
         elif message.kind == "ended":
             self._take_ended(message)
         elif message.kind == "failed":
@@ -186,6 +190,12 @@ class Slot:
             return
         self._generation = message.fields["generation"]
         self.state, self.deadline, self.idle_since = "idle", None, time.monotonic()
+
+    def _take_tidying(self) -> None:
+        """The tree has gone, and what it left is being removed, which may take its time."""
+        self.tidying, self.deadline = True, None
+        if self._exchange is not None:
+            self._exchange.deadline = None
 
     def _take_ended(self, message: messages.Message) -> None:
         item, self.item = self.item, None

@@ -19,8 +19,7 @@ if TYPE_CHECKING:
 
 __all__ = ["LIMITS", "Support", "refuse_less_than_hard", "remarks", "supports"]
 
-_GROUPS = ("group_memory", "group_cpu", "group_processes")
-_DELEGATE = "version 2 is needed, delegated: systemd-run --user --scope -p Delegate=yes"
+_DELEGATE = "a user gets one by systemd-run --user --scope -p Delegate=yes"
 
 LIMITS = (
     "memory",
@@ -81,13 +80,10 @@ _NOT_COUNTED = "files in memory (tmpfs, memfd) that no process maps are not coun
 
 
 def _memory(refused: dict[str, str]) -> Support:
-    mechanism = "RLIMIT_DATA in each process; the tree sampled"
-    if not refused["group_memory"]:
-        mechanism += ", confirmed by PSS; memory.max of a cgroup behind"
-        return Support("hard", mechanism, "64 MiB + 5 %, files in memory counted")
     if not refused["pss"]:
-        mechanism += ", confirmed by PSS"
+        mechanism = "RLIMIT_DATA in each process; the tree sampled, confirmed by PSS"
         return Support("hard", mechanism, f"64 MiB + 5 %, of a tree 64 MiB + 15 %; {_NOT_COUNTED}")
+    mechanism = "RLIMIT_DATA in each process; the tree sampled"
     return Support(
         "soft",
         mechanism,
@@ -99,7 +95,7 @@ def _memory(refused: dict[str, str]) -> Support:
 def _cpu_time(refused: dict[str, str]) -> Support:
     if not refused["perf"]:
         return Support("hard", "perf task clock of the whole tree", "20 ms + 2 %")
-    if not refused["group_cpu"]:
+    if not refused["group"]:
         return Support("hard", "cpu.stat of a cgroup", "20 ms + 2 %")
     return Support(
         "soft",
@@ -115,23 +111,17 @@ def _processes(refused: dict[str, str]) -> Support:
     reason = f"seccomp user notification ({refused['gate']})"
     if not refused["filter"]:
         reason += "; processes=0 is hard all the same, by a plain filter"
-    mechanism, bound = "the tree counted, and killed when over", "a burst of forks"
-    if not refused["group_processes"]:
-        mechanism, bound = f"{mechanism}; pids.max of a cgroup behind", "a burst of 256"
-    return Support("soft", mechanism, bound, reason)
+    return Support("soft", "the tree counted, and killed when over", "a burst of forks", reason)
 
 
 def remarks() -> dict[str, str]:
     """What else this machine does, or does not, for tasks: a sentence each, for `doctor`."""
     refused = dict(_probed(True))
-    landlock, groups = refused["landlock"], [name for name in _GROUPS if not refused[name]]
+    landlock, group = refused["landlock"], refused["group"]
     signals = "a task can signal nothing outside of its own tree, by Landlock"
     if landlock:
         signals = f"a task can signal its supervisor and its caller: no Landlock ({landlock})"
-    counted = ", ".join(name.removeprefix("group_") for name in groups)
-    cgroups = f"a slot's group can hold: {counted}"
-    if "group_memory" not in groups:
-        cgroups = f"{cgroups if groups else 'none can be made'}; for memory {_DELEGATE}"
+    cgroups = f"{group}; {_DELEGATE}" if group else "one can be made for each slot"
     return {"signals": signals, "cgroups": cgroups}
 
 
@@ -152,6 +142,9 @@ def _probed(no_new_privs: bool) -> tuple[tuple[str, str], ...]:  # noqa: FBT001 
         msg = "the process that probes this machine ended without an answer; stderr may say why"
         raise PynisherError(msg)
     return tuple(json.loads(data).items())
+
+
+os.register_at_fork(after_in_child=_probed.cache_clear)  # a task may be allowed less
 
 
 def refuse_less_than_hard(limits: Limits, *, no_new_privs: bool) -> None:

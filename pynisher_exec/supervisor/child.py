@@ -70,10 +70,10 @@ class Child:
                 forget()
                 for end in (self.line.detach(), self.stream.detach(), *pipes.read):
                     os.close(end)
-                run.prepare(scope=scope, inherited=inherited, dies_first=group.holds_memory)
+                run.prepare(scope=scope, inherited=inherited)
                 rehearsal.rehearse_unless_called(stream)
             except BaseException:  # noqa: BLE001  (the fork must not go on as a second supervisor)
-                with contextlib.suppress(BaseException):
+                with contextlib.suppress(BaseException):  # stderr may be closed
                     sys.excepthook(*sys.exc_info())
                 os._exit(1)
             run.main(run.Endpoints(line, stream, *pipes.write, inherited))

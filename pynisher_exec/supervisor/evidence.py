@@ -16,7 +16,6 @@ from pynisher_exec.supervisor.memory import MemoryGauge
 if TYPE_CHECKING:
     from resource import struct_rusage
 
-    from pynisher_exec.kernel.cgroup import Group
     from pynisher_exec.limits import Limits
     from pynisher_exec.supervisor.cpu import CpuClock
     from pynisher_exec.supervisor.gate import Gate
@@ -25,7 +24,6 @@ if TYPE_CHECKING:
 __all__ = ["Account", "number_in"]
 
 _DEADLINE: Final = "supervisor deadline"
-_GROUP: Final = "; a cgroup behind"
 _FACTS: Final = {
     "outcome": str,
     "message": str,
@@ -52,14 +50,13 @@ def number_in(fields: dict[str, Any], name: str) -> float:
 class Account:
     """The evidence on one task, from its START to its end."""
 
-    def __init__(self, pid: int, clock: CpuClock, limits: Limits, group: Group) -> None:
+    def __init__(self, pid: int, clock: CpuClock, limits: Limits) -> None:
         self.gauge = MemoryGauge(0, pid)
         self.peak_processes = 0
         self.struck = False
         self._pid = pid
         self._clock = clock
         self._limits = limits
-        self._group = group
         self._mechanisms: dict[str, Any] = {}
         self._began: float | None = None
         self._ended = 0.0
@@ -130,9 +127,8 @@ class Account:
 
     def _told_mechanisms(self) -> dict[str, str]:
         known = self._limits.as_message
-        behind = {"memory": self._group.holds_memory, "processes": self._group.holds_processes}
         return {
-            name: str(text)[:_LONGEST_TEXT] + (_GROUP if behind.get(name) else "")
+            name: str(text)[:_LONGEST_TEXT]
             for name, text in self._mechanisms.items()
             if name in known
         }

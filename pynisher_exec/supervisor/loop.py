@@ -43,7 +43,7 @@ def serve(
     control: socket.socket,
     caller: int,
     options: SlotOptions,
-    place: cgroup.Place,
+    place: str,
     inherited: Inherited | Packed | None = None,
 ) -> NoReturn:
     """Be the supervisor of one slot until the caller lets go.
@@ -51,7 +51,7 @@ def serve(
     `caller` is its pidfd, `place` where control groups can be made.
     """
     group = cgroup.Group(place)
-    if group.has_memory or (place.unified and cpu.is_refused()):
+    if place and cpu.is_refused():
         group.enter()
     slot = _Slot(control, caller, options, inherited, group)
     scope = _settle(options, keep_main=isinstance(inherited, Inherited))
@@ -119,8 +119,8 @@ class _Slot:
 
     def abandon(self) -> None:
         """Nobody wants an account any more: end what is there."""
-        kill.end_tree(kill.ignore, self._options.kill_timeout)
-        if self._private_tmp:
+        survivors = kill.end_tree(kill.ignore, self._options.kill_timeout)
+        if self._private_tmp and not survivors:
             private_tmp.remove(self._private_tmp)
 
     def serve_one(self, scope: int | None) -> bool:
@@ -150,11 +150,9 @@ class _Slot:
             child.close()
             return True
         self._private_tmp = start["private_tmp"]
-        watching = Watching(self._control, self._caller, child, start, self._options, self._group)
-        ended = watching.see_through()
-        if watching.only_counted:
-            self._group.enter()  # for the tasks to come: it bounds a burst of forks
-        return ended
+        return Watching(
+            self._control, self._caller, child, start, self._options, self._group
+        ).see_through()
 
     def _await_start(self, child: Child) -> dict[str, Any] | None:
         """Wait for START; None when the waiting child dies meanwhile."""

@@ -198,13 +198,6 @@ class Watch:
                 return self._reach("wall_time", elapsed, now)
         return None
 
-    def ran_out(self, now: float) -> bool:
-        """The kernel has ended a process at its own bound on memory; whether that is the end."""
-        if not self._bounded():
-            return False
-        self._kill("memory", None, now)
-        return True
-
     def look_due(self, now: float) -> bool:
         """Whether it is time for a reading."""
         return self._watched() and self._look_at is not None and now >= self._look_at

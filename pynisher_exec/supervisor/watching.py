@@ -42,16 +42,6 @@ WORDS_AT_ONCE, MOST_WORDS = 16, 64
 What floods its line shall not keep this process from its clocks.
 """
 
-MEMORY_BEHIND = 64 << 20
-"""Bytes, and a twentieth of the limit, beyond it at which the kernel ends what holds most.
-
-That is how far a tree may pass its limit (see `supports`): what is sampled in time comes first, and
-tells more.
-"""
-
-THREADS = 256
-"""Beyond the limit of subprocesses, where the kernel counts threads with them."""
-
 LONGEST_WAIT = 86400.0
 """Seconds: poll(2) counts milliseconds in an int."""
 
@@ -94,7 +84,7 @@ class Watching:
         self._generation = start["generation"]
         self._limits = limits = Limits.received(start["limits"])
         self._watch = Watch(limits, _CORES, time.monotonic())
-        self._account = Account(child.pid, child.clock, limits, group)
+        self._account = Account(child.pid, child.clock, limits)
         self._gate: Gate | None = None
         self._read_at: float | None = None
         self._words = 0
@@ -106,7 +96,6 @@ class Watching:
 
     def _begin(self, capture: int) -> None:
         child = self._child
-        self._bound_group(self._limits)
         if capture:
             child.pipes.close_write()
             self._streams = [output.Stream(pipe, capture) for pipe in child.pipes.read]
@@ -114,21 +103,6 @@ class Watching:
         self._listen(self._caller, self._caller_died)
         self._poll.register(child.pidfd, select.POLLIN)
         self._listen(child.line.fileno(), self._hear_task, 0)  # its end alone: see QUIET
-
-    def _bound_group(self, limits: Limits) -> None:
-        """Have the kernel end what passes a limit by so much that it was not seen in time."""
-        room = most = None
-        if limits.memory is not None:
-            room = limits.memory + MEMORY_BEHIND + limits.memory // 20
-        if limits.processes is not None:
-            most = limits.processes + THREADS
-        self._group.bound_memory(room)
-        self._group.bound_processes(most)
-
-    @property
-    def only_counted(self) -> bool:
-        """Whether the task's subprocesses were counted, no gate being allowed."""
-        return self._limits.processes is not None and self._watch.counts_processes
 
     def _listen_to_task(self) -> None:
         line = self._child.line.fileno()
@@ -201,18 +175,12 @@ class Watching:
     def _look(self) -> Reading:
         """Take a reading; only limits that are set are worth one."""
         began = time.monotonic()
-        self._mind_group(began)
         account = self._account
         pids = memory.tree()
         held = account.gauge.read(pids, self._limits.memory)
         others = max(0, len(pids) - 1)
         account.peak_processes = max(account.peak_processes, others)
         return Reading(account.cpu_time(), held, others, time.monotonic() - began)
-
-    def _mind_group(self, now: float) -> None:
-        """The kernel may have ended a process for memory: then all go, for that reason."""
-        if self._group.has_run_out() and self._watch.ran_out(now):
-            self._account.struck = True
 
     def _perform(self, action: Soft | Kill | None) -> None:
         if isinstance(action, Soft):
@@ -311,11 +279,9 @@ class Watching:
         )
         self._hear_task()
         self._account.end(ended_at)
-        self._mind_group(ended_at)
-        self._bound_group(Limits())  # the next task may begin before its own bounds are set
-        if self._private_tmp:
-            private_tmp.remove(self._private_tmp)
-        self._send_ended(self._account.fields(self._watch, self._gate, survivors))
+        left = "" if survivors else self._remove_private_tmp()
+        fields = self._account.fields(self._watch, self._gate, survivors)
+        self._send_ended({**fields, "left": left})
         # The kernel expects a sender to sleep next, and may have put the caller's thread behind
         # this process, which has a fork to make.
         os.sched_yield()
@@ -326,6 +292,16 @@ class Watching:
         self._child.close()
         return not survivors
 
+    def _remove_private_tmp(self) -> str:
+        """Nobody is left to use it; gives its path where it could not be removed.
+
+        That may take long, and the caller's patience with a task that has returned is bounded.
+        """
+        if not self._private_tmp:
+            return ""
+        messages.send(self._control, "tidying", generation=self._generation)
+        return "" if private_tmp.remove(self._private_tmp) else self._private_tmp
+
     def _strike(self) -> None:
         """Kill the first process, if it is still there: only then is the kill why it ended.
 
@@ -333,7 +309,7 @@ class Watching:
         -15 where nothing handles it, as pynisher's did.
         """
         child = self._child.pidfd
-        self._account.struck |= not pidfd.exited(child)  # the kernel may have struck already
+        self._account.struck = not pidfd.exited(child)
         with contextlib.suppress(ProcessLookupError):
             if self._watch.killed == "wall_time":
                 pidfd.send_signal(child, signal.SIGTERM)

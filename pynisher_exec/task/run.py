@@ -51,7 +51,6 @@ _ALL_SIGNALS = frozenset(range(1, signal.NSIG)) - {32, 33}  # those two are the 
 _RIGHTS = socket.CMSG_SPACE(3 * array.array("i").itemsize)
 _CLOEXEC = int(socket.MSG_CMSG_CLOEXEC)
 _FIRST_READ = 1 << 16
-_DIES_FIRST = b"500"  # as if it held half of all memory more (proc_pid_oom_score_adj(5))
 
 
 @dataclass(frozen=True)
@@ -110,13 +109,10 @@ class Header(NamedTuple):
         return marshal.dumps(tuple(self))
 
 
-def prepare(
-    *, scope: int | None, inherited: Inherited | Packed | None, dies_first: bool = False
-) -> None:
+def prepare(*, scope: int | None, inherited: Inherited | Packed | None) -> None:
     """What can be done ahead of need: a session of its own, signals as usual.
 
     `scope` is Landlock's ruleset, None before Linux 6.12: a task may then signal anybody.
-    `dies_first`: the kernel shall end this process, when memory runs out, before its supervisor.
 
     `die_with_parent` is safe here: the supervisor that forks has one thread (the signal comes when
     the forking *thread* ends, PR_SET_PDEATHSIG(2const)).
@@ -124,9 +120,6 @@ def prepare(
     prctl.die_with_parent()
     prctl.set_name("limit-task")
     os.setsid()
-    if dies_first:
-        with suppress(OSError), open("/proc/self/oom_score_adj", "wb", buffering=0) as file:
-            file.write(_DIES_FIRST)
     if scope is not None:
         landlock.restrict_self(scope)
         os.close(scope)
@@ -143,7 +136,7 @@ def main(ends: Endpoints) -> NoReturn:
     try:
         code = _Task(ends).serve()
     except BaseException:  # noqa: BLE001  (a task must never fall back into its supervisor's loop)
-        with suppress(BaseException):
+        with suppress(BaseException):  # stderr may be closed
             sys.excepthook(*sys.exc_info())
     finally:
         os._exit(code)
@@ -358,7 +351,7 @@ class _Task:
                 stream.flush()
         util = sys.modules.get("multiprocessing.util")
         if util is not None:
-            with suppress(Exception):
+            with suppress(Exception):  # the function may have tampered with it
                 for child in multiprocessing.process.active_children():
                     child.kill()  # else the next line waits for it, and then it is killed anyway
                 util._exit_function()  # noqa: SLF001  (what a multiprocessing child runs at its end)

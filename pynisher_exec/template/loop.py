@@ -73,9 +73,7 @@ def serve_in_context(control: int, caller: int, inherited: Inherited | Packed) -
 
     `inherited` is its call, which came with the process.
     """
-    with contextlib.suppress(
-        BaseException
-    ):  # never back into the caller's code, which a fork holds
+    with contextlib.suppress(BaseException):  # never back into what a fork has of the caller's code
         _begin(keep_streams=True)
         _run(_Template(socket.socket(fileno=control), caller, single=True, inherited=inherited))
     os._exit(1)
@@ -131,7 +129,7 @@ def _run(template: _Template) -> NoReturn:
     try:
         template.serve()
     except BaseException:  # noqa: BLE001  (say it where somebody may read it, then go)
-        with contextlib.suppress(BaseException):
+        with contextlib.suppress(BaseException):  # stderr may be closed
             sys.excepthook(*sys.exc_info())
         os._exit(1)
     os._exit(0)
@@ -215,7 +213,7 @@ class _Template:
             line = socket.socket(fileno=control)
             loop.serve(line, self._caller, options, self._place, self._inherited)
         except BaseException:  # noqa: BLE001  (a supervisor must never fall back into this loop)
-            with contextlib.suppress(BaseException):
+            with contextlib.suppress(BaseException):  # stderr may be closed
                 sys.excepthook(*sys.exc_info())
         finally:
             os._exit(1)

@@ -15,25 +15,23 @@ if TYPE_CHECKING:
 
 __all__ = ["serve"]
 
-_NO_GROUP = "no cgroup for it can be made here"
-
 
 def serve(answer: int, no_new_privs: bool) -> None:  # noqa: FBT001  (called from the bootstrap)
     """Try each mechanism and send the reasons for which some are refused, as JSON."""
     if no_new_privs:
         prctl.set_no_new_privs()
-    groups = _try_groups()
+    group = _try(_use_a_group)
     with _child() as pid:  # what a supervisor does to its task, which is another process
         found = {
             "perf": _try(lambda: os.close(perf.open_task_clock(pid))),
             "pss": _try(lambda: _read_pss(pid)),
         }
     found |= {
+        "group": group,
         "landlock": _try(_scope_signals),
         "gate": _try(lambda: os.close(seccomp.install_gate())),
         "filter": _try(seccomp.deny_forks),
     }
-    found |= groups
     with socket.socket(fileno=answer) as line:
         line.sendall(json.dumps(found).encode())
 
@@ -69,20 +67,19 @@ def _read_pss(pid: int) -> None:
         raise OSError(msg)
 
 
-def _try_groups() -> dict[str, str]:
-    """What a control group counts and bounds, for a process that enters one as supervisors do."""
+def _use_a_group() -> None:
+    """Have a process enter a group, as a supervisor does; OSError where it does not count there."""
     place = cgroup.find()
     pid = os.fork()
     if pid == 0:
         group = cgroup.Group(place)
         group.enter()
-        os._exit(
-            (group.cpu_time() is not None) + 2 * group.holds_memory + 4 * group.holds_processes
-        )
-    held = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+        os._exit(group.cpu_time() is None)
+    failed = os.waitpid(pid, 0)[1] != 0
     cgroup.sweep(place)
-    names = ("group_cpu", "group_memory", "group_processes")
-    return {name: "" if held >> bit & 1 else _NO_GROUP for bit, name in enumerate(names)}
+    if failed:
+        msg = "no cgroup of version 2 can be made"
+        raise OSError(msg)
 
 
 def _try(action: Callable[[], object]) -> str:
