@@ -13,6 +13,7 @@ import os
 import signal
 import socket
 import struct
+import time
 import traceback
 import tracemalloc
 from collections import Counter
@@ -137,8 +138,9 @@ class _Supervisor:
             for datagram in datagrams:
                 _send(task, datagram, descriptor)
                 watching._hear_task()  # noqa: SLF001 - the place where it listens
+                began = time.monotonic()
                 watching._act()  # noqa: SLF001 - and what it does next
-                assert watching._timeout() != 0.0 or watching._watch.killed  # noqa: SLF001
+                _check_that_it_sleeps(watching, began)
             fields = watching._account.fields(watching._watch, None, [])  # noqa: SLF001
             assert len(marshal.dumps(("ended", fields))) < messages.MAX_BYTES
             if watching._gate is not None:  # noqa: SLF001
@@ -152,6 +154,12 @@ class _Supervisor:
         limits = Limits(memory=1 << 30, cpu_time=60, wall_time=60, processes=2, startup_time=60)
         start = {"generation": 1, "limits": limits.as_message, "capture": 0, "private_tmp": ""}
         return Watching(control, self._own, child, start, SlotOptions(), self._group)
+
+
+def _check_that_it_sleeps(watching: Watching, since: float) -> None:
+    watch = watching._watch  # noqa: SLF001
+    due = watch.deadline()
+    assert watch.killed or due is None or due > since
 
 
 def _send(line: socket.socket, datagram: bytes, descriptor: int | None) -> None:
@@ -197,7 +205,7 @@ def _failure_of(attempt: Callable[[], None]) -> str:
     try:
         attempt()
     except Exception as error:  # noqa: BLE001 - whatever comes is what is looked for
-        return "".join(traceback.format_exception(error))[:5000]
+        return "".join(traceback.format_exception(error))[:2000]
     return ""
 
 
