@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 import time
+import traceback
 from itertools import chain
 from typing import TYPE_CHECKING
 
@@ -26,6 +27,7 @@ from benchmarks.reliability import (
     source,
     values,
 )
+from benchmarks.reliability.check import Found
 from benchmarks.rows import print_environment
 
 if TYPE_CHECKING:
@@ -55,7 +57,10 @@ CHECKS = sorted(chain.from_iterable(module.CHECKS for module in MODULES))
 def run(check: Check, *, quick: bool) -> bool:
     """Try one promise and print its row; whether it was kept."""
     began = time.monotonic()
-    found = check.run(check.quick if quick else check.full)
+    try:
+        found = check.run(check.quick if quick else check.full)
+    except Exception:  # noqa: BLE001 - a row that cannot be run is one that has failed
+        found = Found(0, [traceback.format_exc()[-2000:]], "the row itself broke")
     took = time.monotonic() - began
     word = "refused" if found.refused else f"{len(found.failures)} of {found.tries} failed"
     print(f"{check.number:2} {check.promise}\n   {check.how}: {word}; {found.worst} ({took:.0f} s)")

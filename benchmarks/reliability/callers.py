@@ -20,7 +20,7 @@ HEAD = """
 import os, signal, sys, threading, time
 sys.path[:] = {path!r}
 from pynisher_exec import LimitedProcessExecutor, limited
-from benchmarks.reliability.callers import burn
+from benchmarks.reliability.callers import burn, seen
 
 def answers(executor):
     futures = [executor.submit(abs, -n) for n in range(8)]
@@ -36,6 +36,8 @@ class Script(NamedTuple):
     expected: str = "True\n"
     flags: tuple[str, ...] = ()
     code: int = 0
+    quiet: bool = False
+    """Whether it must print nothing on standard error."""
 
 
 def _run(script: Script) -> tuple[list[str], float]:
@@ -57,6 +59,8 @@ def _run(script: Script) -> tuple[list[str], float]:
     wrong = []
     if (done.stdout, done.returncode) != (script.expected, script.code):
         wrong.append(f"{script.name}: {done.stdout!r}, {done.returncode}: {done.stderr[-300:]}")
+    if script.quiet and done.stderr:
+        wrong.append(f"{script.name}: says {done.stderr[-300:]!r}")
     if mark.scan():
         wrong.append(f"{script.name}: processes are left")
     return wrong, took
@@ -78,6 +82,12 @@ def burn(seconds: float) -> None:
     end = time.process_time() + seconds
     while time.process_time() < end:
         pass
+
+
+def seen() -> tuple[object, ...]:
+    """What an interpreter's flags have made of it."""
+    flags = sys.flags
+    return flags.dev_mode, flags.optimize, flags.utf8_mode, list(sys.warnoptions), __debug__
 
 
 LATENESS = """
@@ -274,9 +284,11 @@ CLEAN = tuple(
         faulthandler.enable()
         with LimitedProcessExecutor(2, memory="1GiB", wall_time=30) as executor:
             good = answers(executor)
-        print(good and limited(abs)(-1) == 1)
-        """,
+            same = executor.submit(seen).result({patience}) == seen()
+        print(good and same and limited(abs)(-1) == 1)
+        """.replace("{patience}", str(PATIENCE)),
         flags=flags,
+        quiet=True,
     )
     for flags in (("-X", "dev", "-W", "error"), ("-O",), ("-OO",), ("-I",), ("-X", "utf8"))
 )

@@ -232,9 +232,18 @@ def _wrong(scenario: Scenario, future: LimitedFuture[Any]) -> str:
         return f"{scenario.name}: no report"
     if report.status not in scenario.statuses:
         return f"{scenario.name}: {report.status}, {report.message}"
+    if scenario.limits == WALL and _is_on_the_wrong_side(report):
+        return f"{scenario.name}: {report.status} after {report.wall_time} s of {LIMIT}"
     if not scenario.is_right(report):
         return f"{scenario.name}: {report.status}, but {str(report)[:300]}"
     return ""
+
+
+def _is_on_the_wrong_side(report: Report) -> bool:
+    """Whether a wall limit is told before it, or a function's own end after it."""
+    if report.status == "wall_time":
+        return report.wall_time < LIMIT
+    return report.status in ("ok", "exception") and report.wall_time >= LIMIT
 
 
 def _try_all(executor: LimitedProcessExecutor, chance: random.Random) -> list[str]:

@@ -75,6 +75,18 @@ def take_the_numbers(path: str) -> str:
     return "done"
 
 
+def put_a_socket_on_the_numbers(path: str) -> str:
+    """Have a connection of our own there: what is sent to it would arrive."""
+    taken = [int(name) for name in os.listdir("/proc/self/fd") if int(name) > 2]
+    own = socket.socket(socket.AF_UNIX)
+    own.connect(path)
+    for number in taken:
+        if number != own.fileno():
+            os.dup2(own.fileno(), number)
+    own.detach()
+    return "done"
+
+
 def shut_the_lines() -> str:
     """Shut every socket down, both ways."""
     for kind in (socket.SOCK_STREAM, socket.SOCK_SEQPACKET):
@@ -177,20 +189,35 @@ def _attack_all(attacks: tuple[Attack, ...], count: int) -> Found:
     slowest = 0.0
     with (
         tempfile.TemporaryDirectory() as folder,
-        ThreadPoolExecutor(len(attacks) + 1) as threads,
+        ThreadPoolExecutor(len(attacks) + 2) as threads,
         LimitedProcessExecutor(
-            len(attacks) + 1, memory="1GiB", wall_time=WALL_TIME, preload=[__name__]
+            len(attacks) + 2, memory="1GiB", wall_time=WALL_TIME, preload=[__name__]
         ) as executor,
     ):
-        path = Path(folder, "own")
-        mine = Attack("a file on the numbers", take_the_numbers, (str(path),), ("exit",))
-        for _ in range(count):
-            for wrong, took in threads.map(partial(_attacked, executor), (mine, *attacks)):
-                failures += wrong
-                slowest = max(slowest, took)
-            if path.read_bytes():
-                failures.append("bytes of ours are in the user's file")
-    return Found(count * (len(attacks) + 1), failures, f"slowest answer {slowest:.1f} s")
+        path, place = Path(folder, "own"), str(Path(folder, "socket"))
+        mine = (
+            Attack("a file on the numbers", take_the_numbers, (str(path),), ("exit",)),
+            Attack("a socket on them", put_a_socket_on_the_numbers, (place,), ("exit",)),
+        )
+        listening = socket.socket(socket.AF_UNIX)
+        with listening:
+            listening.bind(place)
+            listening.listen()
+            for _ in range(count):
+                for wrong, took in threads.map(partial(_attacked, executor), (*mine, *attacks)):
+                    failures += wrong
+                    slowest = max(slowest, took)
+                if path.read_bytes() or _received(listening):
+                    failures.append("bytes of ours are in what is the user's")
+    return Found(count * (len(attacks) + 2), failures, f"slowest answer {slowest:.1f} s")
+
+
+def _received(listening: socket.socket) -> bytes:
+    """All that has come on the next connection."""
+    connection, _ = listening.accept()
+    with connection:
+        connection.settimeout(PATIENCE)
+        return connection.recv(1 << 16)
 
 
 def misused_descriptors(count: int) -> Found:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from benchmarks.processes import zombies
 from benchmarks.reliability.check import Check, Found
+from benchmarks.reliability.marks import Mark
 from pynisher_exec import LimitedProcessExecutor
 
 if TYPE_CHECKING:
@@ -177,7 +178,8 @@ def every_ending(count: int) -> Found:
     answers: Counter[int] = Counter()
     failures: list[str] = []
     statuses: Counter[str] = Counter()
-    with LimitedProcessExecutor(4, preload=[__name__]) as executor:
+    mark = Mark()
+    with mark.on_what_is_started(), LimitedProcessExecutor(4, preload=[__name__]) as executor:
         for begin in range(0, count, 200):
             wave = []
             for number in range(begin, min(count, begin + 200)):
@@ -200,6 +202,7 @@ def every_ending(count: int) -> Found:
                 statuses[str(future.report.status) if future.report else "none"] += 1
     failures += [f"{times} answers of one" for times in answers.values() if times != 1]
     failures += ["some without an answer"] if len(answers) != count else []
+    failures += [f"left: {pid}" for pid in mark.scan()]
     failures += [f"zombie {pid}" for pid in zombies()]
     return Found(count, failures, " ".join(f"{name} {n}" for name, n in statuses.most_common()))
 

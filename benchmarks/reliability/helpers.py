@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from benchmarks.processes import descendants, name_of, zombies
 from benchmarks.reliability.check import Check, Found
+from benchmarks.reliability.marks import Mark
 from pynisher_exec import LimitedProcessExecutor
 
 if TYPE_CHECKING:
@@ -34,6 +35,7 @@ class _Attacker:
 
     def __init__(self, times: int) -> None:
         self.strikes: list[str] = []
+        self.struck: set[int] = set()  # tasks whose supervisor was struck
         self._times = times
         self._chance = random.Random(SEED)  # noqa: S311 - the same order in every run
         self._thread = threading.Thread(target=self._attack)
@@ -59,14 +61,17 @@ class _Attacker:
         number = signal.SIGSTOP if self._chance.random() < 0.1 else signal.SIGKILL
         name = name_of(pid)
         try:
+            os.kill(pid, signal.SIGSTOP)  # so that it has no other child when it is struck
+            if name == "limit-slot":
+                self.struck.update(descendants(pid))
             os.kill(pid, number)
         except ProcessLookupError:
             return
         self.strikes.append(f"{number.name} {name}")
 
 
-def _wrong(number: int, future: LimitedFuture[Any]) -> str:
-    """What is wrong with an answer: it is the value, or says who was lost."""
+def _wrong(number: int, future: LimitedFuture[Any], struck: set[int]) -> str:
+    """What is wrong with an answer: it is the value, or says that a struck supervisor was lost."""
     try:
         error = future.exception(PATIENCE)
     except TimeoutError:
@@ -76,9 +81,10 @@ def _wrong(number: int, future: LimitedFuture[Any]) -> str:
         return "done without a report"
     if error is None:
         return "" if future.result() == number * number else f"a wrong value {future.result()}"
-    # "startup": three in turn did not live long enough to take it.
-    lost = report.status in ("supervisor_lost", "wall_time", "startup")
-    return "" if lost else f"{report.status}: {report.message}"
+    if report.status == "startup":  # three in turn did not live long enough to take it
+        return ""
+    right = report.status == "supervisor_lost" and report.pid in struck
+    return "" if right else f"{report.status}, task {report.pid}: {report.message}"
 
 
 def helpers_are_killed(count: int) -> Found:
@@ -88,22 +94,28 @@ def helpers_are_killed(count: int) -> Found:
     lost = done = 0
     slowest = 0.0
     attacker = _Attacker(count)
-    with LimitedProcessExecutor(
-        4, wall_time=20, startup_time=3, kill_timeout=2, preload=[__name__]
-    ) as executor:
+    mark = Mark()
+    with (
+        mark.on_what_is_started(),
+        LimitedProcessExecutor(
+            4, wall_time=20, startup_time=3, kill_timeout=2, preload=[__name__]
+        ) as executor,
+    ):
         attacker.begin()
         while attacker.goes_on:
             began = time.monotonic()
             futures = [executor.submit(square, n, chance.uniform(0, 0.05)) for n in range(40)]
-            wrong = [_wrong(number, future) for number, future in enumerate(futures)]
+            wrong = [_wrong(n, future, attacker.struck) for n, future in enumerate(futures)]
             failures += [each for each in wrong if each]
             lost += sum(future.exception() is not None for future in futures)
             done += len(futures)
             slowest = max(slowest, time.monotonic() - began)
-        last = executor.submit(square, 7, 0).result(PATIENCE)
-        failures += [] if last == 49 else ["the executor does not go on"]
+        last = _wrong(7, executor.submit(square, 7, 0), set())
+        failures += [f"the executor does not go on: {last}"] if last else []
     if lost > count:
         failures.append(f"{lost} tasks were lost to {count} strikes")
+    mark.wait_until_gone(5)
+    failures += [f"left: {name_of(pid)}" for pid in mark.scan()]
     failures += [f"zombie {pid}" for pid in zombies()]
     worst = f"{lost} of {done} tasks lost, 40 of them in {slowest:.1f} s at most"
     return Found(count, failures, worst)

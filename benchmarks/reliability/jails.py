@@ -21,6 +21,7 @@ from pynisher_exec.kernel import landlock, libc, prctl
 __all__ = ["CHECKS"]
 
 PATIENCE = 60
+PIDFD_OPEN, PIDFD_GETFD = 434, 438  # the same on every machine (pidfd_open(2))
 MS_READ_ONLY_BIND = 0x1 | 0x20 | 0x1000
 
 
@@ -115,12 +116,30 @@ def strike(pid: int) -> str:
     return "sent"
 
 
-def strike_parents(caller: int) -> list[str]:
-    """Try to end the supervisor, the template and the caller."""
+def take_descriptors(pid: int) -> str:
+    """Try to take over what another process has open (pidfd_getfd(2)); what the kernel says."""
+    libc_ = ctypes.CDLL(None, use_errno=True)
+    descriptor = libc_.syscall(PIDFD_OPEN, pid, 0)
+    taken = [libc_.syscall(PIDFD_GETFD, descriptor, number, 0) for number in range(32)]
+    os.close(descriptor)
+    return "taken" if max(taken) >= 0 else errno.errorcode[ctypes.get_errno()]
+
+
+def strike_parents(caller: int, sibling: int) -> list[str]:
+    """Try to end supervisor, template, caller and another task, and to take what that has open."""
     supervisor = os.getppid()
     with open(f"/proc/{supervisor}/stat", encoding="ascii") as file:
         template = int(file.read().rpartition(")")[2].split()[1])
-    return [strike(pid) for pid in (supervisor, template, caller)]
+    struck = [strike(pid) for pid in (supervisor, template, caller, sibling)]
+    return [*struck, take_descriptors(sibling)]
+
+
+def tell_pid_and_stay(path: str) -> int:
+    """Be another task."""
+    with open(path, "w", encoding="ascii") as file:
+        file.write(str(os.getpid()))
+    time.sleep(2)
+    return os.getpid()
 
 
 # The scripts -------------------------------------------------------------------------------------
@@ -150,6 +169,19 @@ ANYWHERE = (
 
 AS_ROOT = (
     Script(
+        "no cgroup can be made, perf refused",
+        HEAD
+        + """
+shortages.private_mounts()
+for line in open("/proc/self/mounts").read().splitlines():
+    if line.split()[2] in ("cgroup", "cgroup2"):
+        shortages.mount("none", line.split()[1], "", jails.MS_READ_ONLY_BIND)
+jails.refuse_calls("perf_event_open")
+print(jails.is_true("cpu_time"), str(jails.supports("cpu_time")))
+""",
+        "True soft\n",
+    ),
+    Script(
         "as a user without capabilities",
         HEAD + "shortages.start_as_a_user()\n" + TRUTH,
     ),
@@ -174,14 +206,20 @@ except OSError:
 
 STRUCK = (
     Script(
-        "a task strikes its supervisor, its template and its caller",
+        "a task strikes its supervisor, its template, its caller and another task",
         HEAD
+        + "import tempfile"
         + """
 with LimitedProcessExecutor(2) as executor:
-    fine = answers(executor)
-    print(executor.submit(jails.strike_parents, os.getpid()).result(60), fine and answers(executor))
+    path = tempfile.mktemp()
+    os.mkfifo(path)
+    other = executor.submit(jails.tell_pid_and_stay, path)
+    sibling = int(open(path).read())
+    os.unlink(path)
+    print(executor.submit(jails.strike_parents, os.getpid(), sibling).result(60))
+    print(other.result(60) == sibling and answers(executor))
 """,
-        "['EPERM', 'EPERM', 'EPERM'] True\n",
+        "['EPERM', 'EPERM', 'EPERM', 'EPERM', 'EPERM']\nTrue\n",
     ),
 )
 
@@ -246,8 +284,8 @@ CHECKS = (
     ),
     Check(
         16,
-        "no task can signal its supervisor, its template or its caller",
-        "SIGKILL to each, by Landlock's scope",
+        "no task can signal supervisor, template, caller or a sibling, nor take its descriptors",
+        "SIGKILL to each, pidfd_getfd; Landlock",
         scoped_signals,
         20,
         1,

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import secrets
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 __all__ = ["Mark"]
 
@@ -23,6 +28,15 @@ class Mark:
     def environment(self) -> dict[str, str]:
         """What is around this process, with the mark."""
         return {**os.environ, VARIABLE: self.value}
+
+    @contextlib.contextmanager
+    def on_what_is_started(self) -> Iterator[None]:
+        """Put it on all programs that this process starts meanwhile, and on their forks."""
+        os.environ[VARIABLE] = self.value
+        try:
+            yield
+        finally:
+            del os.environ[VARIABLE]
 
     def scan(self) -> list[int]:
         """Pids of those that have it; a zombie has no environment any more."""

@@ -7,6 +7,7 @@ import os
 import random
 import signal
 import statistics
+import sys
 import threading
 import time
 from concurrent.futures import CancelledError
@@ -14,7 +15,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from benchmarks.processes import descendants, zombies
+from benchmarks.reliability.callers import Script, run_all
 from benchmarks.reliability.check import Check, Found
+from benchmarks.reliability.marks import Mark
 from pynisher_exec import LimitedProcessExecutor
 
 if TYPE_CHECKING:
@@ -105,24 +108,79 @@ def shutdown_races(count: int) -> Found:
     chance = random.Random(SEED)  # noqa: S311 - the same races in every run
     failures: list[str] = []
     complaints: list[str] = []
-    hook, threading.excepthook = threading.excepthook, lambda args: complaints.append(str(args))
+    hooks = threading.excepthook, sys.unraisablehook
+    threading.excepthook = lambda args: complaints.append(str(args))
+    sys.unraisablehook = lambda args: complaints.append(str(args))
     slowest = 0.0
-    before = set(descendants(os.getpid()))
+    mark = Mark()
     try:
         for _ in range(count):
-            race = _Race(chance)
             began = time.monotonic()
-            race.run()
+            with mark.on_what_is_started():
+                race = _Race(chance)
+                race.run()
             slowest = max(slowest, time.monotonic() - began)
             failures += race.troubles
     finally:
-        threading.excepthook = hook
-    deadline = time.monotonic() + 10
-    while (left := set(descendants(os.getpid())) - before) and time.monotonic() < deadline:
-        time.sleep(0.01)
-    failures += [f"left: {pid}" for pid in left]
+        threading.excepthook, sys.unraisablehook = hooks
+    mark.wait_until_gone(10)
+    failures += [f"left: {pid}" for pid in mark.scan()]
     failures += [f"a thread raised: {line}" for line in complaints]
-    return Found(count, failures, f"slowest {slowest:.1f} s")
+    exits = run_all(EXITS, max(len(EXITS), count // 20))
+    return Found(
+        count + exits.tries, failures + exits.failures, f"slowest {slowest:.1f} s, {exits.worst}"
+    )
+
+
+EXITS = (
+    Script(
+        "the interpreter ends with work pending, which is done first",
+        """
+        executor = LimitedProcessExecutor(2)
+        for number in range(6):
+            executor.submit(time.sleep, 0.05).add_done_callback(lambda future: print(True))
+        """,
+        "True\n" * 6,
+    ),
+    Script(
+        "the interpreter ends by an exception, the executor was never shut down",
+        """
+        executor = LimitedProcessExecutor(2)
+        print(answers(executor))
+        executor.submit(time.sleep, 0.1)
+        sys.exit(3)
+        """,
+        code=3,
+    ),
+    Script(
+        "the process ends at once, with tasks running",
+        """
+        executor = LimitedProcessExecutor(2)
+        print(answers(executor), flush=True)
+        executor.submit(time.sleep, 60)
+        os._exit(4)
+        """,
+        code=4,
+    ),
+    Script(
+        "the interpreter ends while other threads submit and shut down",
+        """
+        executor = LimitedProcessExecutor(2)
+        print(answers(executor))
+        def work():
+            try:
+                while True:
+                    executor.submit(abs, -1)
+                    time.sleep(0.002)
+            except RuntimeError:
+                pass
+        threads = [threading.Thread(target=work) for _ in range(3)]
+        threads.append(threading.Timer(0.2, executor.shutdown))
+        for thread in threads:
+            thread.start()
+        """,
+    ),
+)
 
 
 # A long life -------------------------------------------------------------------------------------
@@ -206,7 +264,7 @@ CHECKS = (
     Check(
         14,
         "no order of ends hangs, raises in a thread or leaves a process",
-        "submit, cancel, shutdown, kill_workers, the last reference dropped, from five threads",
+        "submit, cancel, shutdown, kill_workers, last reference dropped, interpreter exit; threads",
         shutdown_races,
         2_000,
         20,

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 __all__ = ["CHECKS"]
 
 PATIENCE = 60
+COMM = 15
+"""Characters of a process's name (proc_pid_comm(5))."""
 
 
 class Held(NamedTuple):
@@ -56,7 +58,8 @@ def _leaks(secret: str, pids: set[int]) -> Iterator[str]:
                 content = Path(f"/proc/{pid}/{part}").read_bytes()
             except OSError:  # it has just ended
                 continue
-            if secret.encode() in content:
+            wanted = secret[:COMM] if part == "comm" else secret
+            if wanted.encode() in content:
                 yield f"{name_of(pid)}: the secret is in {part}"
         yield from _named_sockets(pid)
 

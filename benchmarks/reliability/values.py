@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import builtins
 import os
 import tempfile
 import time
@@ -12,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from benchmarks.reliability.check import Check, Found
-from pynisher_exec import LimitedProcessExecutor
+from pynisher_exec import LimitedProcessExecutor, UnpicklableError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -62,6 +63,35 @@ def fail_with_a_history() -> None:
         if hasattr(error, "add_note"):
             error.add_note("a note")
         raise error from middle
+
+
+def raise_a_group() -> None:
+    """Fail with a group of exceptions (Python 3.11)."""
+    group: Any = vars(builtins)["ExceptionGroup"]
+    raise group("group", [ValueError(1), group("inner", [KeyError("k")])])
+
+
+def count_up() -> Iterator[int]:
+    """Be a generator."""
+    yield 1
+
+
+def _wrong_refusals(executor: LimitedProcessExecutor) -> list[str]:
+    """What is wrong with a group of exceptions, and with what cannot be a value."""
+    wrong = []
+    if hasattr(builtins, "ExceptionGroup"):
+        group: Any = executor.submit(raise_a_group).exception(PATIENCE)
+        parts = repr(getattr(group, "exceptions", group))
+        if parts != "(ValueError(1), ExceptionGroup('inner', [KeyError('k')]))":
+            wrong.append(f"a group came as {parts}")
+    for name, future, kind in (
+        ("a generator function", executor.submit(count_up), TypeError),
+        ("a generator", executor.submit(lambda: (n for n in (1, 2))), UnpicklableError),
+    ):
+        error = future.exception(PATIENCE)
+        if not isinstance(error, kind) or "generator" not in str(error):
+            wrong.append(f"{name} was answered by {error!r}")
+    return wrong
 
 
 def _has_depth(depth: int, thing: list[Any]) -> bool:
@@ -118,6 +148,7 @@ def results(count: int) -> Found:
                     failures += [] if is_right(value) else [f"{name}: another value"]
                 slowest = max(slowest, time.monotonic() - began)
             tries += 1
+            failures += _wrong_refusals(executor)
             wrong = _wrong_history(executor.submit(fail_with_a_history).exception(PATIENCE))
             failures += [wrong] if wrong else []
     return Found(tries, failures, f"slowest {slowest:.1f} s")
