@@ -68,7 +68,8 @@ def fail_with_a_history() -> None:
 def raise_a_group() -> None:
     """Fail with a group of exceptions (Python 3.11)."""
     group: Any = vars(builtins)["ExceptionGroup"]
-    raise group("group", [ValueError(1), group("inner", [KeyError("k")])])
+    error = group("group", [ValueError(1), group("inner", [KeyError("k")])])
+    raise error
 
 
 def count_up() -> Iterator[int]:
