@@ -133,10 +133,9 @@ class Slot:
 
     def kill(self, reason: str, *, gently: bool = False) -> None:
         """Have the supervisor end the task that runs now; `due` when it does not."""
-        if not gently:
+        if not gently and not self.tidying:
             self.killing = True
-            if not self.tidying:
-                self.deadline = time.monotonic() + self._patience
+            self.deadline = time.monotonic() + self._patience
         with contextlib.suppress(OSError):
             messages.send(
                 self._control, "kill", generation=self._generation, reason=reason, gently=gently
@@ -193,7 +192,7 @@ class Slot:
 
     def _take_tidying(self) -> None:
         """The tree has gone, and what it left is being removed, which may take its time."""
-        self.tidying, self.deadline = True, None
+        self.tidying, self.deadline = True, time.monotonic() + CHECK_AFTER
         if self._exchange is not None:
             self._exchange.deadline = None
 
