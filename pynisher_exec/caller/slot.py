@@ -192,7 +192,8 @@ class Slot:
 
     def _take_tidying(self) -> None:
         """The tree has gone, and what it left is being removed, which may take its time."""
-        self.tidying, self.deadline = True, time.monotonic() + CHECK_AFTER
+        self.tidying, self.killing = True, False
+        self.deadline = time.monotonic() + CHECK_AFTER
         if self._exchange is not None:
             self._exchange.deadline = None
 
