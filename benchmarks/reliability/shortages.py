@@ -272,7 +272,7 @@ if sys.argv[-1] != shortages.AGAIN:
     shortages.private_mounts()
     shortages.mount("proc", "/proc", "hidepid=2")
 shortages.start_as_a_user()
-from benchmarks.reliability.causes import hog_shared, burn_in_an_orphan
+from benchmarks.reliability.deeds import burn_in_an_orphan, hog_shared
 with LimitedProcessExecutor(2, wall_time=30) as executor:
     memory = executor.limit(memory="50MB").submit(hog_shared, 200 << 20)
     cpu = executor.limit(cpu_time=0.2).submit(burn_in_an_orphan)
