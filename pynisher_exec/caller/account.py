@@ -62,13 +62,19 @@ def conclude(item: Item, ending: Ending) -> None:
     answer = _account(item, ending)
     item.future.conclude(answer.report, answer.error, cancelled=answer.cancelled)
     if ending.told.get("lost") and item.private_tmp and not ending.told.get("survivors"):
-        # Rare; in a thread, since it may take long and other futures wait for this one.
-        threading.Thread(target=private_tmp.remove, args=(item.private_tmp,), daemon=True).start()
-    if ending.told.get("left"):
-        _log.warning("private_tmp cannot be removed: %s", ending.told["left"])
-    if answer.report.limit_reached is not None:
-        with contextlib.suppress(Exception):  # a handler may raise, and this thread goes on
+        _remove_later(item.private_tmp)
+    with contextlib.suppress(Exception):  # a handler may raise, and this thread goes on
+        if ending.told.get("left"):
+            _log.warning("private_tmp cannot be removed: %s", ending.told["left"])
+        if answer.report.limit_reached is not None:
             _log_limit(item, answer.report)
+
+
+def _remove_later(path: str) -> None:
+    """Remove what a lost supervisor has left, in a thread: it may take long, and others wait."""
+    remover = threading.Thread(target=private_tmp.remove, args=(path,), daemon=True)
+    with contextlib.suppress(RuntimeError):  # no thread can be started, or the interpreter ends
+        remover.start()
 
 
 def _account(item: Item, ending: Ending) -> Answer:
