@@ -157,6 +157,27 @@ def test_grace_period_lies_between_one_soft_signal_and_the_kill() -> None:
     assert watch.tick(13.0) == Kill("wall_time")
 
 
+def test_function_that_ended_in_time_may_pickle_its_outcome() -> None:
+    """A second beyond the wall limit, as much CPU time again; then the object is the cause."""
+    watch = running(LIMITS)
+    watch.told("outcome", {"at": 10.9}, 10.9)
+    assert watch.tick(11.5) is None
+    assert watch.read(Reading(10.5, 0, 0), 11.5) is None
+    assert watch.deadline() == pytest.approx(11.9)
+    assert watch.tick(11.9) == Kill("wall_time")
+    assert watch.stage == "outcome"
+
+
+def test_outcome_that_is_told_after_the_kill_does_not_change_its_cause() -> None:
+    """Nobody then knows whether the object was at fault, and the limit had been passed."""
+    watch = running(LIMITS)
+    assert watch.tick(11.0) == Kill("wall_time")
+    watch.told("outcome", {"at": 10.999}, 11.001)
+    assert watch.stage == "running"
+    watch.told("returned", {"at": 10.999, "outcome": "value"}, 11.001)
+    assert watch.stage == "returned"
+
+
 def test_one_count_of_processes_never_kills() -> None:
     """A process may have been seen twice: only what stays over is ended."""
     watch = running(Limits(processes=2))

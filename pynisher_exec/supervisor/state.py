@@ -45,8 +45,14 @@ less often would let it grow unseen.
 
 CPU_FOR_RETURNING = 1.0
 MEMORY_FOR_RETURNING = 64 << 20
-"""Seconds and bytes beyond the limits that a task may use after it has returned, to flush, clean up
-and send; seconds as many as the CPU limit allows, at least."""
+"""Seconds and bytes beyond the limits that a task may use once its function has ended: seconds to
+pickle, flush, clean up and send, as many as the CPU limit allows at least; bytes after RETURNED."""
+
+OUTCOME_TIME = 1.0
+"""Seconds that an outcome may take to be pickled and tried though the wall limit passes meanwhile.
+
+The function was in time: that the machine was busy then shall not be told as a fault of its.
+"""
 
 _LONGEST_NAME = 200
 
@@ -112,8 +118,8 @@ class Watch:
             return
         if self.killed_at is not None and not _before(fields.get("at"), self.killed_at):
             return  # what a signal of ours has brought about does not change why it was sent
-        if kind == "outcome" and self.running_at is None:
-            return  # no clock would run any more
+        if kind == "outcome" and (self.running_at is None or self.killed is not None):
+            return  # no clock would run any more; or a limit was the cause, and not the object
         self.stage, self._since = kind, now
         if kind == "running":
             self.running_at = now
@@ -158,7 +164,8 @@ class Watch:
         limits = self.limits
         if limits.memory is not None and reading.memory > limits.memory:
             return self._kill("memory", reading.memory, now)
-        if limits.cpu_time is not None and reading.cpu_time >= limits.cpu_time:
+        cpu_time = self._cpu_bound()
+        if cpu_time is not None and reading.cpu_time >= cpu_time:
             return self._reach("cpu_time", reading.cpu_time, now)
         if self.counts_processes and limits.processes is not None:
             self._over = self._over + 1 if reading.processes > limits.processes else 0
@@ -175,9 +182,9 @@ class Watch:
         return None
 
     def _cpu_bound(self) -> float | None:
-        """CPU seconds at which something is done; after the return as much again."""
+        """CPU seconds at which something is done; once the function has ended, as much again."""
         limit = self.limits.cpu_time
-        if limit is None or self.stage != "returned":
+        if limit is None or self.stage not in ("outcome", "returned"):
             return limit
         return limit + max(limit, CPU_FOR_RETURNING)
 
@@ -192,11 +199,16 @@ class Watch:
         if self._kill_at is not None:
             late = now >= self._kill_at
             return self._kill(str(self.limit_reached), self.used, now) if late else None
-        if self.running_at is not None and self.limits.wall_time is not None:
-            elapsed = now - self.running_at
-            if elapsed >= self.limits.wall_time:
-                return self._reach("wall_time", elapsed, now)
+        if self.running_at is not None and now >= self._wall_due():
+            return self._reach("wall_time", now - self.running_at, now)
         return None
+
+    def _wall_due(self) -> float:
+        """When the wall limit is to be held; later where the function has ended before it."""
+        if self.limits.wall_time is None:
+            return math.inf
+        due = (self.running_at or 0.0) + self.limits.wall_time
+        return max(due, self._since + OUTCOME_TIME) if self.stage == "outcome" else due
 
     def look_due(self, now: float) -> bool:
         """Whether it is time for a reading."""
@@ -210,7 +222,7 @@ class Watch:
             if self._starts() and self.limits.startup_time is not None:
                 times.append(self._since + self.limits.startup_time)
             if self._kill_at is None and self._bounded() and self.limits.wall_time is not None:
-                times.append((self.running_at or 0.0) + self.limits.wall_time)
+                times.append(self._wall_due())
         return min((time for time in times if time is not None), default=None)
 
     def _starts(self) -> bool:
