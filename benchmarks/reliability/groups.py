@@ -49,7 +49,8 @@ def kill_with_all_below(pid: int) -> None:
         for children in Path(f"/proc/{each}/task").glob("*/children"):
             pids += map(int, children.read_text().split())
     for each in pids:
-        os.kill(each, signal.SIGKILL)
+        with contextlib.suppress(ProcessLookupError):  # it had ended before it could be stopped
+            os.kill(each, signal.SIGKILL)
     os.waitpid(pid, 0)
 
 
