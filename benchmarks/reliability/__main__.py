@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 import time
 import traceback
@@ -77,6 +78,8 @@ def main() -> int:
     parser.add_argument("--quick", action="store_true", help="try each promise less often")
     parser.add_argument("numbers", nargs="*", type=int, help="rows to run; default: all")
     options = parser.parse_args()
+    # A shell that starts this in the background has it ignore Ctrl-C, which callers are sent here.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     print_environment()
     chosen = [each for each in CHECKS if not options.numbers or each.number in options.numbers]
     kept = [run(check, quick=options.quick) for check in chosen]
