@@ -187,6 +187,15 @@ def test_one_count_of_processes_never_kills() -> None:
     assert watch.read(over, 3.0) == Kill("processes")
 
 
+def test_count_between_two_others_is_heard_whatever_else_it_meets() -> None:
+    """A soft CPU limit is reached in it: those before and after it are not in turn."""
+    watch = running(Limits(processes=0, cpu_time=5, grace_period=2))
+    watch.counts_processes = True
+    assert watch.read(Reading(0.0, 0, 1), 2.0) is None
+    assert watch.read(Reading(5.0, 0, 0), 2.1) == Soft("cpu_time", signal.SIGXCPU)
+    assert watch.read(Reading(5.0, 0, 1), 2.2) is None
+
+
 events = st.lists(
     st.one_of(
         st.tuples(st.just("told"), st.sampled_from([*STAGES, "nonsense"])),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import builtins
 import os
+import shutil
 import tempfile
 import time
 from functools import partial
@@ -172,6 +173,7 @@ def use_names() -> None:
 def names_in_shared_memory(count: int) -> Found:
     """Row 25: those that a killed task has left there, and in the temporary directory."""
     failures: list[str] = []
+    tempfile.tempdir = tempfile.mkdtemp()  # where no other program has anything
     before = _names()
     with LimitedProcessExecutor(
         2, wall_time=2, private_tmp=True, capture_output=True, preload=[__name__]
@@ -184,6 +186,8 @@ def names_in_shared_memory(count: int) -> Found:
                 failures.append(f"ended by {report}"[:200])
     left = _names() - before
     failures += [f"left: {name}" for name in left]
+    shutil.rmtree(tempfile.tempdir)
+    tempfile.tempdir = None
     return Found(count, failures, f"{len(left)} names left")
 
 

@@ -161,17 +161,22 @@ class Watch:
         self._schedule(reading, now, idle=idle)
         if self.stage == "returned":
             return self._read_after_return(reading, now)
+        self._count(reading.processes)
         limits = self.limits
         if limits.memory is not None and reading.memory > limits.memory:
             return self._kill("memory", reading.memory, now)
         cpu_time = self._cpu_bound()
         if cpu_time is not None and reading.cpu_time >= cpu_time:
             return self._reach("cpu_time", reading.cpu_time, now)
-        if self.counts_processes and limits.processes is not None:
-            self._over = self._over + 1 if reading.processes > limits.processes else 0
-            if self._over > 1:  # one reading never kills: a process may have been seen twice
-                return self._kill("processes", reading.processes, now)
+        if self._over > 1:  # one reading never kills: a process may have been seen twice
+            return self._kill("processes", reading.processes, now)
         return None
+
+    def _count(self, processes: int) -> None:
+        """Note how many readings in turn were over the limit of subprocesses, if they count."""
+        limit = self.limits.processes
+        over = self.counts_processes and limit is not None and processes > limit
+        self._over = self._over + 1 if over else 0
 
     def _read_after_return(self, reading: Reading, now: float) -> Kill | None:
         """The verdict is fixed; what the task left running shall not use what it likes."""
