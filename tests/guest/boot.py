@@ -52,10 +52,10 @@ class CannotBeHadError(Exception):
 # The emulator and a kernel -----------------------------------------------------------------------
 
 
-def tool(*command: str) -> str:
+def tool(*command: str, folder: Path | None = None) -> str:
     """Run a program of the system's; CannotBeHadError where it is not there or fails."""
     try:
-        done = subprocess.run(command, capture_output=True, check=True, text=True)
+        done = subprocess.run(command, capture_output=True, check=True, cwd=folder, text=True)
     except FileNotFoundError as error:
         msg = f"{command[0]} is not there"
         raise CannotBeHadError(msg) from error
@@ -93,7 +93,7 @@ def unpack_packages(root: Path) -> None:
     kernel = newest_kernel()
     if not any(archives.glob(f"{EMULATOR}_*")):  # it is installed, so nothing was fetched for it
         tool("apt-get", "install", *options, "--download-only", "--reinstall", EMULATOR)
-    subprocess.run(["apt-get", "download", "-qq", kernel], cwd=archives, check=True)
+    tool("apt-get", "download", kernel, folder=archives)
     for archive in archives.glob("*.deb"):
         tool("dpkg-deb", "--extract", str(archive), str(root))
     shutil.rmtree(archives)
