@@ -104,7 +104,10 @@ class OtherUser:
         _copy_packages(packages)
         # In a folder apart from `home`, lest pytest runs down there take these settings for theirs.
         tests = root / "suite" / "tests"
-        shutil.copytree(_TESTS, tests, ignore=shutil.ignore_patterns("__pycache__"))
+        for folder in (_TESTS, _TESTS.parent / "benchmarks"):
+            shutil.copytree(
+                folder, tests.parent / folder.name, ignore=shutil.ignore_patterns("__pycache__")
+            )
         shutil.copy2(_TESTS.parent / "pyproject.toml", tests.parent)
         _open_to_all(root)
         home = root / "home"

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 import time
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import crashes
 import pytest
@@ -23,9 +23,6 @@ from pynisher_exec import (
     SubprocessException,
     supports,
 )
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 PATIENCE = 40
 
@@ -221,21 +218,14 @@ def test_clock_never_ends_a_task_early() -> None:
 # Where mechanisms are refused --------------------------------------------------------------------
 
 OUTER_FILTER = """
-import ctypes, errno, json, os, struct, sys
+import json, sys
 sys.path[:] = json.loads(sys.argv[1])
-from pynisher_exec.kernel import libc, prctl, seccomp
-refused = [libc.number(name) for name in sys.argv[2].split(",")]
-lines = [struct.pack("=HBBI", 0x20, 0, 0, 0)]
-for number in refused:
-    lines.append(struct.pack("=HBBI", 0x15, 0, 1, number))
-    lines.append(struct.pack("=HBBI", 0x06, 0, 0, 0x00050000 | errno.EPERM))
-lines.append(struct.pack("=HBBI", 0x06, 0, 0, 0x7FFF0000))
-code = b"".join(lines)
-prctl.set_no_new_privs()
-program = seccomp._Program(len(code) // 8, code)
-libc.syscall(libc.number("seccomp"), 1, 0, ctypes.addressof(program))
+from benchmarks.reliability.jails import refuse_calls
+refuse_calls(*sys.argv[2].split(","))
 exec(sys.stdin.read())
 """
+ROOT = str(Path(__file__).parents[1])
+"""Behind all else on the path: what is tested is the package that is installed."""
 
 
 def run_refused(calls: str, code: str) -> str:
@@ -243,7 +233,7 @@ def run_refused(calls: str, code: str) -> str:
     import json  # noqa: PLC0415
 
     done = subprocess.run(
-        [sys.executable, "-c", OUTER_FILTER, json.dumps(sys.path), calls],
+        [sys.executable, "-c", OUTER_FILTER, json.dumps([*sys.path, ROOT]), calls],
         input=code,
         capture_output=True,
         text=True,

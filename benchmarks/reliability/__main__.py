@@ -7,27 +7,10 @@ import signal
 import sys
 import time
 import traceback
+from importlib import import_module
 from itertools import chain
 from typing import TYPE_CHECKING
 
-from benchmarks.reliability import (
-    bombs,
-    callers,
-    causes,
-    descriptors,
-    endings,
-    fuzzing,
-    groups,
-    helpers,
-    interleavings,
-    jails,
-    kills,
-    races,
-    secrecy,
-    shortages,
-    source,
-    values,
-)
 from benchmarks.reliability.check import Found
 from benchmarks.rows import print_environment
 
@@ -35,24 +18,26 @@ if TYPE_CHECKING:
     from benchmarks.reliability.check import Check
 
 MODULES = (
-    bombs,
-    callers,
-    causes,
-    descriptors,
-    endings,
-    fuzzing,
-    groups,
-    helpers,
-    interleavings,
-    jails,
-    kills,
-    races,
-    secrecy,
-    shortages,
-    source,
-    values,
+    "bombs",
+    "callers",
+    "causes",
+    "descriptors",
+    "endings",
+    "fuzzing",
+    "groups",
+    "helpers",
+    "interleavings",
+    "jails",
+    "kills",
+    "races",
+    "secrecy",
+    "shortages",
+    "source",
+    "values",
 )
-CHECKS = sorted(chain.from_iterable(module.CHECKS for module in MODULES))
+CHECKS: list[Check] = sorted(
+    chain.from_iterable(import_module(f"benchmarks.reliability.{name}").CHECKS for name in MODULES)
+)
 
 
 def run(check: Check, *, quick: bool) -> bool:

@@ -69,6 +69,20 @@ from benchmarks.reliability import groups, jails
 from benchmarks.reliability.jails import burn_disowned
 """
 
+VICTIM = """
+ready, tell = os.pipe()
+victim = os.fork()
+if victim == 0:
+    jails.refuse_calls("perf_event_open")
+    executor = LimitedProcessExecutor(2)
+    answers(executor)
+    executor.submit(time.sleep, 600)
+    os.write(tell, b"x")
+    signal.pause()
+os.read(ready, 1)
+made = groups.of(victim)
+"""
+
 SCRIPTS = (
     Script(
         "CPU time counted by a group",
@@ -100,18 +114,8 @@ print(good and groups.are_gone(made))
     Script(
         "the caller is killed",
         HEAD
+        + VICTIM
         + """
-ready, tell = os.pipe()
-victim = os.fork()
-if victim == 0:
-    jails.refuse_calls("perf_event_open")
-    executor = LimitedProcessExecutor(2)
-    answers(executor)
-    executor.submit(time.sleep, 600)
-    os.write(tell, b"x")
-    signal.pause()
-os.read(ready, 1)
-made = groups.of(victim)
 os.kill(victim, signal.SIGKILL)
 os.waitpid(victim, 0)
 print(groups.are_gone(made))
@@ -120,18 +124,8 @@ print(groups.are_gone(made))
     Script(
         "the caller and all its helpers are killed at once, then another starts",
         HEAD
+        + VICTIM
         + """
-ready, tell = os.pipe()
-victim = os.fork()
-if victim == 0:
-    jails.refuse_calls("perf_event_open")
-    executor = LimitedProcessExecutor(2)
-    answers(executor)
-    executor.submit(time.sleep, 600)
-    os.write(tell, b"x")
-    signal.pause()
-os.read(ready, 1)
-made = groups.of(victim)
 groups.kill_with_all_below(victim)
 with LimitedProcessExecutor(1) as executor:
     good = answers(executor)

@@ -17,9 +17,6 @@ from pynisher_exec.verdict import Evidence, judge
 
 __all__ = ["WatchModel"]
 
-NOBODY = (1 << 31) - 1
-"""No process has this pid (proc(5), pid_max)."""
-
 limits = st.builds(
     Limits,
     memory=st.none() | st.just(100 << 20),
