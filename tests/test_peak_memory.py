@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
+import threading
 import time
+from typing import TYPE_CHECKING
 
 import test_limits_held
 
 from pynisher_exec import LimitedProcessExecutor, Report
+from pynisher_exec.kernel import proc
+from pynisher_exec.supervisor import memory as gauges
+
+if TYPE_CHECKING:
+    import pytest
 
 PATIENCE = 40
 MB = 1_000_000
@@ -65,3 +73,33 @@ def test_pages_that_forks_share_are_told_once() -> None:
         report = executor.submit(test_limits_held.share, 100 * MB, 4).wait_for_report()
     assert report.status == "ok"
     assert SEEN * 100 * MB < report.peak_memory < 150 * MB
+
+
+def test_a_reading_that_waits_for_a_lock_holds_up_no_clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It counts as nothing until it is done, then readings are taken again; its end is awaited.
+
+    What stands in here is the kernel's lock of a memory map, which hundreds of forks at once held
+    for ten seconds and more: row 2 of the reliability table has those.
+    """
+    may_go_on = threading.Event()
+    waits = threading.Event()
+    kernel = proc.fair_memory
+
+    def read_late(pid: int) -> int | None:
+        waits.set()
+        may_go_on.wait(PATIENCE)
+        return kernel(pid)
+
+    monkeypatch.setattr(proc, "fair_memory", read_late)
+    pids = [os.getpid(), os.getppid()]
+    gauge = gauges.MemoryGauge(0, pids[0])
+    began = time.monotonic()
+    assert gauge.read(pids, 1) == 0
+    assert waits.wait(PATIENCE)
+    assert gauge.read(pids, 1) == 0
+    assert time.monotonic() - began < PATIENCE / 2
+    may_go_on.set()
+    deadline = time.monotonic() + PATIENCE
+    while gauge.read(pids, 1) == 0:
+        assert time.monotonic() < deadline
+    gauge.close()

@@ -48,7 +48,8 @@ def run(check: Check, *, quick: bool) -> bool:
     except Exception:  # noqa: BLE001 - a row that cannot be run is one that has failed
         found = Found(0, [traceback.format_exc()[-2000:]], "the row itself broke")
     took = time.monotonic() - began
-    word = "refused" if found.refused else f"{len(found.failures)} of {found.tries} failed"
+    refused = found.refused and not found.failures
+    word = "refused" if refused else f"{len(found.failures)} of {found.tries} failed"
     print(f"{check.number:2} {check.promise}\n   {check.how}: {word}; {found.worst} ({took:.0f} s)")
     for line in [found.refused, *found.failures[:5]]:
         if line:

@@ -233,6 +233,39 @@ NESTED = (
         DIVE + "print(dive(3, [2, 10, 20]), time.monotonic() - began < 6)",
         "TimeoutException True\n",
     ),
+    Script(
+        "the outer memory limit counts what inner tasks hold",
+        DIVE
+        + """
+def hold(depth):
+    if depth == 0:
+        held = bytearray(b"x") * (150 << 20)
+        time.sleep(30)
+        return len(held)
+    with LimitedProcessExecutor(1) as executor:
+        return executor.submit(hold, depth - 1).result()
+with LimitedProcessExecutor(1, memory="140MiB", wall_time=20) as executor:
+    error = executor.submit(hold, 2).exception(60)
+print(type(error).__name__, time.monotonic() - began < 10)
+""",
+        "MemorylimitException True\n",
+    ),
+    Script(
+        "the outer CPU limit counts what inner tasks use",
+        DIVE
+        + """
+def use(depth):
+    if depth == 0:
+        return burn(30)
+    with LimitedProcessExecutor(1, cpu_time=20) as executor:
+        return executor.submit(use, depth - 1).result()
+with LimitedProcessExecutor(1, cpu_time=2, wall_time=20) as executor:
+    future = executor.submit(use, 2)
+    error = future.exception(60)
+print(type(error).__name__, future.report.cpu_time < 2.2)
+""",
+        "CpuTimeoutException True\n",
+    ),
 )
 
 SHARED = (

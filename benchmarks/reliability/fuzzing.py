@@ -6,17 +6,23 @@ which it tells its supervisor how far it is. Outcomes are not loaded here: a pic
 
 from __future__ import annotations
 
+import atexit
 import contextlib
+import importlib.util
 import json
 import marshal
 import os
+import re
+import resource
 import signal
 import socket
 import struct
+import subprocess
+import sys
+import tempfile
 import time
-import traceback
 import tracemalloc
-from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
@@ -45,6 +51,10 @@ BOUND = 1 << 40
 
 ROOM = 48 << 20
 """Bytes that reading may take beyond those that have come: thrice the step in which it grows."""
+
+MOST_MEMORY = 4 << 30
+HANGS = 60
+"""Seconds after which an input, or 500 that Hypothesis draws, has hung."""
 
 numbers = st.one_of(
     st.integers(0, 9), st.integers(0, 1 << 64), st.floats(), st.integers(-(1 << 70), 1 << 70)
@@ -114,16 +124,21 @@ class _Supervisor:
     """The watch over a process that only sleeps, and the line on which it would speak."""
 
     def __init__(self) -> None:
+        # It ends with this process, which atheris ends without asking anybody.
+        sleeping, self._awake = os.pipe()
         self._pid = os.fork()
         if self._pid == 0:
-            signal.pause()
+            os.close(self._awake)
+            os.read(sleeping, 1)
+            os._exit(0)
+        os.close(sleeping)
         self._pidfd = pidfd.open_pidfd(self._pid)
         self._group = Group("")
         self._clock = open_clock(self._pid, self._group)
         self._own = pidfd.open_pidfd(os.getpid())
 
     def close(self) -> None:
-        os.kill(self._pid, signal.SIGKILL)
+        os.close(self._awake)
         os.waitpid(self._pid, 0)
         self._clock.close()
         os.close(self._pidfd)
@@ -170,52 +185,116 @@ def _send(line: socket.socket, datagram: bytes, descriptor: int | None) -> None:
             socket.send_fds(line, [datagram], [descriptor])
 
 
-def fuzz(count: int) -> Found:
-    """Row 23."""
-    plan = settings(
-        max_examples=count, deadline=None, database=None, suppress_health_check=list(HealthCheck)
-    )
-    runs: Counter[str] = Counter()
+# The engines -------------------------------------------------------------------------------------
 
-    @plan
+
+def _streams() -> Callable[[], None]:
     @given(streams, st.lists(st.integers(0, 1 << 20), max_size=4))
     def read_anything(data: bytes, cuts: list[int]) -> None:
-        runs["streams"] += 1
         read_stream(data, cuts)
 
+    tracemalloc.start()
+    return read_anything
+
+
+def _words() -> Callable[[], None]:
     supervisor = _Supervisor()
-    with open(os.devnull, "rb") as null:
+    atexit.register(supervisor.close)
+    null = os.open(os.devnull, os.O_RDONLY)
 
-        @plan
-        @given(st.lists(said, max_size=6), st.sampled_from([None, null.fileno()]))
-        def hear_anything(datagrams: list[bytes], descriptor: int | None) -> None:
-            runs["words"] += 1
-            supervisor.hear(datagrams, descriptor)
+    @given(st.lists(said, max_size=6), st.sampled_from([None, null]))
+    def hear_anything(datagrams: list[bytes], descriptor: int | None) -> None:
+        supervisor.hear(datagrams, descriptor)
 
-        tracemalloc.start()
+    return hear_anything
+
+
+SIDES = {"streams": _streams, "words": _words}
+PLAN = settings(
+    max_examples=500, deadline=None, database=None, suppress_health_check=list(HealthCheck)
+)
+
+
+def by_hypothesis(side: str, seconds: int) -> None:
+    """Draw for as long, in a process that cannot have more than there is room for."""
+    resource.setrlimit(resource.RLIMIT_AS, (MOST_MEMORY, MOST_MEMORY))
+    test = PLAN(SIDES[side]())
+    end = time.monotonic() + seconds
+    runs = 0
+    while time.monotonic() < end:
+        signal.alarm(HANGS)  # its default action ends this process
+        test()
+        runs += PLAN.max_examples
+    signal.alarm(0)
+    print(f"Done {runs} runs", file=sys.stderr)
+
+
+def by_atheris(side: str, seconds: int) -> None:
+    """Let coverage lead: atheris mutates the bytes from which Hypothesis draws."""
+    import atheris  # noqa: PLC0415 - it has no wheel for every Python
+
+    bounds = f"-timeout={HANGS}", f"-rss_limit_mb={MOST_MEMORY >> 20}", "-max_len=4096"
+    arguments = [side, f"-max_total_time={seconds}", *bounds]
+    atheris.Setup(arguments, PLAN(SIDES[side]()).hypothesis.fuzz_one_input)  # type: ignore[attr-defined]
+    atheris.Fuzz()
+
+
+def _engines() -> dict[str, str]:
+    """Programs that fuzz; atheris must see the modules that it measures being imported."""
+    begin = f"import sys; sys.path[:] = {sys.path!r}\n"
+    load = "from benchmarks.reliability import fuzzing\n"
+    engines = {"hypothesis": begin + load + "fuzzing.by_hypothesis(*{!r})"}
+    if importlib.util.find_spec("atheris"):
+        watched = f"import atheris\nwith atheris.instrument_imports(['pynisher_exec']): {load}"
+        engines["atheris"] = begin + watched + "fuzzing.by_atheris(*{!r})"
+    return engines
+
+
+def _run(side: str, engine: str, program: str, seconds: int) -> tuple[int, str]:
+    """How many inputs were tried, and what failed."""
+    with tempfile.TemporaryDirectory() as folder:  # atheris leaves the input that failed there
         try:
-            failures = [line for line in map(_failure_of, (read_anything, hear_anything)) if line]
-        finally:
-            tracemalloc.stop()
-            supervisor.close()
-    return Found(sum(runs.values()), failures, f"{runs['streams']} streams, {runs['words']} words")
+            done = subprocess.run(
+                [sys.executable, "-c", program.format((side, seconds))],
+                capture_output=True,
+                check=False,
+                cwd=folder,
+                text=True,
+                timeout=seconds * 2 + 2 * HANGS,
+            )
+        except subprocess.TimeoutExpired:
+            return 0, f"{side} by {engine}: does not end"
+    told = re.search(r"Done (\d+) runs", done.stderr)
+    if done.returncode or told is None:
+        return (
+            0,
+            f"{side} by {engine}, {done.returncode}: {done.stdout[-500:]} {done.stderr[-2000:]}",
+        )
+    return int(told[1]), ""
 
 
-def _failure_of(attempt: Callable[[], None]) -> str:
-    try:
-        attempt()
-    except Exception as error:  # noqa: BLE001 - whatever comes is what is looked for
-        return "".join(traceback.format_exception(error))[:2000]
-    return ""
+def fuzz(seconds: int) -> Found:
+    """Row 23: each engine has an equal part of the seconds for each side; both sides at once."""
+    engines = _engines()
+    part = max(1, seconds // len(engines))
+    runs, failures = [], []
+    for engine, program in engines.items():
+        with ThreadPoolExecutor(len(SIDES)) as threads:
+            tries = [threads.submit(_run, side, engine, program, part) for side in SIDES]
+        for side, attempt in zip(SIDES, tries, strict=True):
+            count, failure = attempt.result()
+            runs.append((count, f"{count} {side} by {engine}"))
+            failures += [failure] if failure else []
+    return Found(sum(count for count, _ in runs), failures, ", ".join(text for _, text in runs))
 
 
 CHECKS = (
     Check(
         23,
         "no bytes that a task can send crash, hang or bloat its reader",
-        "streams and words drawn by Hypothesis, for the caller's reader and the supervisor's",
+        "streams for the caller's reader, words for the supervisor's; 30 minutes each",
         fuzz,
-        120_000,
-        1_000,
+        1800,
+        20,
     ),
 )

@@ -7,7 +7,7 @@ import random
 import signal
 import threading
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from benchmarks.processes import descendants, name_of, zombies
 from benchmarks.reliability.check import Check, Found
@@ -28,6 +28,12 @@ def square(number: int, seconds: float) -> int:
     """Take a while."""
     time.sleep(seconds)
     return number * number
+
+
+def strike_the_supervisor(number: int) -> None:
+    """Kill or stop it, as a task can where Landlock does not bar it."""
+    os.kill(os.getppid(), number)
+    time.sleep(60)
 
 
 class _Attacker:
@@ -70,8 +76,39 @@ class _Attacker:
         self.strikes.append(f"{number.name} {name}")
 
 
-def _wrong(number: int, future: LimitedFuture[Any], struck: set[int]) -> str:
-    """What is wrong with an answer: it is the value, or says that a struck supervisor was lost."""
+class _Wave:
+    """Tasks at once, two of which strike their own supervisors."""
+
+    SIZE = 40
+    STRIKING: ClassVar[dict[int, int]] = {13: signal.SIGKILL, 27: signal.SIGSTOP}
+
+    def __init__(self, executor: LimitedProcessExecutor, chance: random.Random) -> None:
+        self.futures = [
+            executor.submit(strike_the_supervisor, self.STRIKING[number])
+            if number in self.STRIKING
+            else executor.submit(square, number, chance.uniform(0, 0.05))
+            for number in range(self.SIZE)
+        ]
+
+    def wrong(self, struck: set[int]) -> list[str]:
+        """What is wrong with the answers."""
+        found = [
+            _wrong(number, future, None if number in self.STRIKING else struck)
+            for number, future in enumerate(self.futures)
+        ]
+        return [each for each in found if each]
+
+    def lost(self) -> int:
+        """How many were lost that have not struck."""
+        peaceful = [f for n, f in enumerate(self.futures) if n not in self.STRIKING]
+        return sum(future.exception() is not None for future in peaceful)
+
+
+def _wrong(number: int, future: LimitedFuture[Any], struck: set[int] | None) -> str:
+    """What is wrong with an answer: it is the value, or says that a struck supervisor was lost.
+
+    `struck` are tasks whose supervisors were struck from outside; None: this one did it itself.
+    """
     try:
         error = future.exception(PATIENCE)
     except TimeoutError:
@@ -83,7 +120,7 @@ def _wrong(number: int, future: LimitedFuture[Any], struck: set[int]) -> str:
         return "" if future.result() == number * number else f"a wrong value {future.result()}"
     if report.status == "startup":  # three in turn did not live long enough to take it
         return ""
-    right = report.status == "supervisor_lost" and report.pid in struck
+    right = report.status == "supervisor_lost" and (struck is None or report.pid in struck)
     return "" if right else f"{report.status}, task {report.pid}: {report.message}"
 
 
@@ -98,17 +135,16 @@ def helpers_are_killed(count: int) -> Found:
     with (
         mark.on_what_is_started(),
         LimitedProcessExecutor(
-            4, wall_time=20, startup_time=3, kill_timeout=2, preload=[__name__]
+            4, wall_time=20, startup_time=3, kill_timeout=2, no_new_privs=False, preload=[__name__]
         ) as executor,
     ):
         attacker.begin()
         while attacker.goes_on:
             began = time.monotonic()
-            futures = [executor.submit(square, n, chance.uniform(0, 0.05)) for n in range(40)]
-            wrong = [_wrong(n, future, attacker.struck) for n, future in enumerate(futures)]
-            failures += [each for each in wrong if each]
-            lost += sum(future.exception() is not None for future in futures)
-            done += len(futures)
+            wave = _Wave(executor, chance)
+            failures += wave.wrong(attacker.struck)
+            lost += wave.lost()
+            done += wave.SIZE
             slowest = max(slowest, time.monotonic() - began)
         last = _wrong(7, executor.submit(square, 7, 0), set())
         failures += [f"the executor does not go on: {last}"] if last else []
@@ -117,7 +153,7 @@ def helpers_are_killed(count: int) -> Found:
     mark.wait_until_gone(5)
     failures += [f"left: {name_of(pid)}" for pid in mark.scan()]
     failures += [f"zombie {pid}" for pid in zombies()]
-    worst = f"{lost} of {done} tasks lost, 40 of them in {slowest:.1f} s at most"
+    worst = f"{lost} of {done} tasks lost, {_Wave.SIZE} of them in {slowest:.1f} s at most"
     return Found(count, failures, worst)
 
 
@@ -125,7 +161,7 @@ CHECKS = (
     Check(
         5,
         "a helper that is killed or stopped costs the task that it watched, and no other",
-        "SIGKILL, or SIGSTOP, to a supervisor or template at random moments",
+        "SIGKILL or SIGSTOP to supervisors and template at random, from outside and by tasks",
         helpers_are_killed,
         200,
         10,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import os
 import random
@@ -14,7 +15,7 @@ from concurrent.futures import CancelledError
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from benchmarks.processes import descendants, zombies
+from benchmarks.processes import descendants, name_of, zombies
 from benchmarks.reliability.callers import Script, run_all
 from benchmarks.reliability.check import Check, Found
 from benchmarks.reliability.marks import Mark
@@ -23,12 +24,13 @@ from pynisher_exec import LimitedProcessExecutor
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from pynisher_exec import LimitedFuture, Report
+    from pynisher_exec import LimitedFuture
 
 __all__ = ["CHECKS"]
 
 PATIENCE = 60
 SEED = 20261125
+MEMORY = 1 << 30
 
 
 # Shutdown ----------------------------------------------------------------------------------------
@@ -186,68 +188,100 @@ EXITS = (
 # A long life -------------------------------------------------------------------------------------
 
 
+WAVE = 250
+JUDGED = 10_000
+"""Fewer tasks than these have no steady pace to be judged by."""
+
+
 def _leave(number: int) -> int:
     """End in one of several ways."""
     if number % 10 == 3:
         raise ValueError(number)
-    if number % 50 == 7:
-        os._exit(3)
-    if number % 50 == 9:
-        os.kill(os.getpid(), signal.SIGKILL)
+    match number % 50:
+        case 7:
+            os._exit(3)
+        case 9:
+            os.kill(os.getpid(), signal.SIGKILL)
+        case 11 | 21:
+            time.sleep(PATIENCE)
+        case 31:
+            return len(bytearray(MEMORY))
     return number
 
 
-def _right(report: Report, number: int) -> bool:
-    """Whether the account says what `_leave` did."""
+def _right(future: LimitedFuture[Any], number: int) -> bool:
+    """Whether the account says what `_leave` did, or what was done to it."""
+    with contextlib.suppress(CancelledError):
+        future.exception(PATIENCE)
+    report = future.report
+    if report is None:
+        return False
     if number % 10 == 3:
         return report.status == "exception" and str(report.exception) == str(number)
-    if number % 50 == 7:
-        return report.status == "exit" and report.exit_code == 3
-    if number % 50 == 9:
-        return report.status == "signal" and report.signal == signal.SIGKILL
+    match number % 50:
+        case 7:
+            return report.status == "exit" and report.exit_code == 3
+        case 9:
+            return report.status == "signal" and report.signal == signal.SIGKILL
+        case 11:
+            return report.status == "wall_time"
+        case 21:
+            return report.status == "cancelled"
+        case 31:
+            return report.status == "memory"
     return report.status == "ok" and bool(report.result == number)
 
 
-def _resident(pid: int) -> int:
-    return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * 4
+def _wave(executor: LimitedProcessExecutor, begin: int) -> int:
+    """Run some tasks to their ends; how many of the answers are wrong."""
+    futures = {}
+    for number in range(begin, begin + WAVE):
+        wall_time = 0.02 if number % 50 == 11 else PATIENCE
+        futures[number] = executor.limit(wall_time=wall_time).submit(_leave, number)
+    for number, future in futures.items():
+        if number % 50 == 21:
+            future.cancel()
+    return sum(not _right(future, number) for number, future in futures.items())
 
 
-def _held() -> tuple[int, int]:
-    """KiB resident and descriptors, of this process and its helpers together."""
-    pids = [os.getpid(), *descendants(os.getpid())]
-    memory = descriptors = 0
-    for pid in pids:
+def _held() -> dict[str, int]:
+    """KiB resident of this process and its helpers, by what they are, and all their descriptors."""
+    held = {"KiB of the caller": 0, "KiB of the template": 0, "KiB of supervisors": 0}
+    held["descriptors"] = 0
+    kinds = {"limit-template": "KiB of the template", "limit-slot": "KiB of supervisors"}
+    for pid in [os.getpid(), *descendants(os.getpid())]:
+        kind = "KiB of the caller" if pid == os.getpid() else kinds.get(name_of(pid), "")
         try:
-            memory += _resident(pid)
-            descriptors += len(os.listdir(f"/proc/{pid}/fd"))
+            memory = int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * 4
+            descriptors = len(os.listdir(f"/proc/{pid}/fd"))
         except OSError:  # a task that has just ended
             continue
-    return memory, descriptors
+        held["descriptors"] += descriptors
+        if kind:
+            held[kind] += memory
+    return held
 
 
 def soak(count: int) -> Found:
     """Row 13: the second half of a long life against the first."""
     failures: list[str] = []
-    wave = 500
-    marks: list[tuple[float, int, int]] = []
-    with LimitedProcessExecutor(2, memory="1GiB", preload=[__name__]) as executor:
-        for begin in range(0, count, wave):
+    marks: list[dict[str, float]] = []
+    with LimitedProcessExecutor(2, memory=MEMORY, preload=[__name__]) as executor:
+        for begin in range(0, count, WAVE):
             began = time.monotonic()
-            reports = executor.reports(_leave, range(begin, begin + wave))
-            wrong = sum(not _right(report, begin + number) for number, report in enumerate(reports))
+            wrong = _wave(executor, begin)
             failures += [f"{wrong} wrong answers"] if wrong else []
+            took = time.monotonic() - began
             time.sleep(0.2)  # the children forked ahead are there again
-            marks.append((time.monotonic() - began, *_held()))
+            marks.append({f"seconds for {WAVE}": took, **_held()})
     half = len(marks) // 2
-    early, late = marks[1:half], marks[half:]
     worst = []
-    for place, (what, allowed) in enumerate(
-        [("seconds for 500", 1.1), ("KiB", 1.05), ("descriptors", 1.01)]
-    ):
-        first = statistics.median(mark[place] for mark in early)
-        last = statistics.median(mark[place] for mark in late)
-        worst.append(f"{what} {first:.1f} then {last:.1f}")
-        failures += [f"{what} grew: {first:.1f} to {last:.1f}"] if last > allowed * first else []
+    for what in marks[0]:
+        first = statistics.median(mark[what] for mark in marks[1:half])
+        last = statistics.median(mark[what] for mark in marks[half:])
+        worst.append(f"{what} {first:.2f} then {last:.2f}")
+        allowed = 1.1 if count >= JUDGED or "seconds" not in what else 3
+        failures += [f"{what} grew: {first:.2f} to {last:.2f}"] if last > allowed * first else []
     failures += [f"zombie {pid}" for pid in zombies()]
     return Found(count, failures, "; ".join(worst))
 
@@ -256,7 +290,7 @@ CHECKS = (
     Check(
         13,
         "memory, descriptors and throughput stay flat",
-        "tasks with mixed endings on one executor",
+        "values, exceptions, exits, signals, limits and cancellations on one executor",
         soak,
         100_000,
         2_000,

@@ -10,8 +10,11 @@ most, never one against it.
 
 from __future__ import annotations
 
+import contextlib
 import os
+import threading
 import time
+from queue import SimpleQueue
 from typing import NamedTuple
 
 from pynisher_exec.kernel import libc, proc
@@ -26,8 +29,7 @@ else for at most one part in that many of the time."""
 
 
 PATIENCE = 0.1
-"""Seconds for the dear reading. It waits for each process's memory map, which is locked while that
-process forks: among hundreds that do, a reading of all took minutes, and no clock was looked at."""
+"""Seconds for which the dear reading is waited for."""
 
 
 class Holder(NamedTuple):
@@ -51,12 +53,15 @@ class MemoryGauge:
         self._first = first
         self._divided = 1
         self._fair_after = 0.0
+        self._reader: _FairReader | None = None
 
     def read(self, pids: list[int], limit: int | None) -> int:
         """Bytes held beyond the baseline: what is over `limit` has been confirmed, else a bound."""
         sizes = {pid: proc.resident_memory(pid)[0] for pid in pids}
         bound = sum(sizes.values()) - self._baseline
         pids = sorted(pids, key=sizes.__getitem__, reverse=True)
+        if len(pids) > 1:
+            self._prepare_reader()
         if limit is not None and bound > limit:
             held = self._confirmed(pids, limit)
         elif bound > self.peak:
@@ -84,6 +89,8 @@ class MemoryGauge:
         exact = max(0, sum(map(proc.anonymous_memory, pids)) - self._baseline)
         if len(pids) == 1:
             return self._noted(exact)
+        if self._reader is None:  # reading them here could hold up the clocks
+            return exact
         now = time.monotonic()
         if exact < self._divided * PEAK_STEP and (exact <= self.peak or now < self._fair_after):
             return exact
@@ -101,22 +108,81 @@ class MemoryGauge:
     def _fair(self, pids: list[int]) -> int:
         """The charge: shared pages divided, a shared address space counted once.
 
-        The largest processes first; what time does not suffice for counts as nothing, so that what
-        is found is never too much.
+        What time does not suffice for counts as nothing, so that what is found is never too much.
         """
-        held: dict[int, int] = {}
-        until = time.monotonic() + PATIENCE
-        for pid in _distinct(pids):
-            if held and time.monotonic() > until:
-                break
-            fair = proc.fair_memory(pid)
-            if fair is None:  # not ours to read: its own share of the baseline is not charged
-                fair = max(0, proc.anonymous_memory(pid) - self._baseline)
-            held[pid] = fair
+        if self._reader is None:
+            held: dict[int, int] = {}
+            _read_fairly(pids, self._baseline, held)
+        else:
+            held = self._reader.read(pids)
         if held:
             pid = max(held, key=lambda each: held[each] - self._baseline * (each == self._first))
             self.largest = Holder(pid, proc.command_name(pid), held[pid])
         return max(0, sum(held.values()) - self._baseline)
+
+    def _prepare_reader(self) -> None:
+        """Once there is more than one process; later, a fork bomb may have left no room for it."""
+        if self._reader is None:
+            reader = _FairReader(self._baseline)
+            with contextlib.suppress(RuntimeError):  # no room: what must be confirmed is read here
+                reader.start()
+                self._reader = reader
+
+    def close(self) -> None:
+        """End the reader, once its processes have gone and no reading waits for them."""
+        if self._reader is not None:
+            self._reader.end()
+            self._reader = None
+
+
+class _FairReader(threading.Thread):
+    """Reads the shares of processes while the supervisor keeps its clocks.
+
+    The kernel tells them under the lock of a process's memory map, which that process holds while
+    it forks: in a fork bomb, one reading has waited for more than ten seconds. The supervisor joins
+    the thread before it forks again.
+    """
+
+    def __init__(self, baseline: int) -> None:
+        super().__init__(daemon=True)
+        self._baseline = baseline
+        self._wanted: SimpleQueue[list[int] | None] = SimpleQueue()
+        self._held: dict[int, int] = {}
+        self._idle = threading.Event()
+        self._idle.set()
+
+    def read(self, pids: list[int]) -> dict[int, int]:
+        """What could be read of these within `PATIENCE`; nothing while an earlier call waits."""
+        if not self._idle.is_set():
+            return {}
+        self._idle.clear()
+        self._held = {}
+        self._wanted.put(pids)
+        self._idle.wait(PATIENCE)
+        return dict(self._held)
+
+    def end(self) -> None:
+        """Have it end, and wait for that."""
+        self._wanted.put(None)
+        self.join()
+
+    def run(self) -> None:
+        """Read what is wanted, one after the other."""
+        while (pids := self._wanted.get()) is not None:
+            _read_fairly(pids, self._baseline, self._held)
+            self._idle.set()
+
+
+def _read_fairly(pids: list[int], baseline: int, held: dict[int, int]) -> None:
+    """Fill in what each holds, the largest first, until `PATIENCE` is over."""
+    until = time.monotonic() + PATIENCE
+    for pid in _distinct(pids):
+        if held and time.monotonic() > until:
+            return
+        fair = proc.fair_memory(pid)
+        if fair is None:  # not ours to read: its own share of the baseline is not charged
+            fair = max(0, proc.anonymous_memory(pid) - baseline)
+        held[pid] = fair
 
 
 def _distinct(pids: list[int]) -> list[int]:

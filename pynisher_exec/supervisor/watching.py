@@ -287,6 +287,8 @@ class Watching:
         os.sched_yield()
         if survivors:
             self._wait_for_the_stuck()
+        else:
+            self._account.gauge.close()
         if self._gate is not None:
             self._gate.close()
         self._child.close()
