@@ -205,7 +205,7 @@ def _leave(number: int) -> int:
         case 11 | 21:
             time.sleep(PATIENCE)
         case 31:
-            return len(bytearray(MEMORY))
+            return len(bytearray(2 * MEMORY))
     return number
 
 
