@@ -45,6 +45,11 @@ class Ending(NamedTuple):
     trouble: str = ""
     output: tuple[str, str] | None = None
 
+    @property
+    def came_up(self) -> bool:
+        """Whether loading the call came to an end, be it by an exception: no crash, no hang."""
+        return self.told.get("stage") != "loading" or self.told.get("returned") is not None
+
 
 class Answer(NamedTuple):
     """What a future is resolved with."""

@@ -104,8 +104,10 @@ def check_initializer(value: object) -> None:
         raise TypeError(msg)
 
 
-def module_names(value: object) -> tuple[str, ...]:
-    """Turn `preload` into names of modules."""
+def module_names(value: object) -> tuple[str, ...] | None:
+    """Turn `preload` into names of modules; None: those that tasks were seen to import."""
+    if value is None:
+        return None
     found = tuple(value) if isinstance(value, Iterable) and not isinstance(value, str) else (None,)
     if not all(isinstance(name, str) for name in found):
         msg = f"preload={value!r} must be a sequence of module names"

@@ -259,7 +259,8 @@ class LimitedProcessExecutor(LimitedExecutor):
     capture_output: keep what is written to descriptors 1 and 2, True for 1 MiB a stream, or a
         bound in bytes; beyond it head and tail are kept.
     private_tmp: give each task a TMPDIR of its own, which is gone when its future resolves.
-    preload: names of modules to import once, ahead of all tasks.
+    preload: names of modules to import once, ahead of all tasks. None: what loading the first tasks
+        was seen to import, of installed modules, and as far as forks stay safe after it; (): none.
     initializer, initargs: called in every task before its limits begin.
     context: None, or how each task's processes are started: "loky", "spawn", "forkserver", "fork",
         or such a context object.
@@ -285,7 +286,7 @@ class LimitedProcessExecutor(LimitedExecutor):
         no_new_privs: bool = True,
         capture_output: bool | int | str = False,
         private_tmp: bool = False,
-        preload: Sequence[str] = (),
+        preload: Sequence[str] | None = None,
         initializer: Callable[..., object] | None = None,
         initargs: tuple[Any, ...] = (),
         context: str | BaseContext | None = None,

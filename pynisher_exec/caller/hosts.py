@@ -1,25 +1,29 @@
 """The processes that fork supervisors, as the monitor thread keeps them.
 
-One template for each key (interpreter flags, variables read at start), or, with a context, one
-process for each task.
+One template for each key (interpreter flags, `sys.path`, variables read at start), or, with a
+context, one process for each task. What tasks were seen to import, the next template imports ahead.
 """
 
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, Protocol
+import time
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from pynisher_exec.caller import launch
+from pynisher_exec.caller.lessons import Lesson
 from pynisher_exec.caller.reactor import above_standard
 from pynisher_exec.kernel import pidfd
 from pynisher_exec.protocol import messages
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from multiprocessing.context import BaseContext
 
     from pynisher_exec.caller.item import Item, Key
     from pynisher_exec.caller.launch import Host
     from pynisher_exec.caller.reactor import Reactor
+    from pynisher_exec.task.surroundings import Surroundings
 
 __all__ = ["HostKeeper", "Hosts"]
 
@@ -36,6 +40,17 @@ class HostKeeper(Protocol):
     def host_ended(self, host: Host) -> None:
         """The process is no more."""
 
+    def host_outdated(self, host: Host) -> None:
+        """Another has taken its place: no further task shall come from it."""
+
+
+class Scout(NamedTuple):
+    """A template that is importing what it may import ahead, and until when it has time."""
+
+    host: Host
+    around: Surroundings
+    deadline: float
+
 
 class Hosts:
     """Starts hosts, hears them, reaps them."""
@@ -45,12 +60,17 @@ class Hosts:
         reactor: Reactor,
         keeper: HostKeeper,
         context: BaseContext | None,
-        preload: tuple[str, ...],
+        preload: tuple[str, ...] | None,
+        startup_time: float,
     ) -> None:
         self._reactor = reactor
         self._keeper = keeper
         self._context = context
         self._preload = preload
+        self._startup_time = startup_time
+        self._lessons: dict[Key, Lesson] = {}
+        self._scouts: dict[Key, Scout] = {}
+        self._keys: dict[int, Key] = {}  # by the host's pidfd
         self._by_key: dict[Key, Host] = {}
         self._living: dict[int, Host] = {}
         self._caller = above_standard(pidfd.open_pidfd(os.getpid()))
@@ -66,9 +86,89 @@ class Hosts:
             return self._keep(launch.start_in_context(self._context, self._caller, item))
         host = self._by_key.get(key)
         if host is None or host.ended:
-            host = launch.start_template(self._preload, item.surroundings, self._caller)
-            self._by_key[key] = self._keep(host)
+            ahead = self._lesson(key).ahead
+            modules = ahead if self._preload is None else self._preload
+            host = self._start(key, item.surroundings, modules, scout=bool(ahead))
+            self._by_key[key] = host
         return host
+
+    def _lesson(self, key: Key) -> Lesson:
+        return self._lessons.setdefault(key, Lesson())
+
+    def _start(
+        self, key: Key, around: Surroundings, modules: Sequence[str], *, scout: bool
+    ) -> Host:
+        host = launch.start_template(modules, around, self._caller, scout=scout)
+        self._keys[host.pidfd] = key
+        return self._keep(host)
+
+    # -- importing ahead -------------------------------------------------------------------------
+
+    def learn(self, key: Key, item: Item, imported: str, *, eager: bool) -> None:
+        """A task had to import these modules (a line each): have a template import them ahead.
+
+        That is another template, which takes the place of this key's when it has proved fit: until
+        then, and if it never does, tasks go on as before. `eager`: others wait.
+        """
+        if self._context is not None or self._preload is not None or not imported:
+            return
+        lesson = self._lesson(key)
+        if lesson.note(imported.split("\n"), eager=eager) and key not in self._scouts:
+            self._send_scout(key, item.surroundings)
+
+    def _send_scout(self, key: Key, around: Surroundings) -> None:
+        lesson = self._lesson(key)
+        try:
+            host = self._start(key, around, lesson.begin(), scout=True)
+        except OSError:  # no process or descriptor to be had: tasks import by themselves
+            lesson.give_up()
+            return
+        self._scouts[key] = Scout(host, around, time.monotonic() + self._startup_time)
+
+    def _take_fit(self, host: Host) -> None:
+        """A scout is ready: it is its key's template from now on."""
+        key = self._keys[host.pidfd]
+        if key not in self._scouts or self._scouts[key].host is not host:
+            return  # a template that imports what another had been proved with
+        del self._scouts[key]
+        self._lesson(key).ahead = host.ahead
+        old = self._by_key.get(key)
+        if old is None:  # its slots have gone meanwhile: the next template will know
+            self.release(host)
+            return
+        self._by_key[key] = host
+        old.outdated = True
+        self._keeper.host_outdated(old)
+
+    def _take_unfit(self, host: Host, name: str) -> None:
+        """A scout has ended, and says which module makes forks unsafe: another one without it."""
+        key = self._keys[host.pidfd]
+        lesson = self._lesson(key)
+        lesson.ahead = ()
+        scout = self._scouts.pop(key, None)
+        if lesson.refuse(name) and scout is not None:
+            self._send_scout(key, scout.around)
+
+    def distrust(self, key: Key, host: Host) -> None:
+        """A task did not come up from what this one imported ahead: do without."""
+        self._lesson(key).give_up()
+        if self._by_key.get(key) is host:
+            del self._by_key[key]
+        host.outdated = True
+        self._keeper.host_outdated(host)
+
+    @property
+    def next_due(self) -> float | None:
+        """When the first scout has taken too long."""
+        return min((scout.deadline for scout in self._scouts.values()), default=None)
+
+    def end_late_scouts(self, now: float) -> None:
+        """Kill those whose imports hang."""
+        for scout in self._scouts.values():
+            if now >= scout.deadline:
+                scout.host.kill()
+
+    # -- lines and ends --------------------------------------------------------------------------
 
     def _keep(self, host: Host) -> Host:
         self._living[host.pidfd] = host
@@ -90,6 +190,10 @@ class Hosts:
             if message.kind == "gone":
                 error = str(fields.get("error", ""))
                 self._keeper.slot_gone(fields["slot"], fields["survivors"], error)
+            elif message.kind == "fit":
+                self._take_fit(host)
+            elif message.kind == "unfit":
+                self._take_unfit(host, str(fields["name"]))
             elif message.kind == "failed":
                 self._keeper.host_failed(host, fields["message"], fields["traceback"])
 
@@ -102,7 +206,10 @@ class Hosts:
             host.close()
 
     def release_all(self) -> None:
-        """Let all go."""
+        """Let all go. A scout hears nothing while it imports, and nobody has a use for it."""
+        for scout in self._scouts.values():
+            scout.host.kill()
+        self._scouts.clear()
         for host in list(self._living.values()):
             self.release(host)
 
@@ -116,6 +223,10 @@ class Hosts:
         self.release(host)
         self._reactor.ignore(host.pidfd)
         del self._living[host.pidfd]
+        key = self._keys.pop(host.pidfd, None)
+        if key in self._scouts and self._scouts[key].host is host:  # without a word
+            del self._scouts[key]
+            self._lesson(key).give_up()
         host.reap()
         self._keeper.host_ended(host)
 

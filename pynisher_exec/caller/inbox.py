@@ -23,7 +23,7 @@ class PoolOptions:
     no_new_privs: bool = True
     kill_timeout: float = 10.0
     startup_time: float = 60.0
-    preload: tuple[str, ...] = ()
+    preload: tuple[str, ...] | None = None
     context: BaseContext | None = None
     linger: float | None = None
 

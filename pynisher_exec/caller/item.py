@@ -51,7 +51,7 @@ _PREFIXES = (b"LD_", b"PYTHON", b"MKL_", b"OMP_")
 _SUFFIX = b"_NUM_THREADS"
 
 Key = tuple[object, ...]
-"""What a template must agree with: interpreter flags and the variables that are read at start."""
+"""What a template must agree with: interpreter flags, `sys.path`, variables read at the start."""
 
 
 @dataclass(eq=False)
@@ -220,12 +220,13 @@ def _is_open(descriptor: int) -> bool:
     return True
 
 
-_keys: dict[int, tuple[Surroundings, Key]] = {}
+_latest: tuple[Surroundings, Key] | None = None
 
 
-def key_of(around: Surroundings, *, with_path: bool) -> Key:
+def key_of(around: Surroundings) -> Key:
     """The key of a snapshot; computed once for each, since snapshots are shared."""
-    known = _keys.get(with_path)
+    global _latest  # noqa: PLW0603  (a cache of one, replaced whole)
+    known = _latest
     if known is not None and known[0] is around:
         return known[1]
     variables = frozenset(
@@ -234,6 +235,6 @@ def key_of(around: Surroundings, *, with_path: bool) -> Key:
         if name.startswith(_PREFIXES) or name.endswith(_SUFFIX)
     )
     flags = tuple(subprocess._args_from_interpreter_flags())  # type: ignore[attr-defined]  # noqa: SLF001
-    key: Key = (flags, sys.executable, variables, tuple(around.path) if with_path else ())
-    _keys[with_path] = around, key
+    key: Key = (flags, sys.executable, variables, tuple(around.path))
+    _latest = around, key
     return key

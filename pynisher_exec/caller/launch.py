@@ -56,6 +56,7 @@ class Host:
     """A process that forks supervisors: its control line, its pid, and a pidfd to see its end.
 
     `process` is multiprocessing's object where a context started it, which must live as long.
+    `ahead` is what it has imported by itself, `outdated` says that another has taken its place.
     """
 
     pid: int
@@ -63,6 +64,8 @@ class Host:
     line: socket.socket
     process: Any = None
     reaped: bool = False
+    ahead: tuple[str, ...] = ()
+    outdated: bool = False
 
     def kill(self) -> None:
         """End it at once; its supervisors go on until their own lines end."""
@@ -151,14 +154,19 @@ def start_interpreter(
             os.close(descriptor)
 
 
-def start_template(modules: Sequence[str], around: Surroundings, caller: int) -> Host:
-    """Start an executor's template. `caller` is a pidfd of this process. OSError if it cannot."""
+def start_template(
+    modules: Sequence[str], around: Surroundings, caller: int, *, scout: bool
+) -> Host:
+    """Start an executor's template. `caller` is a pidfd of this process. OSError if it cannot.
+
+    `scout`: it imports only what leaves its forks safe, and says so.
+    """
     line, far_end = control_line()
     try:
         pid = start_interpreter(
             loop.__name__,
             (far_end.fileno(), caller),
-            (list(modules), around.pickled),
+            (list(modules), around.pickled, scout),
             around.path,
         )
     except BaseException:
@@ -167,7 +175,8 @@ def start_template(modules: Sequence[str], around: Surroundings, caller: int) ->
     finally:
         far_end.close()
     line.setblocking(False)
-    return Host(pid, above_standard(pidfd.open_pidfd(pid)), line)
+    ahead = tuple(modules) if scout else ()
+    return Host(pid, above_standard(pidfd.open_pidfd(pid)), line, ahead=ahead)
 
 
 _WITH_MAIN = {

@@ -11,6 +11,7 @@ import time
 from functools import partial
 from typing import TYPE_CHECKING
 
+from pynisher_exec.caller import choice
 from pynisher_exec.caller.account import Ending, conclude, never_started
 from pynisher_exec.caller.hosts import Hosts
 from pynisher_exec.caller.item import Item, Key, key_of
@@ -28,9 +29,6 @@ __all__ = ["Monitor"]
 
 RETRY_AFTER = 0.5
 """Seconds before a slot is started again when one could not be, while others work."""
-
-STARTING_AT_ONCE = 32
-"""Slots asked for at one moment: their requests must fit into a template's line."""
 
 MOST_TRIES = 3
 """Times that a call whose child died before it began is sent."""
@@ -51,7 +49,7 @@ class Monitor:
         self._options = options
         self._bound = options.context is not None  # each process is started for one call
         self._forks = options.context is not None and is_fork(options.context)
-        self._hosts = Hosts(reactor, self, options.context, options.preload)
+        self._hosts = Hosts(reactor, self, options.context, options.preload, options.startup_time)
         self._slots: dict[int, Slot] = {}
         self._begun: set[Item] = set()  # taken off the queue, and their futures not resolved yet
         self._patience = options.kill_timeout + END_TIME
@@ -164,46 +162,27 @@ class Monitor:
 
     def _give_out(self, item: Item) -> bool:
         """Start an item, or a slot for it; False when it has to wait."""
-        key = self._key(item)
+        key = () if self._bound else key_of(item.surroundings)
         if not self._bound:
-            for slot in self._slots.values():
-                if slot.state == "idle" and slot.key == key:
-                    self._run(slot, item)
-                    return True
-        if not self._bound and self._has_enough_coming():
-            return False
+            slot = choice.idle(self._slots.values(), key)
+            if slot is not None:
+                self._run(slot, item)
+                return True
+            if choice.enough_are_coming(self._slots.values(), len(self._inbox) + 1):
+                return False
         if self._retry_at is not None or not self._has_room(key):
             return False
         return self._start_slot(item, key)
-
-    def _has_enough_coming(self) -> bool:
-        """Whether slots that start, or prepare their next child, will serve all who wait.
-
-        One more than that is worth having: a caller that makes one call after the other then never
-        waits for a fork.
-        """
-        starting = [slot for slot in self._slots.values() if slot.state == "starting"]
-        new = sum(not slot.idle_since for slot in starting)
-        waiting = len(self._inbox) + 1
-        if new >= min(waiting, STARTING_AT_ONCE):
-            return True
-        return len(starting) > waiting
-
-    def _key(self, item: Item) -> Key:
-        if self._bound:
-            return ()
-        return key_of(item.surroundings, with_path=bool(self._options.preload))
 
     def _has_room(self, key: Key) -> bool:
         """Whether one more slot may be; an idle one of another key gives way."""
         most = self._options.max_workers
         if most is None or len(self._slots) < most:
             return True
-        for slot in list(self._slots.values()):
-            if slot.state == "idle" and slot.key != key:
-                self._retire(slot)
-                return True
-        return False
+        slot = choice.in_the_way(self._slots.values(), key)
+        if slot is not None:
+            self._retire(slot)
+        return slot is not None
 
     def _start_slot(self, item: Item, key: Key) -> bool:
         """Start a slot. True when the item is off the queue: it runs in it, or has failed."""
@@ -286,8 +265,15 @@ class Monitor:
     def finished(self, slot: Slot, item: Item, ending: Ending) -> None:
         """A task's tree has gone: resolve its future."""
         slot.deadline = time.monotonic() + self._options.startup_time  # for the next child
-        if self._bound or slot.host.ended or ending.told.get("survivors"):
+        told = ending.told
+        self._hosts.learn(slot.key, item, told.get("imported", ""), eager=bool(len(self._inbox)))
+        if self._bound or slot.host.ended or slot.host.outdated or told.get("survivors"):
             self._retire(slot)
+        if slot.host.ahead and not ending.came_up and not item.cancelled:
+            self._hosts.distrust(slot.key, slot.host)
+            if item.tries < MOST_TRIES:
+                self.requeue(item)
+                return
         self._resolve(item, ending)
 
     def _resolve(self, item: Item, ending: Ending) -> None:
@@ -358,6 +344,12 @@ class Monitor:
             if slot.state in ("starting", "lost") or slot.item is None:
                 self._conclude_lost(slot, [])
 
+    def host_outdated(self, host: Host) -> None:
+        """Another has taken its place: what runs there goes on, what waits there is not needed."""
+        for slot in self._slots_of(host):
+            if slot.state == "idle":
+                self._retire(slot)
+
     def _slots_of(self, host: Host) -> list[Slot]:
         return [slot for slot in self._slots.values() if slot.host is host]
 
@@ -384,6 +376,7 @@ class Monitor:
                 self._pass_deadline(slot, now)
             elif self._has_lingered(slot, now):
                 self._retire(slot)
+        self._hosts.end_late_scouts(now)
 
     def _pass_deadline(self, slot: Slot, now: float) -> None:
         """A task does not deliver, a supervisor does not obey, or a slot does not come up."""
@@ -410,5 +403,5 @@ class Monitor:
     def _next_due(self) -> float | None:
         times = [slot.next_deadline for slot in self._slots.values()]
         times += [slot.lingers_until(self._options.linger) for slot in self._slots.values()]
-        times += [self._retry_at, self._force_at]
+        times += [self._retry_at, self._force_at, self._hosts.next_due]
         return min((each for each in times if each is not None), default=None)

@@ -27,7 +27,10 @@ def become_subreaper() -> None:
 
 
 def die_with_parent(signum: int = signal.SIGKILL) -> None:
-    """Be sent a signal when the thread that forked this process ends (PR_SET_PDEATHSIG)."""
+    """Be sent a signal, 0 for none, when the thread that forked this process ends.
+
+    That is PR_SET_PDEATHSIG(2const).
+    """
     libc.syscall(libc.number("prctl"), _PR_SET_PDEATHSIG, signum)
 
 

@@ -34,6 +34,7 @@ _FACTS: Final = {
 """What of RETURNED is passed on; it came from the task, so of a known kind and a bounded length."""
 
 _LONGEST_TEXT = 1000
+_LONGEST_LIST = 40_000  # of modules: what `task.imports` tells, as long as a task is honest
 _MAX_RSS = 2  # its place in struct rusage: the one figure of which not the sum is taken
 
 
@@ -58,6 +59,7 @@ class Account:
         self._clock = clock
         self._limits = limits
         self._mechanisms: dict[str, Any] = {}
+        self._imported = ""
         self._began: float | None = None
         self._ended = 0.0
         self._cpu_before = 0.0
@@ -75,6 +77,8 @@ class Account:
             self._resident_before = int(number_in(fields, "resident"))
         mechanisms = fields.get("mechanisms")
         self._mechanisms = mechanisms if isinstance(mechanisms, dict) else {}
+        imported = fields.get("imported")
+        self._imported = imported if isinstance(imported, str) else ""
         return self._began
 
     def end(self, at: float) -> None:
@@ -123,6 +127,7 @@ class Account:
             "peak_processes": max(self.peak_processes, 0 if gate is None else gate.peak),
             "detail": f"most of it by {largest.name}, pid {largest.pid}" if largest else "",
             "rusage": self._usage,
+            "imported": self._imported[:_LONGEST_LIST],
         }
 
     def _told_mechanisms(self) -> dict[str, str]:

@@ -32,7 +32,7 @@ from pynisher_exec.kernel import landlock, prctl
 from pynisher_exec.limits import Limits
 from pynisher_exec.protocol import messages, payload
 from pynisher_exec.protocol.frames import FrameReader, FrameWriter
-from pynisher_exec.task import outcome, private_tmp, rlimits, surroundings
+from pynisher_exec.task import imports, outcome, private_tmp, rlimits, surroundings
 from pynisher_exec.task.soft import SoftSignals
 
 if TYPE_CHECKING:
@@ -174,13 +174,15 @@ class _Task:
         self._tell("loading")
         header = Header(*marshal.loads(segments[0]))  # noqa: S302  (from the caller)
         self._limits = Limits.received(header.limits)
+        before = imports.count()
         try:
             call = self._load(header, segments)
+            imported = imports.installed_since(before)
         except BaseException as error:  # noqa: BLE001  (imports and __setstate__ may raise anything)
             self._exit_if_forked()
             return self._deliver("startup", error, {"traceback": outcome.text_of(error)})
         segments.clear()  # what has been loaded holds what it needs of them
-        return self._run(call, classic=header.classic)
+        return self._run(call, imported, classic=header.classic)
 
     def _receive(self) -> list[bytearray] | None:
         """Wait for the call. Descriptors for input and output may come with its first byte."""
@@ -244,7 +246,7 @@ class _Task:
             self._main_names = frozenset(names)
         return initializer, Call(*call)
 
-    def _run(self, call: Call, *, classic: bool) -> int:
+    def _run(self, call: Call, imported: str, *, classic: bool) -> int:
         """Take the baseline and the limits, run the function, deliver what came of it."""
         soft = SoftSignals(self._limits, on_quit=classic, below=_invoke.__code__)
         soft.install()
@@ -261,6 +263,7 @@ class _Task:
             held=memory.held,
             resident=memory.resident,
             mechanisms=mechanisms,
+            imported=imported,
         )
         try:
             value = _invoke(call)

@@ -1,8 +1,9 @@
 """The life of a template: import, fork a supervisor for each slot asked for, clean up after them.
 
 From the caller: FORK(slot, options) with the supervisor's end of that slot's line. To the caller:
-FAILED when it cannot serve at all, GONE(slot, survivors) when a supervisor has ended and nothing
-of its task is left. When the caller dies or lets go, so does the template, after its supervisors.
+FIT or UNFIT from a scout, FAILED when it cannot serve at all, GONE(slot, survivors) when a
+supervisor has ended and nothing of its task is left. When the caller dies or lets go, so does the
+template, after its supervisors.
 
 It is a child subreaper: when a supervisor dies before its task does (the task may kill it), the
 kernel hands the orphans to the template, which ends what it adopts.
@@ -51,21 +52,47 @@ whole group (setpgid(2), orphaned process groups), and the trees of tasks would 
 """
 
 
-def serve(control: int, caller: int, modules: list[str], around: bytes) -> NoReturn:
+def serve(
+    control: int,
+    caller: int,
+    modules: list[str],
+    around: bytes,
+    scout: bool,  # noqa: FBT001  (called with what `launch.start_interpreter` was given)
+) -> NoReturn:
     """Be the template of an executor; the interpreter has been started for nothing else.
 
-    `around` is what the caller has around it, pickled: what most tasks will have too.
+    `around` is what the caller has around it, pickled: what most tasks will have too. A scout only
+    imports what leaves its forks safe, and says whether it is FIT, or which module made it UNFIT.
     """
     _begin(keep_streams=False)
     surroundings.begin_with(around)
     line = socket.socket(fileno=control)
     try:
-        preload.import_ahead(modules)
+        if scout:
+            _import_as_scout(modules)
+        else:
+            preload.import_ahead(modules)
         preload.settle()
+    except preload.Unfit as unfit:
+        _send(line, "unfit", name=str(unfit))
+        os._exit(1)
     except BaseException as error:  # noqa: BLE001  (an import may raise anything, SystemExit too)
         _send(line, "failed", message=_last_line(error), traceback=traceback.format_exc()[-8000:])
         os._exit(1)
+    if scout:
+        _send(line, "fit")
     _run(_Template(line, caller))
+
+
+def _import_as_scout(modules: list[str]) -> None:
+    """Import what tasks were seen to import. Nobody waits for it, so it has to go with the caller.
+
+    The signal comes when the thread that started this ends, which keeps all templates; not later
+    than here, since a template has to end its supervisors first.
+    """
+    prctl.die_with_parent()
+    preload.import_if_fit(modules)
+    prctl.die_with_parent(0)
 
 
 def serve_in_context(control: int, caller: int, inherited: Inherited | Packed) -> NoReturn:

@@ -1,0 +1,61 @@
+"""Which modules the loading of a call has imported, of those that nobody edits meanwhile."""
+
+from __future__ import annotations
+
+import os
+import site
+import sys
+from typing import Any
+
+__all__ = ["count", "installed_since"]
+
+MOST = 40_000
+"""Characters that are told of them: a message has a bound, and other things to say."""
+
+
+def _folders() -> tuple[str, ...]:
+    """Where the interpreter's own and installed modules lie."""
+    found = [os.path.dirname(os.__file__)]
+    with_site = getattr(site, "getsitepackages", list)  # an old virtualenv's `site` has none
+    found += with_site()
+    if site.ENABLE_USER_SITE:
+        found.append(site.getusersitepackages())
+    return tuple(os.path.realpath(folder) + os.sep for folder in found)
+
+
+_FOLDERS = _folders()
+
+
+def count() -> int:
+    """How many modules there are: what is imported from now on comes behind them."""
+    return len(sys.modules)
+
+
+def installed_since(before: int) -> str:
+    """Names of installed modules imported since, a line each, in the order of their import.
+
+    Where they are too many, submodules of submodules are left out, then submodules.
+    """
+    if len(sys.modules) == before:
+        return ""
+    known: dict[str, bool] = {}
+    names = [name for name in list(sys.modules)[before:] if _is_installed(name, known)]
+    for dots in (9, 2, 1, 0):
+        text = "\n".join(name for name in names if name.count(".") <= dots)
+        if len(text) <= MOST:
+            return text
+    return ""
+
+
+def _is_installed(name: str, known: dict[str, bool]) -> bool:
+    """Whether a module's file lies in a folder, and no link to one, that is not the user's own.
+
+    `known` folders are not looked at again: a path is resolved link by link.
+    """
+    origin: Any = getattr(getattr(sys.modules.get(name), "__spec__", None), "origin", None)
+    if not isinstance(origin, str) or os.sep not in origin:  # built into the interpreter
+        return False
+    folder = os.path.dirname(origin)
+    if folder not in known:
+        known[folder] = (os.path.realpath(folder) + os.sep).startswith(_FOLDERS)
+    return known[folder]
