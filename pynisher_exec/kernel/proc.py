@@ -11,16 +11,20 @@ import os
 from typing import NamedTuple
 
 __all__ = [
+    "FairMemory",
     "OwnMemory",
     "Stat",
     "anonymous_memory",
     "children",
+    "command_line",
     "command_name",
     "descendants",
     "fair_memory",
     "own_memory",
     "resident_memory",
+    "signal_masks",
     "stat",
+    "thread_states",
     "umask",
 ]
 
@@ -208,17 +212,38 @@ def anonymous_memory(pid: int) -> int:
     return _keyed(f"{_living_task(pid)}/status", (b"RssAnon:", b"RssShmem:"))
 
 
-def fair_memory(pid: int) -> int | None:
-    """Pss_Anon + Pss_Shmem: the same with each shared page divided by those who map it.
+class FairMemory(NamedTuple):
+    """By /proc/PID/smaps_rollup: Pss_Anon + Pss_Shmem, all that is resident, and where it lies."""
+
+    held: int
+    resident: int
+    place: bytes
+
+
+def fair_memory(pid: int) -> FairMemory | None:
+    """What a process has mapped that no file holds, each page divided by those who map it.
 
     None when the kernel does not let us read it (a process that changed its user without exec).
-    Costs about 25 ms per GiB: only for confirming.
+    Costs about 25 ms per GiB, and waits for the lock of the process's memory map.
     """
     text = _read(f"{_living_task(pid)}/smaps_rollup")
     if not text:
         return None
-    total = 0
-    for line in text.splitlines():
+    place, _, rest = text.partition(b"\n")
+    held = resident = 0
+    for line in rest.splitlines():
         if line.startswith((b"Pss_Anon:", b"Pss_Shmem:")):
-            total += int(line.split()[1]) << 10
-    return total
+            held += int(line.split()[1]) << 10
+        elif line.startswith(b"Rss:"):
+            resident = int(line.split()[1]) << 10
+    return FairMemory(held, resident, place)
+
+
+def thread_states(pid: int) -> str:
+    """The state letters of all threads of a process (proc_pid_stat(5))."""
+    found = [_state_in(_read(f"/proc/{pid}/task/{thread}/stat")) for thread in _threads(pid)]
+    return "".join(found)
+
+
+def _state_in(text: bytes) -> str:
+    return text[text.rindex(b")") + 2 :][:1].decode() if text else ""

@@ -87,6 +87,7 @@ class Watching:
         self._account = Account(child.pid, child.clock, limits)
         self._gate: Gate | None = None
         self._read_at: float | None = None
+        self._rung = False
         self._words = 0
         self._streams: list[output.Stream] = []
         self._poll = select.poll()
@@ -166,21 +167,30 @@ class Watching:
         now = time.monotonic()
         if self._gate is not None and self._gate.pending is not None:
             self._gate.review()
-        if self._watch.look_due(now):
+        if self._rung or self._watch.look_due(now):
+            self._rung = False
             self._perform(self._watch.read(self._look(), now))
         self._perform(self._watch.tick(now))
         if self._read_at is not None and now >= self._read_at:
             self._ask_to_read()
 
     def _look(self) -> Reading:
-        """Take a reading; only limits that are set are worth one."""
+        """Take a reading."""
         began = time.monotonic()
         account = self._account
         pids = memory.tree()
         held = account.gauge.read(pids, self._limits.memory)
+        bell = account.gauge.bell
+        if bell is not None and bell not in self._handlers:
+            self._listen(bell, self._hear_gauge)
         others = max(0, len(pids) - 1)
         account.peak_processes = max(account.peak_processes, others)
-        return Reading(account.cpu_time(), held, others, time.monotonic() - began)
+        cost = max(time.monotonic() - began, account.gauge.cost)
+        return Reading(account.cpu_time(), held, others, cost)
+
+    def _hear_gauge(self) -> None:
+        """A dear reading has ended: look at what it found."""
+        self._rung = True
 
     def _perform(self, action: Soft | Kill | None) -> None:
         if isinstance(action, Soft):
@@ -277,6 +287,8 @@ class Watching:
             first=self._child.pid,
             at_once=self._group.kill_others,
         )
+        if not survivors:
+            self._account.gauge.close()
         self._hear_task()
         self._account.end(ended_at)
         left = "" if survivors else self._remove_private_tmp()
@@ -287,8 +299,6 @@ class Watching:
         os.sched_yield()
         if survivors:
             self._wait_for_the_stuck()
-        else:
-            self._account.gauge.close()
         if self._gate is not None:
             self._gate.close()
         self._child.close()

@@ -1,0 +1,150 @@
+"""The memory of a tree with shared pages divided, read in a thread of its own.
+
+The kernel tells a process's shares (smaps_rollup) under the lock of its memory map, and walks all
+its pages. Both take their time: the lock is held while that process forks, for seconds in a fork
+bomb, and a map of 8 GiB takes the better part of one. The supervisor's clocks cannot wait so long.
+"""
+
+from __future__ import annotations
+
+import _thread
+import contextlib
+import os
+import time
+from queue import SimpleQueue
+from typing import TYPE_CHECKING
+
+from pynisher_exec.kernel import libc, proc
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+__all__ = ["FairReader", "FairReading"]
+
+_KCMP_VM = 1
+_ALIKE = 4 << 20
+"""Bytes by which the size of one address space may differ between two looks at it: its owner may
+run again by the second one."""
+
+_END_TIME = 5.0
+"""Seconds to wait for the thread's end: it has been told, and all that it reads has gone."""
+
+
+class FairReading:
+    """What each process of a tree holds, the largest first: Pss_Anon + Pss_Shmem.
+
+    `pids` come in that order. What has been read so far is a lower bound of the whole, if nothing
+    moved from one process to another meanwhile. A shared address space (vfork(2)) counts once.
+    """
+
+    def __init__(self, pids: Sequence[int], baseline: int) -> None:
+        self.pids = pids
+        self.held: dict[int, int] = {}
+        self.ended: float | None = None
+        self._began = time.monotonic()
+        self._baseline = baseline
+        self._left = iter(pids)
+        self._present = frozenset(pids)
+
+    @property
+    def age(self) -> float:
+        """Seconds that it took, or has taken."""
+        return (self.ended or time.monotonic()) - self._began
+
+    @property
+    def total(self) -> int:
+        """Bytes that have been found beyond the baseline."""
+        return max(0, sum(list(self.held.values())) - self._baseline)
+
+    def advance(self) -> bool:
+        """Read the next process; False when all have been."""
+        pid = None if self.ended else next(self._left, None)
+        if pid is None:
+            self.end()
+            return False
+        self._read(pid)
+        return True
+
+    def end(self) -> None:
+        """Read no more."""
+        self.ended = self.ended or time.monotonic()
+
+    def _read(self, pid: int) -> None:
+        current = proc.stat(pid)
+        if current is None or not current.alive:
+            return
+        parent = current.parent if current.parent in self._present else None
+        # Asked before the reading: a child has its parent's memory from its birth to its exec, and
+        # never again, so what has none of it now is read as what it is.
+        borrows = None if parent is None else _borrows(pid, parent)
+        if borrows:
+            return
+        fair = proc.fair_memory(pid)
+        if fair is None:  # not ours to read: its own share of the baseline is not charged
+            self.held[pid] = max(0, proc.anonymous_memory(pid) - self._baseline)
+        elif parent is None or borrows is not None or not _are_alike(fair, parent):
+            self.held[pid] = fair.held
+
+
+def _borrows(pid: int, parent: int) -> bool | None:
+    """Whether a child runs in its parent's address space (vfork, before its exec).
+
+    None where that is not to be had, since kcmp(2) is refused, as in many containers, but may be:
+    the parent waits, uninterruptibly, or is about to.
+    """
+    try:
+        return libc.syscall(libc.number("kcmp"), pid, parent, _KCMP_VM) == 0
+    except OSError:
+        return False if {"D", "R"}.isdisjoint(proc.thread_states(parent)) else None
+
+
+def _are_alike(fair: proc.FairMemory, parent: int) -> bool:
+    """Whether what was read is the parent's, too: the same addresses, and as much there."""
+    its = proc.fair_memory(parent)
+    if its is None or its.place != fair.place:
+        return False
+    return abs(its.resident - fair.resident) <= _ALIKE
+
+
+class FairReader:
+    """The thread; `bell` is an eventfd that rings when a reading has ended.
+
+    Raises RuntimeError, OSError or MemoryError where there is no room for it. Not by `threading`,
+    whose hooks a fork of the caller may have set, and whose `join` comes back, before Python 3.13,
+    while the thread still is one: the supervisor has to be alone when it forks again.
+    """
+
+    def __init__(self) -> None:
+        self._wanted: SimpleQueue[FairReading | None] = SimpleQueue()
+        self.bell = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        try:
+            _thread.start_new_thread(self._serve, ())
+        except BaseException:
+            os.close(self.bell)
+            raise
+
+    def want(self, reading: FairReading) -> None:
+        """Have it taken, after those that were wanted before."""
+        self._wanted.put(reading)
+
+    def heard(self) -> None:
+        """Take note of the bell."""
+        with contextlib.suppress(BlockingIOError):
+            os.eventfd_read(self.bell)
+
+    def close(self) -> None:
+        """End the thread, and see it gone. No process may be left that it could wait for."""
+        self._wanted.put(None)
+        deadline = time.monotonic() + _END_TIME
+        while len(os.listdir("/proc/self/task")) > 1 and time.monotonic() < deadline:
+            time.sleep(0.0002)
+        os.close(self.bell)
+
+    def _serve(self) -> None:
+        while (reading := self._wanted.get()) is not None:
+            # Without memory, what it has found by now counts, and the next one may go better.
+            with contextlib.suppress(MemoryError):
+                while reading.advance():
+                    pass
+            reading.end()
+            os.eventfd_write(self.bell, 1)
