@@ -114,7 +114,7 @@ def test_what_links_lead_to_is_left_alone(folder: Path, task: object) -> None:
 
 
 def test_directory_goes_with_a_lost_supervisor(folder: Path) -> None:
-    """The caller removes it then, soon after."""
+    """The caller removes it then, before the future resolves."""
     with LimitedProcessExecutor(1, private_tmp=True) as executor:
         future = executor.submit(leave_files, "sleep")
         wait_until(lambda: list(folder.glob("*/closed")))
@@ -123,7 +123,7 @@ def test_directory_goes_with_a_lost_supervisor(folder: Path) -> None:
         assert future.exception(PATIENCE) is not None
         assert future.report is not None
         assert future.report.status == "supervisor_lost"
-        wait_until(lambda: not list(folder.iterdir()))
+        assert not list(folder.iterdir())
 
 
 def go_deep(depth: int) -> None:
@@ -194,3 +194,30 @@ def test_directory_that_cannot_be_made_fails_the_one_call(
     with LimitedProcessExecutor(1, private_tmp=True) as executor:
         error = executor.submit(crashes.value).exception(PATIENCE)
     assert "/nowhere/at/all" in str(error)
+
+
+def test_relative_directory_is_the_callers(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also when the caller goes elsewhere: it is removed where it was made."""
+    for name in ("one", "two"):
+        place = folder / name
+        (place / "relative").mkdir(parents=True)
+        monkeypatch.chdir(place)
+        monkeypatch.setattr(tempfile, "tempdir", "relative")
+        with LimitedProcessExecutor(1, private_tmp=True) as executor:
+            assert executor.submit(tempfile.gettempdir).result(PATIENCE).startswith(str(place))
+        assert not list((place / "relative").iterdir())
+
+
+def test_submit_without_a_free_descriptor_says_nothing_of_directories(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """`tempfile` finds no directory then, for want of a file to try them with."""
+
+    def find_none() -> str:
+        msg = "No usable temporary directory found"
+        raise FileNotFoundError(msg)
+
+    with LimitedProcessExecutor(1, private_tmp=True) as executor:
+        monkeypatch.setattr(tempfile, "gettempdir", find_none)
+        future = executor.submit(crashes.value)
+        assert future.result(PATIENCE) == 42

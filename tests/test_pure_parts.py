@@ -168,6 +168,17 @@ def test_function_that_ended_in_time_may_pickle_its_outcome() -> None:
     assert watch.stage == "outcome"
 
 
+def test_function_that_ended_in_its_grace_period_may_pickle_its_outcome() -> None:
+    """As one that ended before its limit may."""
+    watch = running(LIMITS.changed(grace_period=2.0))
+    soft = watch.tick(11.0)
+    assert isinstance(soft, Soft)
+    watch.told("outcome", {"at": 12.9}, 12.9)
+    assert watch.tick(13.5) is None
+    assert watch.tick(13.89) is None
+    assert watch.tick(13.9) == Kill("wall_time")
+
+
 def test_outcome_that_is_told_after_the_kill_does_not_change_its_cause() -> None:
     """Nobody then knows whether the object was at fault, and the limit had been passed."""
     watch = running(LIMITS)

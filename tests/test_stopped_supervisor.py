@@ -14,7 +14,7 @@ import pytest
 from conftest import child_pids, wait_until, wait_until_running, wait_until_stopped
 
 from pynisher_exec import LimitedProcessExecutor, PynisherError
-from pynisher_exec.caller import monitor
+from pynisher_exec.caller import monitor, slot
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -72,6 +72,35 @@ def test_wall_limit_is_kept_though_late() -> None:
         assert future.report is not None
         assert future.report.status == "supervisor_lost"
         assert executor.submit(crashes.value).result(PATIENCE) == 42
+
+
+def test_task_without_limits_ends_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The caller looks at supervisors now and then; one that is stopped is not waited for."""
+    monkeypatch.setattr(slot, "CHECK_EVERY", 0.5)
+    monkeypatch.setattr(slot, "CHECK_AFTER", 0.5)
+    with LimitedProcessExecutor(1, kill_timeout=1) as executor:
+        supervisor = supervisor_of(executor)
+        future = executor.submit(crashes.sleep_long)
+        wait_until_running(future)
+        with stopped(supervisor):
+            assert isinstance(future.exception(PATIENCE), PynisherError)
+        assert future.report is not None
+        assert future.report.status == "supervisor_lost"
+        assert executor.submit(crashes.value).result(PATIENCE) == 42
+
+
+def test_supervisor_that_was_stopped_for_a_moment_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As when a whole job is suspended: it is given up only where it is found stopped twice."""
+    monkeypatch.setattr(slot, "CHECK_EVERY", 0.2)
+    monkeypatch.setattr(slot, "CHECK_AFTER", PATIENCE)
+    with LimitedProcessExecutor(1, wall_time=PATIENCE) as executor:
+        supervisor = supervisor_of(executor)
+        future = executor.submit(time.sleep, 2)
+        wait_until_running(future)
+        (running,) = executor._pool._monitor._slots.values()
+        with stopped(supervisor):
+            wait_until(lambda: running._was_stopped, PATIENCE)
+        assert future.result(PATIENCE) is None
 
 
 @pytest.mark.usefixtures("impatient")

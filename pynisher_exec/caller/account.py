@@ -6,7 +6,6 @@ import contextlib
 import json
 import logging
 import os
-import threading
 from dataclasses import fields as fields_of
 from resource import struct_rusage
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -16,7 +15,6 @@ from pynisher_exec.caller.future import is_interrupt
 from pynisher_exec.caller.item import name_of, text_of
 from pynisher_exec.protocol import payload
 from pynisher_exec.report import Enforced, Report, Status, signal_name
-from pynisher_exec.task import private_tmp
 from pynisher_exec.verdict import Evidence, Verdict, judge
 
 if TYPE_CHECKING:
@@ -66,20 +64,11 @@ def conclude(item: Item, ending: Ending) -> None:
     """
     answer = _account(item, ending)
     item.future.conclude(answer.report, answer.error, cancelled=answer.cancelled)
-    if ending.told.get("lost") and item.private_tmp and not ending.told.get("survivors"):
-        _remove_later(item.private_tmp)
     with contextlib.suppress(Exception):  # a handler may raise, and this thread goes on
         if ending.told.get("left"):
             _log.warning("private_tmp cannot be removed: %s", ending.told["left"])
         if answer.report.limit_reached is not None:
             _log_limit(item, answer.report)
-
-
-def _remove_later(path: str) -> None:
-    """Remove what a lost supervisor has left, in a thread: it may take long, and others wait."""
-    remover = threading.Thread(target=private_tmp.remove, args=(path,), daemon=True)
-    with contextlib.suppress(RuntimeError):  # no thread can be started, or the interpreter ends
-        remover.start()
 
 
 def _account(item: Item, ending: Ending) -> Answer:

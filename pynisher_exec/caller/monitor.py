@@ -16,7 +16,8 @@ from pynisher_exec.caller.account import Ending, conclude, never_started
 from pynisher_exec.caller.hosts import Hosts
 from pynisher_exec.caller.item import Item, Key, key_of
 from pynisher_exec.caller.launch import is_fork
-from pynisher_exec.caller.slot import CHECK_AFTER, Slot
+from pynisher_exec.caller.leftovers import Leftovers
+from pynisher_exec.caller.slot import Slot
 from pynisher_exec.errors import UnpicklableError
 from pynisher_exec.report import Status
 
@@ -52,6 +53,7 @@ class Monitor:
         self._hosts = Hosts(reactor, self, options.context, options.preload, options.startup_time)
         self._slots: dict[int, Slot] = {}
         self._begun: set[Item] = set()  # taken off the queue, and their futures not resolved yet
+        self._leftovers = Leftovers(reactor.ring)
         self._patience = options.kill_timeout + END_TIME
         self._numbers = 0
         self._retry_at: float | None = None
@@ -115,6 +117,8 @@ class Monitor:
             self._drop(item)
         if force is not None:
             self._force(force)
+        for item, ending in self._leftovers.removed():
+            self._settle(item, ending)
         for slot in list(self._slots.values()):
             if slot.item is not None and slot.item.cancelled == "asked":
                 self._end(slot, slot.item, "kill")
@@ -228,7 +232,13 @@ class Monitor:
         self._begun.discard(item)
 
     def _conclude(self, item: Item, ending: Ending) -> None:
-        """Resolve a future by what is known of its task's end."""
+        """Resolve a future by what is known of its task's end, now or when nothing is left."""
+        if ending.told.get("lost") and item.private_tmp and not ending.told.get("survivors"):
+            self._leftovers.remove(item, ending)
+        else:
+            self._settle(item, ending)
+
+    def _settle(self, item: Item, ending: Ending) -> None:
         item.future.settle(partial(conclude, item, ending))
         self._begun.discard(item)
 
@@ -384,11 +394,9 @@ class Monitor:
             return
         slot.deadline = None
         if slot.state == "busy":
-            if slot.killing or slot.supervisor_is_stopped:
+            if slot.killing or slot.is_held_up(now):
                 slot.failure = slot.failure or "it did not do its work, stopped perhaps"
                 slot.kill_supervisor()
-            else:
-                slot.deadline = now + CHECK_AFTER
             return
         slot.hopeless = True
         slot.failure = slot.failure or "nothing came up within startup_time"

@@ -24,12 +24,14 @@ if TYPE_CHECKING:
     from pynisher_exec.caller.item import Item, Key, Segments
     from pynisher_exec.caller.launch import Host
 
-__all__ = ["CHECK_AFTER", "Keeper", "Slot"]
+__all__ = ["Keeper", "Slot"]
 
+
+CHECK_EVERY = 10.0
+"""Seconds between two looks at the supervisor of a task that runs: stopped, it keeps no limit."""
 
 CHECK_AFTER = 2.0
-"""Seconds after a wall limit, or between two looks, until a supervisor that has not ended its task
-is looked at: it may be loading the call still, or be stopped."""
+"""Seconds after a wall limit, or after it was found stopped, until it is looked at again."""
 
 
 class Keeper(Protocol):
@@ -81,6 +83,7 @@ class Slot:
         self._pid: int | None = None
         self._supervisor_pid: int | None = None
         self._given_up = False
+        self._was_stopped = False
         self.tidying = False  # its task has gone, and only what it left is still there
 
     def open(self, options: dict[str, Any]) -> None:
@@ -102,7 +105,9 @@ class Slot:
 
     def run(self, item: Item, segments: Segments) -> None:
         """Give the waiting child its call."""
-        self.state, self.item, self.deadline = "busy", item, self._check_at(item)
+        self.state, self.item = "busy", item
+        self._was_stopped = False
+        self.deadline = self._next_check(item, time.monotonic())
         with contextlib.suppress(OSError):  # the line's end will be heard
             messages.send(
                 self._control,
@@ -118,18 +123,26 @@ class Slot:
         self._exchange = Exchange(stream, self._reactor, item, segments)
         self._exchange.write()
 
-    def _check_at(self, item: Item) -> float | None:
-        """When to look whether the supervisor keeps its clocks; without a wall limit, never."""
+    def _next_check(self, item: Item, now: float) -> float:
+        """When to look whether the supervisor keeps its clocks."""
         limits = item.limits
         if limits.wall_time is None:
-            return None
-        return time.monotonic() + limits.wall_time + (limits.grace_period or 0) + CHECK_AFTER
+            return now + CHECK_EVERY
+        return now + min(CHECK_EVERY, limits.wall_time + (limits.grace_period or 0) + CHECK_AFTER)
 
-    @property
-    def supervisor_is_stopped(self) -> bool:
-        """Whether somebody has stopped it, or traces it: then no limit is kept."""
+    def is_held_up(self, now: float) -> bool:
+        """Whether somebody has stopped the supervisor, or traces it: then no limit is kept.
+
+        Found twice in turn, since a whole job may have been suspended, this process with it, and go
+        on one process after the other. If not, notes when to look again.
+        """
         found = None if self._supervisor_pid is None else proc.stat(self._supervisor_pid)
-        return found is not None and found.state in "Tt"
+        before, self._was_stopped = self._was_stopped, found is not None and found.state in "Tt"
+        if self._was_stopped:
+            self.deadline = now + CHECK_AFTER
+        elif self.item is not None:
+            self.deadline = self._next_check(self.item, now)
+        return before and self._was_stopped
 
     def kill(self, reason: str, *, gently: bool = False) -> None:
         """Have the supervisor end the task that runs now; `due` when it does not."""

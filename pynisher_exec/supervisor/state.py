@@ -202,7 +202,7 @@ class Watch:
                 return self._kill("startup_time", now - self._since, now)
             return None
         if self._kill_at is not None:
-            late = now >= self._kill_at
+            late = now >= self._grace_due()
             return self._kill(str(self.limit_reached), self.used, now) if late else None
         if self.running_at is not None and now >= self._wall_due():
             return self._reach("wall_time", now - self.running_at, now)
@@ -215,6 +215,11 @@ class Watch:
         due = (self.running_at or 0.0) + self.limits.wall_time
         return max(due, self._since + OUTCOME_TIME) if self.stage == "outcome" else due
 
+    def _grace_due(self) -> float:
+        """When the grace period is over; later where the function has ended in it."""
+        due = self._kill_at or 0.0
+        return max(due, self._since + OUTCOME_TIME) if self.stage == "outcome" else due
+
     def look_due(self, now: float) -> bool:
         """Whether it is time for a reading."""
         return self._watched() and self._look_at is not None and now >= self._look_at
@@ -223,7 +228,7 @@ class Watch:
         """When `tick` or a reading is due next; None: only an event can change anything."""
         times = [self._look_at if self._watched() else None]
         if self.killed is None:
-            times.append(self._kill_at)
+            times.append(None if self._kill_at is None else self._grace_due())
             if self._starts() and self.limits.startup_time is not None:
                 times.append(self._since + self.limits.startup_time)
             if self._kill_at is None and self._bounded() and self.limits.wall_time is not None:

@@ -18,14 +18,24 @@ __all__ = ["new_path", "remove", "use"]
 _VARIABLES = ("TMPDIR", "TEMP", "TMP")
 """Where programs look for it, in Python's order (tempfile.gettempdir)."""
 
+_DEFAULT = "/tmp"  # noqa: S108  (hier(7))
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 def new_path() -> str:
-    """A path for it below the temporary directory of this process, the caller."""
+    """A path for it below the temporary directory of this process, the caller.
+
+    Where none can be found (tempfile tries them by making a file, and there may be no descriptor
+    for that), the task will say what is wrong with the first one that was named.
+    """
     import tempfile  # noqa: PLC0415  (see above)
 
-    return os.path.join(tempfile.gettempdir(), f"pynisher_exec-{os.urandom(8).hex()}")
+    try:
+        place = tempfile.gettempdir()
+    except FileNotFoundError:
+        named = (os.environ.get(name) for name in _VARIABLES)
+        place = next((each for each in named if each), _DEFAULT)
+    return os.path.join(os.path.abspath(place), f"pynisher_exec-{os.urandom(8).hex()}")
 
 
 def use(path: str) -> None:
