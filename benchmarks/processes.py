@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-__all__ = ["descendants", "name_of", "zombies"]
+__all__ = ["descendants", "name_of", "state_of", "zombies"]
 
 
 def descendants(pid: int) -> list[int]:
@@ -28,11 +28,11 @@ def _children(pid: int) -> list[int]:
 
 def zombies() -> list[int]:
     """Processes below this one that have ended and not been reaped."""
-    return [pid for pid in descendants(os.getpid()) if _state(pid) == "Z"]
+    return [pid for pid in descendants(os.getpid()) if state_of(pid) == "Z"]
 
 
-def _state(pid: int) -> str:
-    """The letter of /proc/PID/stat; empty when the process has gone."""
+def state_of(pid: int) -> str:
+    """The letter of /proc/PID/stat (Z: a zombie); empty when the process has gone."""
     try:
         return Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()[0]
     except OSError:

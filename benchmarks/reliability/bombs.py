@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from benchmarks.processes import zombies
+from benchmarks.processes import state_of, zombies
 from benchmarks.reliability.check import Check, Found
 from benchmarks.reliability.marks import Mark
 from pynisher_exec import LimitedProcessExecutor
@@ -26,6 +26,9 @@ PATIENCE = 60
 WALL_TIME = 1
 MOST_LATE = 5
 """Seconds by which a wall limit may be passed where hundreds of processes want two processors."""
+
+OURS = 10
+"""Processes beside those of the task: caller, template, two supervisors, and the other's tasks."""
 
 MOST = 400
 """Processes and threads that a bomb's whole caller may have."""
@@ -141,10 +144,33 @@ def _bounded_group() -> Iterator[Path]:
         group.rmdir()
 
 
+class _Most:
+    """The most processes alive at once that a group was seen to have, looked at from outside."""
+
+    def __init__(self, group: Path) -> None:
+        self.count = 0
+        self._path = group / "cgroup.procs"
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._look)
+
+    def __enter__(self) -> _Most:  # noqa: PYI034  (typing.Self came with Python 3.11)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join()
+
+    def _look(self) -> None:
+        while not self._stop.wait(0.002):
+            alive = [pid for pid in self._path.read_text().split() if state_of(int(pid)) != "Z"]
+            self.count = max(self.count, len(alive))
+
+
 def _one(name: str, processes: int | None) -> tuple[list[str], float]:
     """Run one bomb in a caller of its own; give what went wrong and the seconds beyond a second."""
     mark = Mark()
-    with _bounded_group() as group:
+    with _bounded_group() as group, _Most(group) as most:
         done = subprocess.run(
             [sys.executable, "-m", "benchmarks.reliability.bombs", name, str(processes or "")],
             capture_output=True,
@@ -162,6 +188,10 @@ def _one(name: str, processes: int | None) -> tuple[list[str], float]:
     expected = ("wall_time", "processes") if processes else ("wall_time",)
     if found["status"] not in expected:
         wrong.append(f"{name}: status {found['status']}")
+    if processes and most.count > processes + OURS:
+        wrong.append(f"{name}: {most.count} processes at once")
+    if not processes and most.count < 2 * OURS:
+        wrong.append(f"{name}: no bomb, only {most.count} processes at once")
     wrong += [f"{name}: {found['late']:.1f} s late"] if found["late"] > MOST_LATE else []
     wrong += [f"{name}: {found['zombies']} zombies"] if found["zombies"] else []
     wrong += [f"{name}: {len(left)} survivors"] if left else []

@@ -2,79 +2,20 @@
 
 from __future__ import annotations
 
-import subprocess
+import faulthandler
+import os
 import sys
+import tempfile
 import time
 from functools import partial
+from pathlib import Path
 from textwrap import dedent
-from typing import NamedTuple
 
-from benchmarks.reliability.check import Check, Found
-from benchmarks.reliability.marks import Mark
+from benchmarks.processes import state_of
+from benchmarks.reliability.check import Check
+from benchmarks.reliability.scripts import PATIENCE, Script, run_all
 
 __all__ = ["CHECKS"]
-
-PATIENCE = 60
-
-HEAD = """
-import os, signal, sys, threading, time
-sys.path[:] = {path!r}
-from pynisher_exec import LimitedProcessExecutor, limited
-from benchmarks.reliability.callers import burn, seen
-
-def answers(executor):
-    futures = [executor.submit(abs, -n) for n in range(8)]
-    return [future.result({patience}) for future in futures] == list(range(8))
-"""
-
-
-class Script(NamedTuple):
-    """What a caller does; it prints what is expected, or something is wrong."""
-
-    name: str
-    text: str
-    expected: str = "True\n"
-    flags: tuple[str, ...] = ()
-    code: int = 0
-    quiet: bool = False
-    """Whether it must print nothing on standard error."""
-
-
-def _run(script: Script) -> tuple[list[str], float]:
-    """Run it once; what was wrong, and the seconds until all was gone after its end."""
-    mark = Mark()
-    code = HEAD.format(path=sys.path, patience=PATIENCE) + dedent(script.text)
-    try:
-        done = subprocess.run(
-            [sys.executable, *script.flags, "-c", code],
-            capture_output=True,
-            check=False,
-            env=mark.environment,
-            text=True,
-            timeout=PATIENCE,
-        )
-    except subprocess.TimeoutExpired:
-        return [f"{script.name}: hangs"], 0.0
-    took = mark.wait_until_gone(10)
-    wrong = []
-    if (done.stdout, done.returncode) != (script.expected, script.code):
-        wrong.append(f"{script.name}: {done.stdout!r}, {done.returncode}: {done.stderr[-300:]}")
-    if script.quiet and done.stderr:
-        wrong.append(f"{script.name}: says {done.stderr[-300:]!r}")
-    if mark.scan():
-        wrong.append(f"{script.name}: processes are left")
-    return wrong, took
-
-
-def run_all(scripts: tuple[Script, ...], count: int) -> Found:
-    """Run each as often."""
-    failures: list[str] = []
-    slowest, tries = 0.0, 0
-    for number in range(count):
-        wrong, took = _run(scripts[number % len(scripts)])
-        failures += wrong
-        slowest, tries = max(slowest, took), tries + 1
-    return Found(tries, failures, f"all gone at most {slowest * 1000:.0f} ms after the caller")
 
 
 def burn(seconds: float) -> None:
@@ -87,21 +28,67 @@ def burn(seconds: float) -> None:
 def seen() -> tuple[object, ...]:
     """What an interpreter's flags have made of it."""
     flags = sys.flags
-    return flags.dev_mode, flags.optimize, flags.utf8_mode, list(sys.warnoptions), __debug__
+    kept = flags.dev_mode, flags.optimize, flags.utf8_mode, flags.hash_randomization, __debug__
+    hashed = hash("hash") if "PYTHONHASHSEED" in os.environ else None
+    return *kept, list(sys.warnoptions), faulthandler.is_enabled(), hashed
+
+
+def write_and_end(how: str) -> str:
+    """Write to both streams and to a file, then end in some way."""
+    print("out")
+    print("err", file=sys.stderr)
+    Path(tempfile.mkdtemp(), "file").write_text("x")
+    if how == "crash":
+        os.kill(os.getpid(), 9)
+    elif how == "raise":
+        raise ValueError(how)
+    elif how == "sleep":
+        time.sleep(PATIENCE)
+    return how
+
+
+def tell_and_sleep(path: str) -> None:
+    """Tell own pid and the moment."""
+    Path(path).write_text(f"{os.getpid()} {time.monotonic()}\n")
+    time.sleep(30)
+
+
+def watch(path: str, limit: float) -> int:
+    """Start a process that tells by how much another outlived its limit; give its pid."""
+    watcher = os.fork()
+    if watcher == 0:
+        place = Path(path)
+        while not (place.exists() and place.read_text().endswith("\n")):
+            time.sleep(0.0005)
+        pid, began = place.read_text().split()
+        while state_of(int(pid)) not in ("", "Z"):
+            time.sleep(0.0005)
+        place.write_text(str(time.monotonic() - float(began) - limit))
+        os._exit(0)
+    return watcher
 
 
 LATENESS = """
+import tempfile
+from benchmarks.reliability.callers import tell_and_sleep, watch
+
 def lateness(disturb):
+    path = tempfile.mktemp()
+    watcher = watch(path, 0.5)
     with LimitedProcessExecutor(2) as executor:
-        wall = executor.limit(wall_time=0.5).submit(time.sleep, 30)
+        wall = executor.limit(wall_time=0.5).submit(tell_and_sleep, path)
         cpu = executor.limit(cpu_time=0.5).submit(burn, 30)
         while not (wall.running() and cpu.running()):
             time.sleep(0.001)
         disturb()
         wall.exception(30), cpu.exception(30)
+    os.waitpid(watcher, 0)
+    seen = float(open(path).read())
+    os.unlink(path)
     late = wall.report.wall_time - 0.5, cpu.report.cpu_time - 0.5
-    print(all(0 <= each < 0.2 for each in late), wall.report.status, cpu.report.status)
-    print(late, file=sys.stderr)
+    good = all(0 <= each < 0.2 for each in late) and -0.01 < seen < 0.2
+    print(good, wall.report.status, cpu.report.status)
+    print("late", max(seen, *late), file=sys.stderr)
 """
 
 HELD = "True wall_time cpu_time\n"
@@ -311,19 +298,34 @@ SHARED = (
 
 CLEAN = tuple(
     Script(
-        " ".join(flags),
+        " ".join([*(f"{name}={value}" for name, value in environment.items()), *flags]),
         """
-        import faulthandler
-        faulthandler.enable()
-        with LimitedProcessExecutor(2, memory="1GiB", wall_time=30) as executor:
+        from benchmarks.reliability.callers import write_and_end
+        with LimitedProcessExecutor(
+            2, memory="1GiB", cpu_time=20, wall_time=1, capture_output=True, private_tmp=True
+        ) as executor:
             good = answers(executor)
             same = executor.submit(seen).result({patience}) == seen()
-        print(good and same and limited(abs)(-1) == 1)
+            ways = ["return", "raise", "crash", "sleep"]
+            futures = [executor.submit(write_and_end, way) for way in ways]
+            cancelled = executor.submit(time.sleep, 60).cancel()
+            told = [str(future.wait_for_report().status) for future in futures]
+        print(good, same, cancelled, *told, limited(abs)(-1))
         """.replace("{patience}", str(PATIENCE)),
+        "True True True ok exception signal wall_time 1\n",
         flags=flags,
         quiet=True,
+        environment=environment,
     )
-    for flags in (("-X", "dev", "-W", "error"), ("-O",), ("-OO",), ("-I",), ("-X", "utf8"))
+    for environment, *flags in (
+        ({}, "-X", "dev", "-W", "error"),
+        ({}, "-O"),
+        ({}, "-OO"),
+        ({}, "-I"),
+        ({}, "-X", "utf8"),
+        ({"PYTHONHASHSEED": "5"},),
+        ({"PYTHONHASHSEED": "0", "PYTHONFAULTHANDLER": "1"}, "-X", "faulthandler"),
+    )
 )
 
 
@@ -348,5 +350,11 @@ CHECKS = (
         SHARED,
         40,
     ),
-    _check(21, "interpreter flags: a clean run", "-X dev -W error, -O, -OO, -I", CLEAN, 25),
+    _check(
+        21,
+        "interpreter flags reach tasks, and runs are clean",
+        "-X dev -W error, -O, -OO, -I, PYTHONHASHSEED, faulthandler",
+        CLEAN,
+        28,
+    ),
 )

@@ -13,8 +13,8 @@ import time
 from pathlib import Path
 
 from benchmarks.processes import descendants
-from benchmarks.reliability.callers import Script, run_all
 from benchmarks.reliability.check import Check, Found
+from benchmarks.reliability.scripts import Script, run_all
 from pynisher_exec.kernel import cgroup
 
 __all__ = ["CHECKS"]

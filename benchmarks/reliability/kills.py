@@ -58,21 +58,29 @@ def killed_at_a_wall_limit(count: int) -> Found:
         nonlocal latest
         alive = mark.scan()
         report: Any = future.report  # type: ignore[attr-defined]
+        there = name_of(report.pid)
         with lock:
             if alive:
                 failures.append(f"{len(alive)} alive when the future resolved")
+            if there:
+                failures.append(f"its own process was there when the future resolved: {there}")
             if report.status != "wall_time" or report.stdout != str(DAEMONS):
                 failures.append(f"status {report.status}, {report.stdout!r} daemons")
             latest = max(latest, report.wall_time - WALL_TIME)
 
     marks = [Mark() for _ in range(count)]
-    with LimitedProcessExecutor(
-        4, wall_time=WALL_TIME, capture_output=True, preload=[__name__]
-    ) as executor:
+    ours = Mark()
+    with (
+        ours.on_what_is_started(),
+        LimitedProcessExecutor(
+            4, wall_time=WALL_TIME, capture_output=True, preload=[__name__]
+        ) as executor,
+    ):
         for mark in marks:
             future = executor.submit(leave_daemons, mark.environment)
             future.add_done_callback(partial(look, mark))
-    failures += [f"left after the shutdown: {pid}" for mark in marks[-50:] for pid in mark.scan()]
+    left = ours.scan([each.value for each in marks])
+    failures += [f"left after the shutdown: {name_of(pid)} {pid}" for pid in left]
     failures += [f"zombie {pid}" for pid in zombies()]
     return Found(count, failures, f"latest {latest * 1000:.1f} ms after the limit")
 

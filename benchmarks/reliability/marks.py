@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
 __all__ = ["Mark"]
 
@@ -22,7 +22,6 @@ class Mark:
 
     def __init__(self) -> None:
         self.value = secrets.token_hex(12)
-        self._wanted = f"{VARIABLE}={self.value}".encode()
 
     @property
     def environment(self) -> dict[str, str]:
@@ -38,9 +37,10 @@ class Mark:
         finally:
             del os.environ[VARIABLE]
 
-    def scan(self) -> list[int]:
-        """Pids of those that have it; a zombie has no environment any more."""
-        return [pid for pid in _pids() if self._wanted in _environment(pid)]
+    def scan(self, others: Iterable[str] = ()) -> list[int]:
+        """Pids of those that have it, or one of others; a zombie has no environment any more."""
+        wanted = {f"{VARIABLE}={value}".encode() for value in (self.value, *others)}
+        return [pid for pid in _pids() if not wanted.isdisjoint(_environment(pid))]
 
     def wait_until_gone(self, patience: float) -> float:
         """Seconds until none is left; `patience` at most."""

@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from benchmarks.processes import descendants, name_of, zombies
-from benchmarks.reliability.callers import Script, run_all
 from benchmarks.reliability.check import Check, Found
 from benchmarks.reliability.marks import Mark
+from benchmarks.reliability.scripts import Script, run_all
 from pynisher_exec import LimitedProcessExecutor
 
 if TYPE_CHECKING:

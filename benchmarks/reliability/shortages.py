@@ -14,8 +14,8 @@ import sys
 import time
 from typing import TYPE_CHECKING
 
-from benchmarks.reliability.callers import Script, run_all
 from benchmarks.reliability.check import Check, Found
+from benchmarks.reliability.scripts import Script, run_all
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import builtins
+import json
 import os
-import shutil
 import tempfile
 import time
 from functools import partial
@@ -20,6 +20,7 @@ from pynisher_exec import LimitedProcessExecutor, UnpicklableError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from concurrent.futures import Future
 
     Trial = tuple[str, Callable[..., Any], tuple[Any, ...], Callable[[Any], bool]]
     """Its name, a call, and whether its value is the right one."""
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 __all__ = ["CHECKS"]
 
 PATIENCE = 120
+SHARED = "/dev/shm"  # noqa: S108 - the kernel's place for named memory
 
 
 # Results -----------------------------------------------------------------------------------------
@@ -170,15 +172,19 @@ def results(count: int) -> Found:
 def use_names() -> None:
     """Have pools, their semaphores, shared memory and files; wait to be killed.
 
-    Each library has a resource tracker of its own: the standard one, and loky's.
+    Each library has a resource tracker of its own: the standard one, and loky's. Tells what is new
+    in /dev/shm, the other task's names perhaps among it, after what is surely its own.
     """
+    before = set(os.listdir(SHARED))
     Path(tempfile.mkdtemp(), "file").write_text("of a task")
     of_loky = ProcessPoolExecutor(1)
     of_loky.submit(abs, -1).result()
     pool = get_context("spawn").Pool(1)
     memory = SharedMemory(create=True, size=1 << 16)
     lock = get_context("spawn").Lock()
-    print(len(os.listdir(tempfile.gettempdir())), memory.name, flush=True)
+    own = [tempfile.gettempdir(), f"{SHARED}/{memory.name}"]
+    new = [f"{SHARED}/{name}" for name in set(os.listdir(SHARED)) - before]
+    print(json.dumps([own, new]), flush=True)
     time.sleep(60)
     del pool, memory, lock, of_loky
 
@@ -186,27 +192,25 @@ def use_names() -> None:
 def names_in_shared_memory(count: int) -> Found:
     """Row 25: those that a killed task has left there, and in the temporary directory."""
     failures: list[str] = []
-    tempfile.tempdir = tempfile.mkdtemp()  # where no other program has anything
-    before = _names()
+    new: set[str] = set()
+
+    def look(future: Future[None]) -> None:
+        report: Any = future.report  # type: ignore[attr-defined]
+        if report.status != "wall_time" or not report.stdout:
+            failures.append(f"ended by {report}"[:200])
+            return
+        own, others = json.loads(report.stdout)
+        new.update(own, others)
+        failures.extend(f"there when it resolved: {path}" for path in own if Path(path).exists())
+
     with LimitedProcessExecutor(
         2, wall_time=3, private_tmp=True, capture_output=True, preload=[__name__]
     ) as executor:
-        futures = [executor.submit(use_names) for _ in range(count)]
-        for future in futures:
-            future.exception(PATIENCE)
-            report = future.report
-            if report is None or report.status != "wall_time" or not report.stdout:
-                failures.append(f"ended by {report}"[:200])
-    left = _names() - before
-    failures += [f"left: {name}" for name in left]
-    shutil.rmtree(tempfile.tempdir)
-    tempfile.tempdir = None
-    return Found(count, failures, f"{len(left)} names left")
-
-
-def _names() -> set[str]:
-    folders = ("/dev/shm", tempfile.gettempdir())  # noqa: S108 - the kernel's place for them
-    return {name for folder in folders for name in os.listdir(folder)}
+        for _ in range(count):
+            executor.submit(use_names).add_done_callback(look)
+    left = [path for path in new if Path(path).exists()]
+    failures += [f"left: {path}" for path in left]
+    return Found(count, failures, f"{len(left)} of {len(new)} names left")
 
 
 CHECKS = (

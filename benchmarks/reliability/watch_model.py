@@ -12,7 +12,16 @@ from hypothesis.stateful import (
 )
 
 from pynisher_exec.limits import Limits
-from pynisher_exec.supervisor.state import STAGES, Kill, Reading, Soft, Watch
+from pynisher_exec.supervisor.state import (
+    CPU_FOR_RETURNING,
+    MEMORY_FOR_RETURNING,
+    OUTCOME_TIME,
+    STAGES,
+    Kill,
+    Reading,
+    Soft,
+    Watch,
+)
 from pynisher_exec.verdict import Evidence, judge
 
 __all__ = ["WatchModel"]
@@ -27,8 +36,8 @@ limits = st.builds(
 )
 readings = st.builds(
     Reading,
-    st.sampled_from([0.0, 4.9, 5.0, 7.0, 10.0]),
-    st.sampled_from([0, 100 << 20, (100 << 20) + 1]),
+    st.sampled_from([0.0, 4.9, 5.0, 7.0, 10.0, 11.0, 60.0]),
+    st.sampled_from([0, 100 << 20, (100 << 20) + 1, 400 << 20]),
     st.integers(0, 3),
     st.sampled_from([0.0, 0.01]),
 )
@@ -60,6 +69,9 @@ class WatchModel(RuleBasedStateMachine):
         self.entered = self.now
         self.began: float | None = None
         self.over = 0
+        self.killed_at: float | None = None
+        self.soft_at = 0.0
+        self.over_after_return = False
 
     # -- what happens --------------------------------------------------------------------------
 
@@ -73,6 +85,10 @@ class WatchModel(RuleBasedStateMachine):
         self.watch.told(kind, fields, self.now)
         advanced = self.watch.stage != before
         if advanced:
+            if self.killed_at is not None:  # believed only if it was said before that
+                assert stamped
+                assert kind != "outcome"
+                assert self.now <= self.killed_at
             assert STAGES.index(kind) > STAGES.index(before)
             assert self.watch.stage == kind
             self.entered = self.now
@@ -122,7 +138,7 @@ class WatchModel(RuleBasedStateMachine):
     def ask(self) -> None:
         """The caller cancels."""
         assert self.watch.asked("cancelled", self.now) == Kill("cancelled")
-        self.asked = True
+        self.asked, self.killed_at = True, self.now
 
     # -- what must be --------------------------------------------------------------------------
 
@@ -133,7 +149,22 @@ class WatchModel(RuleBasedStateMachine):
     def _read(self, reading: Reading) -> None:
         if self._clocks_run():
             self._note(reading)
+        memory, cpu_time = self.limits.memory, self.limits.cpu_time
+        free = not (self.kills or self.asked)
+        self.over_after_return = (
+            free
+            and self.watch.stage == "returned"
+            and (
+                (memory is not None and reading.memory > memory + MEMORY_FOR_RETURNING)
+                or (
+                    cpu_time is not None
+                    and reading.cpu_time > cpu_time + max(cpu_time, CPU_FOR_RETURNING)
+                )
+            )
+        )
         self._take(self.watch.read(reading, self.now))
+        if self.over_after_return:
+            assert self.kills == ["transfer"]
 
     def _note(self, reading: Reading) -> None:
         bounds = self.limits
@@ -173,10 +204,25 @@ class WatchModel(RuleBasedStateMachine):
             assert self.limits.grace_period is not None
             assert not self.softs
             self.softs.append(action.limit)
+            self.soft_at = self.now
         else:
-            assert action.reason == "transfer" or action.reason in self.passed
+            assert (
+                self.over_after_return
+                if action.reason == "transfer"
+                else (action.reason in self.passed)
+            )
+            if action.reason in self.softs and action.reason == self.watch.limit_reached:
+                self._check_grace()
             self.kills.append(action.reason)
+            self.killed_at = self.now
             self.asked = action.reason == "transfer"
+
+    def _check_grace(self) -> None:
+        """A kill after a soft signal comes when its grace is over, and an outcome had its time."""
+        assert self.limits.grace_period is not None
+        assert self.now >= self.soft_at + self.limits.grace_period
+        if self.watch.stage == "outcome":
+            assert self.now >= self.entered + OUTCOME_TIME
 
     def _nothing_can_be_due(self) -> bool:
         """Whether only an event can change anything: every clock that could run has no limit."""

@@ -233,7 +233,7 @@ class Watch:
                 times.append(self._since + self.limits.startup_time)
             if self._kill_at is None and self._bounded() and self.limits.wall_time is not None:
                 times.append(self._wall_due())
-        return min((time for time in times if time is not None), default=None)
+        return min((each for each in times if each is not None), default=None)
 
     def _starts(self) -> bool:
         """Whether `startup_time` runs: until the call is there, and anew until it is loaded."""

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 HERE = Path(__file__).parent
 TESTS = HERE.parent
-DEFAULT = [f"test_reliability.py::test_promise_is_kept[{row}]" for row in (15, 16, 18)]
+DEFAULT = [f"test_reliability.py::test_promise_is_kept[{row}]" for row in (12, 15, 16, 18)]
 PACKAGES = ("pytest", "pytest-timeout", "hypothesis", "pynisher_exec")
 PROGRAMS = ("sh", "sleep", "cat", "true")
 EMULATOR = "qemu-system-x86"
