@@ -18,6 +18,7 @@ from pynisher_exec.report import Enforced, Report, Status, signal_name
 from pynisher_exec.verdict import Evidence, Verdict, judge
 
 if TYPE_CHECKING:
+    import mmap
     from collections.abc import Sequence
 
     from pynisher_exec.caller.item import Item
@@ -39,7 +40,7 @@ class Ending(NamedTuple):
     """
 
     told: dict[str, Any]
-    outcome: Sequence[bytes | bytearray] | None = None
+    outcome: Sequence[bytearray | mmap.mmap] | None = None
     trouble: str = ""
     output: tuple[str, str] | None = None
 

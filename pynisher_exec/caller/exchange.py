@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 from typing import TYPE_CHECKING
 
+from pynisher_exec.caller.fetch import Fetch
 from pynisher_exec.caller.item import CallWriter
 from pynisher_exec.caller.reactor import READ, WRITE, Reactor
-from pynisher_exec.protocol.frames import FrameError, FrameReader
+from pynisher_exec.protocol.frames import TAKEN, FrameError, FrameReader
 
 if TYPE_CHECKING:
+    import mmap
     import socket
+    from collections.abc import Mapping
 
     from pynisher_exec.caller.item import Item, Segments
+
+    Segment = bytearray | mmap.mmap
 
 __all__ = ["Exchange"]
 
@@ -38,15 +44,20 @@ class Exchange:
     """One task's stream, from the call to the outcome; made for each task, and gone with it."""
 
     def __init__(
-        self, stream: socket.socket, reactor: Reactor, item: Item, segments: Segments
+        self, stream: socket.socket, reactor: Reactor, item: Item, segments: Segments, pid: int
     ) -> None:
-        self.outcome: list[bytearray] | None = None
+        self.outcome: list[Segment] | None = None
         self.trouble = ""
         self.deadline: float | None = None
         self._stream = stream
         self._reactor = reactor
+        self._pid = pid
         self._writer: CallWriter | None = CallWriter(item, segments)
         self._reader: FrameReader | None = None
+        self._frame: list[Segment] = []  # whole, but for what stayed in the task
+        self._places: list[int] = []  # of what stayed, once the task has been asked to send it
+        self._fetch: Fetch | None = None
+        self._fetched = False
 
     def write(self) -> None:
         """Send what the task takes of its call; where that fails here, the deadline has passed."""
@@ -75,6 +86,10 @@ class Exchange:
     def read_rest(self) -> None:
         """The task has gone: what it sent is in the socket, and no more will come."""
         self.deadline = None
+        if self._fetch is not None:
+            self._end_fetch()
+            self.trouble = "the task ended while its outcome was copied"
+            return
         while self.outcome is None and not self.trouble:
             if not self._take_some():
                 self.trouble = "the stream ended in the middle of a frame"
@@ -84,33 +99,93 @@ class Exchange:
 
     def _take_some(self) -> int:
         """Read a turn's worth; give the bytes that came."""
-        if self.outcome is not None or self.trouble:
+        if self._is_over():
             return 0
-        if self._reader is None:
-            self._reader = FrameReader(_MAX_OUTCOME)
-        before = self._reader.received
         try:
-            self.outcome = self._reader.read(self._stream, at_once=AT_ONCE)
-        except (FrameError, OSError, MemoryError) as error:
-            self.trouble = str(error) or type(error).__name__
-        came = self._reader.received - before
+            came = self._take_word() if self._fetched else self._take_frame()
+        except (ValueError, OSError, RuntimeError, MemoryError) as error:  # a FrameError, mostly
+            self.trouble, came = str(error) or type(error).__name__, 0
         self._mind_time(came)
-        if self.outcome is not None or self.trouble:
+        if self._is_over():
             self._reader = None
             self._reactor.ignore(self._stream.fileno())
         return came
+
+    def _is_over(self) -> bool:
+        return self.outcome is not None or bool(self.trouble)
+
+    def _take_frame(self) -> int:
+        if self._reader is None:
+            self._reader = FrameReader(_MAX_OUTCOME)
+        reader, before = self._reader, self._reader.received
+        segments = reader.read(self._stream, at_once=AT_ONCE)
+        if segments is None:
+            return reader.received - before
+        self._reader = None
+        if self._places:
+            self._put(dict(zip(self._places, segments, strict=True)))
+        elif reader.left:
+            self._frame = list(segments)
+            self._fetch = Fetch(self._pid, reader.left)
+            self._reactor.ignore(self._stream.fileno())
+            self._reactor.listen(self._fetch.bell, self._take_fetched)
+        else:
+            self.outcome = list(segments)
+        return reader.received - before
+
+    def _take_fetched(self) -> None:
+        """What stayed in the task has been copied, or cannot be: then it shall send it."""
+        fetch = self._end_fetch()
+        if fetch.failed:
+            self._places = sorted(fetch.left)
+        else:
+            self._fetched = True
+            for place, room in fetch.rooms.items():
+                self._frame[place] = room
+        with contextlib.suppress(OSError):  # it has gone, which the next reading will tell
+            self._stream.send(b"S" if fetch.failed else TAKEN)
+        self.deadline = time.monotonic() + TRANSFER_TIME
+        self._reactor.listen(self._stream.fileno(), self._take, READ)
+
+    def _take_word(self) -> int:
+        """The task says that it was there until all had been copied."""
+        try:
+            word = self._stream.recv(1)
+        except BlockingIOError:
+            return 0
+        if word != TAKEN:
+            msg = "the task ended while its outcome was copied"
+            raise FrameError(msg)
+        self.outcome = self._frame
+        return len(word)
+
+    def _put(self, sent: Mapping[int, Segment]) -> None:
+        for place, segment in sent.items():
+            self._frame[place] = segment
+        self.outcome = self._frame
+
+    def _end_fetch(self) -> Fetch:
+        fetch, self._fetch = self._fetch, None
+        assert fetch is not None  # noqa: S101  (only called where there is one)
+        self._reactor.ignore(fetch.bell)
+        fetch.close()
+        return fetch
 
     def _mind_time(self, came: int) -> None:
         if self.deadline is None:
             return
         now = time.monotonic()
-        if self.outcome is not None or self.trouble:
+        if self._fetch is not None:
+            self.deadline = None  # it is this process that the task waits for
+        elif self.outcome is not None or self.trouble:
             self.deadline = now + EXIT_TIME
         else:
             self.deadline = min(now + TRANSFER_TIME, self.deadline + came / SLOWEST)
 
     def close(self) -> None:
         """Let go of the stream."""
+        if self._fetch is not None:
+            self._end_fetch()
         if self._stream.fileno() >= 0:
             self._reactor.ignore(self._stream.fileno())
         self._stream.close()

@@ -77,12 +77,13 @@ def supports(limit: str, *, no_new_privs: bool = True) -> Support:
 
 
 _NOT_COUNTED = "files in memory (tmpfs, memfd) that no process maps are not counted"
+_OF_A_TREE = "of a tree 64 MiB + 15 % and its growth while it is read, some 40 ms per GiB mapped"
 
 
 def _memory(refused: dict[str, str]) -> Support:
     if not refused["pss"]:
         mechanism = "RLIMIT_DATA in each process; the tree sampled, confirmed by PSS"
-        return Support("hard", mechanism, f"64 MiB + 5 %, of a tree 64 MiB + 15 %; {_NOT_COUNTED}")
+        return Support("hard", mechanism, f"64 MiB + 5 %; {_OF_A_TREE}; {_NOT_COUNTED}")
     mechanism = "RLIMIT_DATA in each process; the tree sampled"
     return Support(
         "soft",

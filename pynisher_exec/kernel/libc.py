@@ -13,7 +13,7 @@ __all__ = ["machine", "number", "syscall"]
 _libc = ctypes.CDLL(None, use_errno=True)
 _syscall = _libc.syscall
 _syscall.restype = ctypes.c_long
-_syscall.argtypes = [ctypes.c_long] * 6
+_syscall.argtypes = [ctypes.c_long] * 7
 
 # name: (x86_64, aarch64), from the kernel's syscall tables; None: that machine has no such call
 _NUMBERS: Final[dict[str, tuple[int | None, int | None]]] = {
@@ -22,6 +22,7 @@ _NUMBERS: Final[dict[str, tuple[int | None, int | None]]] = {
     "vfork": (58, None),
     "prctl": (157, 167),
     "perf_event_open": (298, 241),
+    "process_vm_readv": (310, 270),
     "kcmp": (312, 272),
     "seccomp": (317, 277),
     "clone3": (435, 435),
@@ -50,11 +51,11 @@ def number(name: str) -> int:
 
 
 def syscall(call: int, a: int = 0, b: int = 0, c: int = 0, d: int = 0, e: int = 0) -> int:
-    """Make a system call of at most five arguments; memory is given by its address.
+    """Make a system call of at most five arguments, or a sixth of 0; memory by its address.
 
     Raises OSError with what errno says.
     """
-    result: int = _syscall(call, a, b, c, d, e)
+    result: int = _syscall(call, a, b, c, d, e, 0)
     if result == -1:
         code = ctypes.get_errno()
         raise OSError(code, os.strerror(code))

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import cloudpickle
 
 if TYPE_CHECKING:
+    import mmap
     from collections.abc import Mapping, Sequence
 
 __all__ = [
@@ -166,7 +167,7 @@ def dump_call(
     return [stream.getvalue(), *pickler.buffers]
 
 
-def load_call(segments: Sequence[bytes | bytearray]) -> tuple[Any, dict[str, Any]]:
+def load_call(segments: Sequence[bytes | bytearray | mmap.mmap]) -> tuple[Any, dict[str, Any]]:
     """Load a call and the names of the caller's `__main__` that came with it."""
     unpickler = pickle.Unpickler(io.BytesIO(segments[0]), buffers=iter(segments[1:]))
     return unpickler.load(), unpickler.load()
@@ -186,7 +187,7 @@ def dump_outcome(value: object, main_names: frozenset[str] | None) -> list[bytes
     return [stream.getvalue(), *pickler.buffers]
 
 
-def load_outcome(segments: Sequence[bytes | bytearray | memoryview]) -> Any:
+def load_outcome(segments: Sequence[bytes | bytearray | memoryview | mmap.mmap]) -> Any:
     """Load a value or exception. Raises whatever the objects in it raise."""
     return pickle.loads(segments[0], buffers=segments[1:])
 

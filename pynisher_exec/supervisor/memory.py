@@ -102,21 +102,22 @@ class MemoryGauge:
         reading = self._dear(pids)
         if reading is None:
             return limit
+        whole = reading.ended is not None  # asked first: it goes on
         held = reading.total
-        if held <= limit and not reading.ended:
+        if held <= limit and not whole:
             return limit
         if held <= limit:
             self._doubted = False
             self._finish(reading)
-            return held
+            return self._noted(held)
         sure = self._doubted or (reading.age <= QUICK and set(tree()) == set(reading.pids))
-        if not sure:
-            self._doubted = True
-            self._finish(reading)
-            self._rest_until = 0.0
-            self._dear(pids)
-            return limit
-        return self._noted(held)
+        self._finish(reading)
+        if sure:
+            return self._noted(held)
+        self._doubted = True
+        self._rest_until = 0.0
+        self._dear(pids)
+        return limit
 
     def _estimate(self, pids: list[int], exact: int) -> None:
         """Below the limit: only for the peak, so at little cost."""
@@ -130,6 +131,7 @@ class MemoryGauge:
         if reading is not None and reading.ended:
             self._fair_after = now + reading.age * PEAK_SHARE
             self._finish(reading)
+            self._noted(reading.total)
 
     def _noted(self, held: int) -> int:
         self.peak = max(self.peak, held)
@@ -163,7 +165,6 @@ class MemoryGauge:
     def _finish(self, reading: FairReading) -> None:
         """Done with a reading; another one later, as what it costs allows."""
         reading.end()
-        self._noted(reading.total)
         self.cost = reading.age
         self._rest_until = time.monotonic() + min(reading.age * LOOK_SHARE, DEAREST_LOOK)
         self._reading = None
@@ -174,7 +175,8 @@ class MemoryGauge:
             self._reader.close()
             self._reader = None
         if self._reading is not None:
-            self._finish(self._reading)
+            self._noted(self._reading.total)
+            self._reading = None
 
 
 def tree() -> list[int]:

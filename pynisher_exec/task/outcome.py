@@ -16,10 +16,13 @@ import traceback
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pynisher_exec.errors import TaskError
+from pynisher_exec.kernel import memory_copy
 from pynisher_exec.protocol import payload
+from pynisher_exec.protocol.frames import TAKEN, FrameWriter, Left
 from pynisher_exec.task import rlimits
 
 if TYPE_CHECKING:
+    import socket
     from collections.abc import Callable
 
     from pynisher_exec.limits import Limits
@@ -35,6 +38,9 @@ __all__ = [
     "text_of",
     "type_name",
 ]
+
+_STAYS = 1 << 20
+"""Bytes from which on a segment is copied by the caller, from memory to memory."""
 
 _MAX_TEXT = 1 << 15
 _FORKING = frozenset(
@@ -56,6 +62,21 @@ class Outcome(NamedTuple):
     def size(self) -> int:
         """Bytes that will travel."""
         return sum(len(segment) for segment in self.segments)
+
+    def deliver(self, stream: socket.socket) -> None:
+        """Send it. Large segments stay here, for the caller to copy, unless it asks for them."""
+        large = [segment for segment in self.segments if len(segment) >= _STAYS]
+        FrameWriter([_left(each) if len(each) >= _STAYS else each for each in self.segments]).write(
+            stream
+        )
+        if large and stream.recv(1) != TAKEN:
+            FrameWriter(large).write(stream)
+        elif large:
+            stream.send(TAKEN)  # for as long as it took to copy, this process was there
+
+
+def _left(segment: bytes | memoryview) -> Left:
+    return Left(len(segment), memory_copy.address_of(segment))
 
 
 def type_name(value: object) -> str:

@@ -31,7 +31,7 @@ from pynisher_exec.errors import CpuTimeoutException, SignalException, TimeoutEx
 from pynisher_exec.kernel import landlock, prctl
 from pynisher_exec.limits import Limits
 from pynisher_exec.protocol import messages, payload
-from pynisher_exec.protocol.frames import FrameReader, FrameWriter
+from pynisher_exec.protocol.frames import FrameReader
 from pynisher_exec.task import imports, outcome, private_tmp, rlimits, surroundings
 from pynisher_exec.task.soft import SoftSignals
 
@@ -184,7 +184,7 @@ class _Task:
         segments.clear()  # what has been loaded holds what it needs of them
         return self._run(call, imported, classic=header.classic)
 
-    def _receive(self) -> list[bytearray] | None:
+    def _receive(self) -> list[Any] | None:
         """Wait for the call. Descriptors for input and output may come with its first byte."""
         stream = self._ends.stream
         first, ancillary, _, _ = stream.recvmsg(_FIRST_READ, _RIGHTS, _CLOEXEC)
@@ -194,7 +194,7 @@ class _Task:
         for _, _, content in ancillary:
             given.frombytes(content)
         self._redirect(given.tolist())
-        return FrameReader(_BOUNDLESS, first).read(stream)
+        return FrameReader(_BOUNDLESS, first, trusted=True).read(stream)
 
     def _redirect(self, given: list[int]) -> None:
         """Output goes to the caller's own descriptors, or else to the pipes of the supervisor.
@@ -221,7 +221,7 @@ class _Task:
             if isinstance(stream, io.TextIOWrapper):
                 stream.reconfigure(line_buffering=True)
 
-    def _load(self, header: Header, segments: list[bytearray]) -> Call:
+    def _load(self, header: Header, segments: list[Any]) -> Call:
         """Take on the caller's surroundings, load the call, run the initializer."""
         surroundings.put_on_momentary(surroundings.Momentary(*header.momentary))
         inherited = self._ends.inherited
@@ -321,7 +321,7 @@ class _Task:
             os.close(self._ends.line.detach())
         if self._owns(self._stream):
             with suppress(ConnectionError):  # the caller has gone: nobody to tell
-                FrameWriter(packed.segments).write(self._ends.stream)
+                packed.deliver(self._ends.stream)
         self._finish()
         failed = packed.facts["outcome"] != "value"
         return int(packed.facts.get("exit_code", failed))

@@ -1,0 +1,66 @@
+"""Memory of another process, copied straight into this one's: process_vm_readv(2)."""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+import struct
+from typing import TYPE_CHECKING
+
+from pynisher_exec.kernel import libc
+
+if TYPE_CHECKING:
+    Buffer = bytes | bytearray | memoryview | mmap.mmap
+
+__all__ = ["address_of", "copy_from", "room"]
+
+_PIECE = 1 << 26
+"""Bytes copied by one call, so that a signal or an end is met before too long."""
+
+
+class _View(ctypes.Structure):
+    """The head of CPython's Py_buffer (Include/cpython/object.h); `rest` is more than its tail."""
+
+    _fields_ = (
+        ("address", ctypes.c_void_p),
+        ("owner", ctypes.c_void_p),
+        ("length", ctypes.c_ssize_t),
+        ("rest", ctypes.c_char * 128),
+    )
+
+
+_get = ctypes.pythonapi.PyObject_GetBuffer
+_get.argtypes = [ctypes.py_object, ctypes.POINTER(_View), ctypes.c_int]
+_release = ctypes.pythonapi.PyBuffer_Release
+_release.argtypes = [ctypes.POINTER(_View)]
+
+
+def address_of(buffer: Buffer) -> int:
+    """Where the bytes of a contiguous buffer lie, as long as it lives. BufferError for another."""
+    view = _View()
+    _get(buffer, ctypes.byref(view), 0)
+    try:
+        return view.address or 0
+    finally:
+        _release(ctypes.byref(view))
+
+
+def room(length: int) -> mmap.mmap:
+    """Private memory, in huge pages where there are any: its pages come one fault each."""
+    made = mmap.mmap(-1, length, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    if hasattr(mmap, "MADV_HUGEPAGE"):
+        made.madvise(mmap.MADV_HUGEPAGE)
+    return made
+
+
+def copy_from(pid: int, address: int, into: mmap.mmap, at: int) -> int:
+    """Copy what lies at an address of another process into a buffer, from its byte `at` on.
+
+    Gives how much: a piece, or what was left. The interpreter lock is free meanwhile. OSError where
+    this process may not trace that one, where it has gone, and where nothing is there.
+    """
+    length = min(_PIECE, len(into) - at)
+    here = ctypes.create_string_buffer(struct.pack("PN", address_of(into) + at, length))
+    there = ctypes.create_string_buffer(struct.pack("PN", address, length))
+    number = libc.number("process_vm_readv")
+    return libc.syscall(number, pid, ctypes.addressof(here), 1, ctypes.addressof(there), 1)

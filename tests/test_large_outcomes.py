@@ -1,0 +1,116 @@
+"""Outcomes whose large parts the caller copies from the task's memory, or has sent."""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+
+from pynisher_exec import LimitedProcessExecutor
+from pynisher_exec.kernel import memory_copy
+
+if TYPE_CHECKING:
+    import mmap
+
+    from pynisher_exec import LimitedFuture
+
+PATIENCE = 40
+
+
+def arrays(count: int, length: int) -> dict[str, object]:
+    """Large parts beside each other, one that is not contiguous, one in the pickle itself."""
+    made: dict[str, object] = {str(number): np.full(length, number) for number in range(count)}
+    made["strided"] = np.arange(2 * length)[::2]
+    made["bytes"] = b"x" * 8 * length
+    made["empty"] = np.empty(0)
+    return made
+
+
+def are_right(found: dict[str, object], count: int, length: int) -> bool:
+    """Whether they arrived as they were, and can be written to, as arrays from a pickle can."""
+    wanted = arrays(count, length)
+    assert found.keys() == wanted.keys()
+    for name, value in found.items():
+        assert np.array_equal(value, wanted[name])
+        if isinstance(value, np.ndarray):
+            assert value.flags.writeable
+            value[:1] = 0
+    return True
+
+
+def test_large_parts_arrive_as_they_were() -> None:
+    """Several of them, in one outcome, from memory to memory."""
+    with LimitedProcessExecutor(2, memory="1GiB", wall_time=30) as executor:
+        found = [executor.submit(arrays, 3, 1 << 20).result(PATIENCE) for _ in range(3)]
+    assert all(are_right(each, 3, 1 << 20) for each in found)
+
+
+@pytest.mark.parametrize("after", [0, 1])
+def test_large_parts_are_sent_where_they_cannot_be_copied(
+    monkeypatch: pytest.MonkeyPatch, after: int
+) -> None:
+    """A container may refuse process_vm_readv(2), from the first part on or later."""
+    kernel, calls = memory_copy.copy_from, 0
+
+    def refuse(pid: int, address: int, into: mmap.mmap, at: int) -> int:
+        nonlocal calls
+        calls += 1
+        if calls > after:
+            raise OSError(errno.EPERM, os.strerror(errno.EPERM))
+        return kernel(pid, address, into, at)
+
+    monkeypatch.setattr(memory_copy, "copy_from", refuse)
+    with LimitedProcessExecutor(1) as executor:
+        assert are_right(executor.submit(arrays, 3, 1 << 18).result(PATIENCE), 3, 1 << 18)
+    assert calls == after + 1
+
+
+def test_what_is_copied_counts_only_if_the_task_was_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is killed meanwhile: its pid might have become another process's."""
+    kernel = memory_copy.copy_from
+
+    def copy_and_kill(pid: int, address: int, into: mmap.mmap, at: int) -> int:
+        done = kernel(pid, address, into, at)
+        os.kill(pid, signal.SIGKILL)
+        return done
+
+    monkeypatch.setattr(memory_copy, "copy_from", copy_and_kill)
+    with LimitedProcessExecutor(1) as executor:
+        future = executor.submit(arrays, 1, 1 << 18)
+        assert future.exception(PATIENCE) is not None
+        assert future.report is not None
+        assert future.report.status == "transfer"
+        monkeypatch.setattr(memory_copy, "copy_from", kernel)
+        assert are_right(executor.submit(arrays, 1, 1 << 18).result(PATIENCE), 1, 1 << 18)
+
+
+def test_shutdown_and_cancel_while_parts_are_copied(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The task is ended, the future cancelled, and the copy given up."""
+    kernel = memory_copy.copy_from
+    futures: list[LimitedFuture[object]] = []
+
+    def cancel_and_copy(pid: int, address: int, into: mmap.mmap, at: int) -> int:
+        futures[0].cancel()
+        return kernel(pid, address, into, at)
+
+    monkeypatch.setattr(memory_copy, "copy_from", cancel_and_copy)
+    with LimitedProcessExecutor(1) as executor:
+        futures.append(executor.submit(arrays, 1, 1 << 24))
+    assert futures[0].cancelled()
+
+
+def test_large_arguments_arrive_as_they_were() -> None:
+    """They are charged to nobody, and the task may write to its copy."""
+
+    def double(array: np.ndarray[tuple[int], np.dtype[np.float64]]) -> float:
+        array *= 2
+        return float(array.sum())
+
+    given = np.ones(8 << 20)
+    with LimitedProcessExecutor(1, memory="16MiB") as executor:
+        assert executor.submit(double, given).result(PATIENCE) == 2 * len(given)
+    assert given.sum() == len(given)
