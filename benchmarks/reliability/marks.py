@@ -43,13 +43,12 @@ class Mark:
         return [pid for pid in _pids() if not wanted.isdisjoint(_environment(pid))]
 
     def wait_until_gone(self, patience: float) -> float:
-        """Seconds until none is left; `patience` at most."""
-        began = time.monotonic()
-        while self.scan():
-            if time.monotonic() - began > patience:
-                break
+        """Seconds for which any was seen; `patience` at most. A look takes its time, too."""
+        began = seen = time.monotonic()
+        while self.scan() and seen - began <= patience:
+            seen = time.monotonic()
             time.sleep(0.002)
-        return time.monotonic() - began
+        return seen - began
 
 
 def _pids() -> list[int]:

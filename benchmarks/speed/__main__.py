@@ -1,0 +1,118 @@
+"""`python -m benchmarks.speed`: see the package."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+from importlib import import_module
+from itertools import chain
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from benchmarks.rows import percentile, print_environment
+
+if TYPE_CHECKING:
+    from benchmarks.speed.measure import Row
+
+ROUNDS, QUICK = 15, 3
+PATIENCE = 300
+ROWS: dict[str, Row] = {
+    row.name: row
+    for row in chain.from_iterable(
+        import_module(f"benchmarks.speed.{name}").ROWS for name in ("calls", "data", "many")
+    )
+}
+
+
+def measure(name: str, rounds: int) -> dict[str, Any]:
+    """Run one row in this process; give what is printed of it."""
+    row = ROWS[name]
+    found = row.run(rounds)
+    shown = {
+        "name": name,
+        "what": row.what,
+        "against": row.against,
+        "unit": found.unit,
+        "median": statistics.median(found.ours),
+        "p95": percentile(found.ours, 95),
+        "ratio": found.ratio,
+        "spread": found.spread,
+        "must": row.must,
+        "aim": row.aim,
+        "kept": row.kept(found),
+        "hidden": row.is_hidden(found),
+        "note": found.note,
+    }
+    if found.theirs:
+        shown["their_median"] = statistics.median(found.theirs)
+        shown["their_p95"] = percentile(found.theirs, 95)
+    return shown
+
+
+def in_a_process(name: str, *, quick: bool) -> dict[str, Any]:
+    """Run one row in a process of its own."""
+    flags = ["--quick"] if quick else []
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks.speed", *flags, "--one", name],
+        check=False,
+        stdout=subprocess.PIPE,
+        text=True,
+        timeout=PATIENCE,
+    )
+    if done.returncode:
+        return {"name": name, "kept": False, "broken": True}
+    result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return result
+
+
+def show(found: dict[str, Any]) -> str:
+    """One line of the table, and a second one for what it is compared with."""
+    if found.get("broken"):
+        return f"BROKEN {found['name']}"
+    word = "kept  " if found["kept"] else "MISSED"
+    if found["hidden"]:
+        word += " (the rounds spread over the promise)"
+    low, high = found["spread"]
+    figure = f"{found['median']:.3g} {found['unit']} (95 % {found['p95']:.3g})"
+    ratio = f"{found['ratio']:.3g} [{low:.3g}, {high:.3g}]"
+    promise = f"promised {found['must']:g}, aimed at {found['aim']:g}"
+    lines = [f"{word} {found['name']}: {found['what']}: {figure}; {ratio}, {promise}"]
+    if "their_median" in found:
+        lines.append(
+            f"       {found['against']}: {found['their_median']:.3g} {found['unit']}"
+            f" (95 % {found['their_p95']:.3g})"
+        )
+    if found["note"]:
+        lines.append(f"       {found['note']}")
+    return "\n".join(lines)
+
+
+def main() -> int:
+    """Run all rows, or those named; 1 when a promise was missed."""
+    parser = argparse.ArgumentParser(prog="benchmarks.speed", description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="fewer rounds")
+    parser.add_argument("--json", metavar="FILE", help="write all figures there, too")
+    parser.add_argument("--one", choices=ROWS, help=argparse.SUPPRESS)
+    parser.add_argument("rows", nargs="*", help=f"default: all of {', '.join(ROWS)}")
+    options = parser.parse_args()
+    if options.one:
+        print(json.dumps(measure(options.one, QUICK if options.quick else ROUNDS)))
+        return 0
+    unknown = set(options.rows) - set(ROWS)
+    if unknown:
+        parser.error(f"unknown: {', '.join(sorted(unknown))}")
+    print_environment("pynisher", "pebble", "billiard")
+    results = []
+    for name in options.rows or ROWS:
+        results.append(in_a_process(name, quick=options.quick))
+        print(show(results[-1]), flush=True)
+    if options.json:
+        Path(options.json).write_text(json.dumps(results, indent=1))
+    return int(not all(each["kept"] for each in results))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

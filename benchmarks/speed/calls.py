@@ -1,0 +1,181 @@
+"""What one small call costs, against a raw fork and against peers."""
+
+from __future__ import annotations
+
+import os
+import sys
+from concurrent.futures import ProcessPoolExecutor
+from importlib import import_module
+from itertools import repeat
+from multiprocessing import get_context
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from benchmarks.rows import MEBIBYTE
+from benchmarks.speed.measure import Measured, Row, compare
+from pynisher_exec import LimitedProcessExecutor
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+__all__ = ["ROWS"]
+
+PATIENCE = 60
+CALLS = 40
+LIMITS: dict[str, Any] = {"memory": "1GiB", "cpu_time": 10, "wall_time": 10}
+OBJECT = 400
+"""Bytes of each object that a large caller holds: in small pages, as a program's own are."""
+
+# What runs ---------------------------------------------------------------------------------------
+
+
+def nothing() -> None:
+    """Do nothing."""
+
+
+def look() -> tuple[int, str]:
+    """Tell own pid and limits."""
+    return os.getpid(), Path("/proc/self/limits").read_text()
+
+
+def fork_and_wait() -> None:
+    """What a raw fork costs this very process."""
+    pid = os.fork()
+    if pid == 0:
+        os._exit(0)
+    os.waitpid(pid, 0)
+
+
+def check_that_it_is_real(executor: LimitedProcessExecutor) -> None:
+    """A process of its own for every task, and its limits in the kernel's own list."""
+    found = [executor.submit(look).result(PATIENCE) for _ in range(20)]
+    assert len({pid for pid, _ in found}) == len(found)
+    for pid, limits in found:
+        data, cpu_time = (
+            next(line for line in limits.splitlines() if line.startswith(name))
+            for name in ("Max data size", "Max cpu time")
+        )
+        assert "unlimited" not in data.split()[3]
+        assert "unlimited" not in cpu_time.split()[3]
+        assert not Path(f"/proc/{pid}").exists()
+
+
+# The rows ----------------------------------------------------------------------------------------
+
+
+def against_fork(rounds: int) -> Measured:
+    """A no-op, back to back, in a small caller."""
+    with LimitedProcessExecutor(1, **LIMITS) as executor:
+        check_that_it_is_real(executor)
+        return compare(
+            lambda: executor.submit(nothing).result(PATIENCE), fork_and_wait, rounds, CALLS
+        )
+
+
+def against_fork_of_much(rounds: int) -> Measured:
+    """The same, in a caller that holds 2 GiB of small objects."""
+    count = 2048 * MEBIBYTE // (OBJECT + sys.getsizeof(b""))
+    held = [bytes(OBJECT) for _ in range(count)]
+    measured = against_fork(max(2, rounds // 4))
+    return measured._replace(note=f"{len(held)} objects held")
+
+
+def against_pynisher(rounds: int) -> Measured:
+    """The same call with pynisher 0.6's decorator."""
+    pynisher = import_module("pynisher")
+    limited = pynisher.enforce_limits(mem_in_mb=8192, cpu_time_in_s=10, wall_time_in_s=10)(nothing)
+    return _against_peer(limited, rounds)
+
+
+def against_pebble(rounds: int) -> Measured:
+    """The same call in pebble's process for one function."""
+    from pebble.concurrent import process  # noqa: PLC0415 - only here
+
+    wrapped: Any = process(timeout=10)(nothing)
+    return _against_peer(lambda: wrapped().result(), rounds)
+
+
+def against_fresh_workers(rounds: int) -> Measured:
+    """The same call in the standard library's pool, a worker for each task."""
+    context = get_context("spawn")
+    with ProcessPoolExecutor(1, mp_context=context, max_tasks_per_child=1) as pool:  # type: ignore[call-overload]
+        pool.submit(nothing).result()
+        return _against_peer(lambda: pool.submit(nothing).result(), max(2, rounds // 4), 5)
+
+
+def _against_peer(theirs: Callable[[], object], rounds: int, calls: int = 10) -> Measured:
+    with LimitedProcessExecutor(1, **LIMITS) as executor:
+        check_that_it_is_real(executor)
+        return compare(lambda: executor.submit(nothing).result(PATIENCE), theirs, rounds, calls)
+
+
+def throughput(rounds: int) -> Measured:
+    """No-ops by `map` on two workers, against one forker that does one after the other."""
+    count = 300
+
+    def fork_all() -> None:
+        for _ in range(count):
+            fork_and_wait()
+
+    with LimitedProcessExecutor(2, **LIMITS) as executor:
+        check_that_it_is_real(executor)
+
+        def map_all() -> None:
+            assert len(list(executor.map(abs, repeat(-1, count)))) == count
+
+        measured = compare(map_all, fork_all, max(3, rounds // 3))
+    rates = [1 / ratio for ratio in measured.ratios]
+    return measured._replace(ratios=rates, note=f"ms for {count}, max_workers=2")
+
+
+def with_everything(rounds: int) -> Measured:
+    """Gate, capture and Landlock as well, against none of them."""
+    with (
+        LimitedProcessExecutor(1, **LIMITS, processes=5, capture_output=True) as full,
+        LimitedProcessExecutor(1, **LIMITS, no_new_privs=False) as bare,
+    ):
+        check_that_it_is_real(full)
+        return compare(
+            lambda: full.submit(nothing).result(PATIENCE),
+            lambda: bare.submit(nothing).result(PATIENCE),
+            rounds,
+            CALLS,
+        )
+
+
+def first_result(rounds: int) -> Measured:
+    """A new executor's first result, against the start of a LokyProcess."""
+    from loky.backend import get_context as loky_context  # noqa: PLC0415 - only here
+
+    context = loky_context("loky")
+
+    def ours() -> None:
+        executor = LimitedProcessExecutor(1, **LIMITS)
+        executor.submit(nothing).result(PATIENCE)
+        executor.shutdown(wait=False)
+
+    def theirs() -> None:
+        process = context.Process(target=nothing)
+        process.start()
+        process.join()
+
+    return compare(ours, theirs, max(5, rounds))
+
+
+ROWS = (
+    Row("fork", "no-op under three limits", "fork + wait", 1.2, 0.7, against_fork),
+    Row("fork-2GiB", "the same, 2 GiB held", "fork + wait", 0.1, 0.03, against_fork_of_much),
+    Row("pynisher", "no-op under three limits", "pynisher 0.6", 0.4, 0.2, against_pynisher),
+    Row("pebble", "no-op under three limits", "pebble's process", 0.4, 0.2, against_pebble),
+    Row(
+        "fresh",
+        "no-op under three limits",
+        "max_tasks_per_child=1",
+        0.15,
+        0.08,
+        against_fresh_workers,
+    ),
+    Row("throughput", "no-ops a second, 2 workers", "a serial forker", 0.7, 1.2, throughput, True),
+    Row("everything", "gate, capture, Landlock", "none of them", 1.3, 1.1, with_everything),
+    Row("first", "first result of an executor", "a LokyProcess", 1.5, 1.0, first_result),
+)

@@ -1,0 +1,72 @@
+"""Arrays that travel, and libraries that tasks need."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from benchmarks.speed import fitting
+from benchmarks.speed.measure import Measured, Row, compare
+from pynisher_exec import LimitedProcessExecutor
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+__all__ = ["ROWS"]
+
+PATIENCE = 60
+LENGTH = (256 << 20) // 8
+
+
+def make(length: int) -> NDArray[Any]:
+    """Make an array."""
+    return np.ones(length)
+
+
+def take(array: NDArray[Any]) -> int:
+    """Take one."""
+    return len(array)
+
+
+def result(rounds: int) -> Measured:
+    """256 MB made in a task and brought back, in units of one copy."""
+    array = make(LENGTH)
+    with LimitedProcessExecutor(1, memory="2GiB", wall_time=60, preload=["numpy"]) as executor:
+        executor.submit(make, 10).result(PATIENCE)
+        return compare(
+            lambda: executor.submit(make, LENGTH).result(PATIENCE), array.copy, max(5, rounds // 2)
+        )
+
+
+def argument(rounds: int) -> Measured:
+    """256 MB given to a task, in units of one copy."""
+    array = make(LENGTH)
+    with LimitedProcessExecutor(1, memory="2GiB", wall_time=60, preload=["numpy"]) as executor:
+        executor.submit(make, 10).result(PATIENCE)
+        return compare(
+            lambda: executor.submit(take, array).result(PATIENCE), array.copy, max(5, rounds // 2)
+        )
+
+
+def sklearn(rounds: int) -> Measured:
+    """A small fit by a function whose module imports scikit-learn, once that is imported ahead."""
+    fitting.fit(3)
+    with LimitedProcessExecutor(1, memory="1GiB", wall_time=60) as executor:
+        deadline = time.monotonic() + PATIENCE
+        while not executor.submit(fitting.was_imported_ahead).result(PATIENCE):
+            assert time.monotonic() < deadline
+        return compare(
+            lambda: executor.submit(fitting.fit, 3).result(PATIENCE),
+            lambda: fitting.fit(3),
+            max(5, rounds),
+            3,
+        )
+
+
+ROWS = (
+    Row("result", "256 MB array as result", "a copy", 3, 2, result),
+    Row("argument", "256 MB array as argument", "a copy", 2.5, 1.2, argument),
+    Row("sklearn", "fit on digits by a module's function", "in this process", 1.5, 1.1, sklearn),
+)

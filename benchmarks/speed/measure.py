@@ -1,0 +1,84 @@
+"""Two ways of doing the same work, measured turn by turn."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from typing import TYPE_CHECKING, NamedTuple
+
+from benchmarks.rows import percentile
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+__all__ = ["Measured", "Row", "compare", "seconds"]
+
+
+class Measured(NamedTuple):
+    """What a row found: `ours` and `theirs` in `unit`, and the ratio of each round.
+
+    Where there is nothing to compare with, `theirs` is empty and `ratios` are the figures.
+    """
+
+    ours: list[float]
+    theirs: list[float]
+    ratios: list[float]
+    unit: str
+    note: str = ""
+
+    @property
+    def ratio(self) -> float:
+        """The figure that a promise is held against."""
+        return statistics.median(self.ratios)
+
+    @property
+    def spread(self) -> tuple[float, float]:
+        """Between which a round's ratio lies, but for the lowest and the highest quarter."""
+        return percentile(self.ratios, 25), percentile(self.ratios, 75)
+
+
+class Row(NamedTuple):
+    """One promise: what is measured, against what; `must` and `aim` bound the ratio.
+
+    From above, or from below where `at_least`. `run` takes the number of rounds.
+    """
+
+    name: str
+    what: str
+    against: str
+    must: float
+    aim: float
+    run: Callable[[int], Measured]
+    at_least: bool = False
+
+    def kept(self, measured: Measured) -> bool:
+        """Whether the promise holds."""
+        found = measured.ratio
+        return found >= self.must if self.at_least else found <= self.must
+
+    def is_hidden(self, measured: Measured) -> bool:
+        """Whether the rounds spread over the promise, so that another run may say otherwise."""
+        low, high = measured.spread
+        return low < self.must < high
+
+
+def seconds(action: Callable[[], object]) -> float:
+    """How long a call takes."""
+    began = time.perf_counter()
+    action()
+    return time.perf_counter() - began
+
+
+def compare(
+    ours: Callable[[], object], theirs: Callable[[], object], rounds: int, calls: int = 1
+) -> Measured:
+    """Time both, turn by turn, `calls` of each in a round, whose ratio is that of the medians."""
+    mine: list[float] = []
+    peers: list[float] = []
+    ratios = []
+    for _ in range(rounds):
+        pairs = [(seconds(ours) * 1000, seconds(theirs) * 1000) for _ in range(calls)]
+        mine += [one for one, _ in pairs]
+        peers += [other for _, other in pairs]
+        ratios.append(statistics.median(mine[-calls:]) / statistics.median(peers[-calls:]))
+    return Measured(mine, peers, ratios, "ms")
