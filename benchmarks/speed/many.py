@@ -73,11 +73,15 @@ def _sleepers(rounds: int, used: Callable[[], float]) -> Measured:
 
 
 def fork_sleepers(count: int) -> None:
-    """Have that many sleeping children."""
+    """Have that many sleeping children, and work a little: a tree that sleeps is not walked."""
     for _ in range(count):
         if os.fork() == 0:
             time.sleep(600)
-    time.sleep(600)
+    while True:
+        end = time.process_time() + 0.002
+        while time.process_time() < end:
+            pass
+        time.sleep(0.02)
 
 
 def watched(rounds: int) -> Measured:

@@ -19,7 +19,6 @@ from pynisher_exec.verdict import Evidence, Verdict, judge
 
 if TYPE_CHECKING:
     import mmap
-    from collections.abc import Sequence
 
     from pynisher_exec.caller.item import Item
 
@@ -40,7 +39,7 @@ class Ending(NamedTuple):
     """
 
     told: dict[str, Any]
-    outcome: Sequence[bytearray | mmap.mmap] | None = None
+    outcome: list[bytearray | mmap.mmap] | None = None
     trouble: str = ""
     output: tuple[str, str] | None = None
 
@@ -143,6 +142,7 @@ class _Made:
             self._facts = {**json.loads(bytes(outcome[0])), **self._facts}
             if len(outcome) > 1:
                 sent = payload.load_outcome(outcome[1:])
+            outcome.clear()  # others up the stack have it too, and who waits may be short of memory
         if self._status is Status.OK:
             self._value = sent
         elif self._facts.get("outcome") in ("exception", "os_error") and self._status in (

@@ -22,6 +22,7 @@ __all__ = [
     "fair_memory",
     "own_memory",
     "resident_memory",
+    "shared_memory",
     "signal_masks",
     "stat",
     "thread_states",
@@ -30,6 +31,7 @@ __all__ = [
 
 PAGE = os.sysconf("SC_PAGE_SIZE")
 TICK = os.sysconf("SC_CLK_TCK")
+_LINKS_OF_ONE = 3  # a directory has two beside one for each that it holds
 
 
 class Stat(NamedTuple):
@@ -49,7 +51,24 @@ class Stat(NamedTuple):
 
 
 def _read(path: str) -> bytes:
-    """Read a small file of /proc at once; empty when its process has gone or may not be read."""
+    """Read a file of one record at once; empty when its process has gone or may not be read.
+
+    The kernel gives the whole of such a file to the first read(2), so no other looks for its end.
+    """
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return b""
+    try:
+        return os.read(descriptor, 1 << 16)
+    except OSError:  # ESRCH: it went between open and read
+        return b""
+    finally:
+        os.close(descriptor)
+
+
+def _read_all(path: str) -> bytes:
+    """Read a file of many records to its end; what could be read when its process goes."""
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except OSError:
@@ -59,15 +78,18 @@ def _read(path: str) -> bytes:
         while part := os.read(descriptor, 1 << 16):
             parts.append(part)
         return b"".join(parts)
-    except OSError:  # ESRCH: it went between open and read
+    except OSError:
         return b""
     finally:
         os.close(descriptor)
 
 
 def _threads(pid: int) -> list[str]:
+    folder = f"/proc/{pid}/task"
     try:
-        return os.listdir(f"/proc/{pid}/task")
+        if os.stat(folder).st_nlink == _LINKS_OF_ONE:  # as most have, and cheaper than a listing
+            return [str(pid)]
+        return os.listdir(folder)
     except OSError:
         return []
 
@@ -79,7 +101,7 @@ def children(pid: int) -> list[int]:
     """
     found: list[int] = []
     for thread in _threads(pid):
-        found += map(int, _read(f"/proc/{pid}/task/{thread}/children").split())
+        found += map(int, _read_all(f"/proc/{pid}/task/{thread}/children").split())
     return found
 
 
@@ -188,6 +210,11 @@ def own_memory() -> OwnMemory:
         held=size[b"RssAnon:"] + size[b"RssShmem:"],
         reserved=size[b"VmData:"],
     )
+
+
+def shared_memory(pid: int) -> int:
+    """RssShmem: what a process has mapped of shared anonymous memory, tmpfs and the like."""
+    return _keyed(f"{_living_task(pid)}/status", (b"RssShmem:",))
 
 
 def _keyed(path: str, names: tuple[bytes, ...]) -> int:

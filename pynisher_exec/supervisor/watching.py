@@ -7,6 +7,7 @@ caller is told.
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import select
 import signal
@@ -18,9 +19,10 @@ from pynisher_exec.kernel import pidfd
 from pynisher_exec.limits import Limits
 from pynisher_exec.protocol import messages
 from pynisher_exec.supervisor import kill, memory, output
+from pynisher_exec.supervisor.cpu import SummedClocks
 from pynisher_exec.supervisor.evidence import Account, number_in
 from pynisher_exec.supervisor.gate import Gate
-from pynisher_exec.supervisor.state import Kill, Reading, Soft, Watch
+from pynisher_exec.supervisor.state import SHORTEST_CPU_LOOK, Kill, Reading, Soft, Watch
 from pynisher_exec.task import private_tmp
 
 if TYPE_CHECKING:
@@ -88,6 +90,7 @@ class Watching:
         self._gate: Gate | None = None
         self._read_at: float | None = None
         self._rung = False
+        self._walked_at = -math.inf  # CPU seconds
         self._words = 0
         self._streams: list[output.Stream] = []
         self._poll = select.poll()
@@ -168,14 +171,31 @@ class Watching:
         if self._gate is not None and self._gate.pending is not None:
             self._gate.review()
         if self._rung or self._watch.look_due(now):
-            self._rung = False
-            self._perform(self._watch.read(self._look(), now))
+            reading = self._look() if self._has_worked() else self._same()
+            self._perform(self._watch.read(reading, now))
         self._perform(self._watch.tick(now))
         if self._read_at is not None and now >= self._read_at:
             self._ask_to_read()
 
+    def _has_worked(self) -> bool:
+        """Whether the tree has used CPU time since it was walked, or there is more to be seen.
+
+        Without any it has neither grown nor forked, and to walk 200 sleepers takes milliseconds.
+        """
+        summed = self._child.clock.mechanism == SummedClocks.mechanism
+        counts = self._watch.counts_processes and self._limits.processes is not None
+        if self._rung or summed or counts:
+            return True
+        return self._account.cpu_time() - self._walked_at >= SHORTEST_CPU_LOOK
+
+    def _same(self) -> Reading:
+        """What the last reading found."""
+        return self._watch.last._replace(cpu_time=self._account.cpu_time(), cost=0.0)
+
     def _look(self) -> Reading:
         """Take a reading."""
+        self._rung = False
+        self._walked_at = self._account.cpu_time()
         began = time.monotonic()
         account = self._account
         pids = memory.tree()
