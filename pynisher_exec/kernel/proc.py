@@ -253,7 +253,8 @@ def fair_memory(pid: int) -> FairMemory | None:
     None when the kernel does not let us read it (a process that changed its user without exec).
     Costs about 25 ms per GiB, and waits for the lock of the process's memory map.
     """
-    text = _read(f"{_living_task(pid)}/smaps_rollup")
+    # Where the main thread has ended, another one has it.
+    text = _read(f"/proc/{pid}/smaps_rollup") or _read(f"{_living_task(pid)}/smaps_rollup")
     if not text:
         return None
     place, _, rest = text.partition(b"\n")

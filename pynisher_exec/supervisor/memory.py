@@ -11,6 +11,7 @@ task's favour, of the baseline's size at most, never one against it.
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import time
 from typing import NamedTuple
@@ -28,6 +29,10 @@ else for at most one part in that many of the time."""
 
 QUICK = 0.1
 """Seconds: what a reading has found that took longer must be found once more."""
+
+FASTEST = 8 << 30
+"""Bytes that a tree can come to hold in a second of its CPU time: huge pages, zeroed by the kernel
+and touched. Without CPU time it does not grow, whoever shares its pages."""
 
 TURN = 0.02
 """Seconds for the dear reading at each look where it has no thread."""
@@ -59,6 +64,11 @@ class MemoryGauge:
         self._fair_after = 0.0
         self._rest_until = 0.0
         self._doubted = False
+        self._used = math.inf
+        self._known: tuple[int, float] | None = (
+            None  # a charge, and the CPU time before its reading
+        )
+        self._begun_at = math.inf
         self._reader: FairReader | None = None
         self._reading: FairReading | None = None
 
@@ -67,9 +77,13 @@ class MemoryGauge:
         """A descriptor that becomes readable when a reading has ended; None while there is none."""
         return None if self._reader is None else self._reader.bell
 
-    def read(self, pids: list[int], limit: int | None) -> int:
-        """Bytes held beyond the baseline: what is over `limit` has been confirmed, else a bound."""
+    def read(self, pids: list[int], limit: int | None, used: float = math.inf) -> int:
+        """Bytes held beyond the baseline: what is over `limit` has been confirmed, else a bound.
+
+        `used` is the CPU time of the whole tree so far, where there is a clock for that.
+        """
         self.cost = 0.0
+        self._used = used
         if self._reader is not None:
             self._reader.heard()
         sizes = {pid: proc.resident_memory(pid) for pid in pids}
@@ -116,6 +130,10 @@ class MemoryGauge:
         handed on) may count twice. So it counts at once only where the reading was quick and the
         tree has stayed the same, and else when another one, begun later, has found it too.
         """
+        if self._reading is None and self._known is not None:
+            charge, since = self._known
+            if charge + (self._used - since) * FASTEST <= limit:
+                return charge  # it cannot have passed it meanwhile
         reading = self._dear(pids)
         if reading is None:
             return limit
@@ -126,6 +144,7 @@ class MemoryGauge:
         if held <= limit:
             self._doubted = False
             self._finish(reading)
+            self._known = None if self._begun_at == math.inf else (held, self._begun_at)
             return self._noted(held)
         sure = self._doubted or (reading.age <= QUICK and set(tree()) == set(reading.pids))
         self._finish(reading)
@@ -160,6 +179,7 @@ class MemoryGauge:
             if time.monotonic() < self._rest_until:
                 return None
             self._reading = FairReading(pids, self._baseline)
+            self._begun_at = self._used
             if self._reader is None:
                 # A fork bomb may have left no room for a thread.
                 with contextlib.suppress(RuntimeError, OSError, MemoryError):

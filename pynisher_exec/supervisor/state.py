@@ -35,7 +35,7 @@ IDLE_LOOK = 0.5
 
 SHORTEST_CPU_LOOK = 0.001
 LOOK_SHARE = 20
-DEAREST_LOOK = 0.03
+DEAREST_LOOK = 0.05
 """Looking takes at most one part in this many of the time, up to that many seconds between looks.
 
 A tree that shares much memory has to be confirmed at each look, at milliseconds a look; to look

@@ -182,11 +182,14 @@ class Watching:
 
         Without any it has neither grown nor forked, and to walk 200 sleepers takes milliseconds.
         """
-        summed = self._child.clock.mechanism == SummedClocks.mechanism
         counts = self._watch.counts_processes and self._limits.processes is not None
-        if self._rung or summed or counts:
+        if self._rung or counts or not self._knows_all():
             return True
         return self._account.cpu_time() - self._walked_at >= SHORTEST_CPU_LOOK
+
+    def _knows_all(self) -> bool:
+        """Whether the CPU clock misses nobody, and costs no walk itself."""
+        return self._child.clock.mechanism != SummedClocks.mechanism
 
     def _same(self) -> Reading:
         """What the last reading found."""
@@ -199,7 +202,8 @@ class Watching:
         began = time.monotonic()
         account = self._account
         pids = memory.tree()
-        held = account.gauge.read(pids, self._limits.memory)
+        used = self._walked_at if self._knows_all() else math.inf
+        held = account.gauge.read(pids, self._limits.memory, used)
         bell = account.gauge.bell
         if bell is not None and bell not in self._handlers:
             self._listen(bell, self._hear_gauge)
