@@ -208,9 +208,10 @@ def bombs(count: int) -> Found:
     except OSError as error:
         return Found(0, [], "", f"no pids cgroup can be made here: {error!r}")
     for number in range(count):
-        name = list(BOMBS)[number // 2 % len(BOMBS)]
+        name = list(BOMBS)[number % len(BOMBS)]
+        bounded = number // len(BOMBS) % 2
         try:
-            wrong, seconds = _one(name, 20 if number % 2 else None)
+            wrong, seconds = _one(name, 20 if bounded else None)
         except OSError as error:  # the group is in use still: something has survived
             wrong, seconds = [f"{name}: {error}"], PATIENCE
         except subprocess.TimeoutExpired:

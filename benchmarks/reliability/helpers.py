@@ -137,7 +137,7 @@ def helpers_are_killed(count: int) -> Found:
     with (
         mark.on_what_is_started(),
         LimitedProcessExecutor(
-            4, wall_time=10, startup_time=3, kill_timeout=2, no_new_privs=False, preload=[__name__]
+            4, wall_time=4, startup_time=3, kill_timeout=2, no_new_privs=False, preload=[__name__]
         ) as executor,
     ):
         attacker.begin()

@@ -47,7 +47,7 @@ CHECKS = (
         "each task gets exactly one verdict that fits, and no state waits for ever",
         "orders of events against models of both ends of the protocol",
         interleavings,
-        30_000,
+        10_000,
         500,
     ),
 )

@@ -193,7 +193,7 @@ ANYWHERE = (
         + """
 jails.refuse_calls("kcmp")
 with LimitedProcessExecutor(1, memory="500MiB", wall_time=60) as executor:
-    report = executor.submit(jails.start_programs_slowly, 300 << 20, 3).wait_for_report()
+    report = executor.submit(jails.start_programs_slowly, 300 << 20, 2).wait_for_report()
 print(report.status, 300 << 20 <= report.peak_memory < 400 << 20)
 """,
         "ok True\n",

@@ -106,6 +106,10 @@ def _are_alike(fair: proc.FairMemory, parent: int) -> bool:
     return abs(its.resident - fair.resident) <= _ALIKE
 
 
+def _threads() -> int:
+    return len(os.listdir("/proc/self/task"))
+
+
 class FairReader:
     """The thread; `bell` is an eventfd that rings when a reading has ended.
 
@@ -116,6 +120,7 @@ class FairReader:
 
     def __init__(self) -> None:
         self._wanted: SimpleQueue[FairReading | None] = SimpleQueue()
+        self._others = _threads()
         self.bell = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         try:
             _thread.start_new_thread(self._serve, ())
@@ -136,7 +141,7 @@ class FairReader:
         """End the thread, and see it gone. No process may be left that it could wait for."""
         self._wanted.put(None)
         deadline = time.monotonic() + _END_TIME
-        while len(os.listdir("/proc/self/task")) > 1 and time.monotonic() < deadline:
+        while _threads() > self._others and time.monotonic() < deadline:
             time.sleep(0.0002)
         os.close(self.bell)
 
