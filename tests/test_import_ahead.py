@@ -44,6 +44,14 @@ PACKAGES = {
         PID = os.getpid()
         signal.signal(signal.SIGUSR1, lambda *_: None)
         """,
+    "probe_settings": "import os\nimport own_settings\nPID = os.getpid()\n",
+    "probe_fickle": """
+        import os
+        from pathlib import Path
+        PID = os.getpid()
+        if Path("/proc/self/comm").read_text() == "limit-template\\n" and Path("fails").exists():
+            os._exit(3)
+        """,
     "probe_slow": """
         import os, time
         from pathlib import Path
@@ -168,6 +176,7 @@ def test_thread_variables_reach_what_is_imported_ahead(python: Path, tmp_path: P
 def test_variables_set_by_an_import_are_there_in_tasks(python: Path, tmp_path: Path) -> None:
     """As if the task had imported it, also where the caller's environment has changed since."""
     code = """
+    del os.environ["PROBE_PLAIN"]  # the caller has imported it, too
     with LimitedProcessExecutor(1) as executor:
         print(until(lambda found: found[2], mine.variable))
         os.environ["OTHER"] = "changed"
@@ -195,6 +204,48 @@ def test_a_package_that_makes_forks_unsafe_is_left_to_the_tasks(
     """
     expected = f"(True, False)\n{[(True, False)] * 3}\n"
     assert output(python, tmp_path, mine, code) == expected
+
+
+def test_an_installed_module_that_imports_the_users_is_left_to_the_tasks(
+    python: Path, tmp_path: Path
+) -> None:
+    """Also where a link in the folder of installed modules leads to the user's file."""
+    (tmp_path / "own_settings.py").write_text("VALUE = 1\n")
+    mine = """
+    import os
+    import probe_plain, probe_settings, own_settings
+    def ahead(): return probe_plain.PID != os.getpid(), own_settings.VALUE
+    """
+    code = """
+    from pathlib import Path
+    with LimitedProcessExecutor(1) as executor:
+        print(until(lambda found: found[0], mine.ahead))
+        Path("own_settings.py").write_text("VALUE = 22\\n")
+        print(executor.submit(mine.ahead).result())
+    """
+    assert output(python, tmp_path, mine, code) == "(True, 1)\n(True, 22)\n"
+
+
+def test_what_cannot_be_imported_ahead_any_more_is_done_without(
+    python: Path, tmp_path: Path
+) -> None:
+    """The next template of that key fails at what the one before had imported."""
+    mine = """
+    import os
+    import probe_fickle
+    def ahead(): return probe_fickle.PID != os.getpid()
+    """
+    code = """
+    from pathlib import Path
+    with LimitedProcessExecutor(1, startup_time=20) as executor:
+        print(until(bool, mine.ahead))
+        Path("fails").touch()
+        os.environ["OMP_NUM_THREADS"] = "3"  # another key takes the one slot
+        print(executor.submit(abs, -1).result())
+        del os.environ["OMP_NUM_THREADS"]
+        print([executor.submit(mine.ahead).result() for _ in range(3)])
+    """
+    assert output(python, tmp_path, mine, code) == "True\n1\n[False, False, False]\n"
 
 
 def test_preload_given_is_all_that_is_imported_ahead(python: Path, tmp_path: Path) -> None:

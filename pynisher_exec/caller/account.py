@@ -39,7 +39,7 @@ class Ending(NamedTuple):
     """
 
     told: dict[str, Any]
-    outcome: list[bytearray | mmap.mmap] | None = None
+    outcome: list[bytearray | mmap.mmap | memoryview] | None = None
     trouble: str = ""
     output: tuple[str, str] | None = None
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from pynisher_exec.caller.item import Item, Segments
 
-    Segment = bytearray | mmap.mmap
+    Segment = bytearray | mmap.mmap | memoryview
 
 __all__ = ["Exchange"]
 
@@ -28,6 +28,9 @@ TRANSFER_TIME = 10.0
 
 SLOWEST = 1 << 16
 """Bytes a second: a byte that arrives buys no more time than that, so none can trickle for ever."""
+
+SLOWEST_COPY = 1 << 24
+"""Bytes a second at which a task's memory is copied at least; it may lie in a file that hangs."""
 
 EXIT_TIME = 5.0
 """Seconds that a task may take to end once its outcome has arrived (multiprocessing's exit
@@ -141,7 +144,7 @@ class Exchange:
         else:
             self._fetched = True
             for place, room in fetch.rooms.items():
-                self._frame[place] = room
+                self._frame[place] = memoryview(room)
         with contextlib.suppress(OSError):  # it has gone, which the next reading will tell
             self._stream.send(b"S" if fetch.failed else TAKEN)
         self.deadline = time.monotonic() + TRANSFER_TIME
@@ -176,7 +179,8 @@ class Exchange:
             return
         now = time.monotonic()
         if self._fetch is not None:
-            self.deadline = None  # it is this process that the task waits for
+            claimed = sum(length for length, _ in self._fetch.left.values())
+            self.deadline = now + TRANSFER_TIME + claimed / SLOWEST_COPY
         elif self.outcome is not None or self.trouble:
             self.deadline = now + EXIT_TIME
         else:

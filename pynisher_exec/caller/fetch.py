@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 
 __all__ = ["Fetch"]
 
+_PATIENCE = 1.0
+"""Seconds for which the end of a copy is waited for: the task's memory may be a file that hangs."""
+
 
 class Fetch:
     """Copies what stayed in a task. `bell` rings at the end: `rooms` then has all, or it `failed`.
@@ -31,7 +34,8 @@ class Fetch:
         self.failed = False
         self._pid = pid
         self.left = left
-        self._stopped = False
+        self._stopped = self._ended = self._given_up = False
+        self._lock = threading.Lock()
         self.bell = above_standard(os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK))
         self._thread = threading.Thread(target=self._run, daemon=True)
         try:
@@ -47,7 +51,11 @@ class Fetch:
         except (OSError, ValueError, MemoryError, OverflowError):  # refused, gone, or no such place
             self.failed = True
         finally:
-            os.eventfd_write(self.bell, 1)
+            with self._lock:
+                os.eventfd_write(self.bell, 1)
+                self._ended = True
+                if self._given_up:
+                    os.close(self.bell)
 
     def _copy(self, length: int, address: int) -> mmap.mmap:
         room = memory_copy.room(length)
@@ -59,5 +67,8 @@ class Fetch:
     def close(self) -> None:
         """End it."""
         self._stopped = True
-        self._thread.join()
-        os.close(self.bell)
+        self._thread.join(_PATIENCE)
+        with self._lock:
+            self._given_up = not self._ended  # the thread closes it then, whenever it gets there
+            if self._ended:
+                os.close(self.bell)

@@ -6,6 +6,7 @@ context, one process for each task. What tasks were seen to import, the next tem
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from typing import TYPE_CHECKING, NamedTuple, Protocol
@@ -127,6 +128,7 @@ class Hosts:
 
     def _take_fit(self, host: Host) -> None:
         """A scout is ready: it is its key's template from now on."""
+        host.said = True
         key = self._keys[host.pidfd]
         if key not in self._scouts or self._scouts[key].host is not host:
             return  # a template that imports what another had been proved with
@@ -142,12 +144,16 @@ class Hosts:
 
     def _take_unfit(self, host: Host, name: str) -> None:
         """A scout has ended, and says which module makes forks unsafe: another one without it."""
+        host.said = True
         key = self._keys[host.pidfd]
         lesson = self._lesson(key)
         lesson.ahead = ()
-        scout = self._scouts.pop(key, None)
-        if lesson.refuse(name) and scout is not None:
-            self._send_scout(key, scout.around)
+        more = lesson.refuse(name)
+        scout = self._scouts.get(key)
+        if scout is not None and scout.host is host:
+            del self._scouts[key]
+            if more:
+                self._send_scout(key, scout.around)
 
     def distrust(self, key: Key, host: Host) -> None:
         """A task did not come up from what this one imported ahead: do without."""
@@ -164,8 +170,9 @@ class Hosts:
 
     def end_late_scouts(self, now: float) -> None:
         """Kill those whose imports hang."""
-        for scout in self._scouts.values():
+        for key, scout in list(self._scouts.items()):
             if now >= scout.deadline:
+                self._scouts[key] = scout._replace(deadline=math.inf)
                 scout.host.kill()
 
     # -- lines and ends --------------------------------------------------------------------------
@@ -224,9 +231,10 @@ class Hosts:
         self._reactor.ignore(host.pidfd)
         del self._living[host.pidfd]
         key = self._keys.pop(host.pidfd, None)
-        if key in self._scouts and self._scouts[key].host is host:  # without a word
+        if key in self._scouts and self._scouts[key].host is host:
             del self._scouts[key]
-            self._lesson(key).give_up()
+        if key is not None and host.ahead and not host.said:
+            self._lesson(key).give_up()  # what had been imported before was not this time
         host.reap()
         self._keeper.host_ended(host)
 

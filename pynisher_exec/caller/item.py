@@ -235,6 +235,8 @@ def key_of(around: Surroundings) -> Key:
         if name.startswith(_PREFIXES) or name.endswith(_SUFFIX)
     )
     flags = tuple(subprocess._args_from_interpreter_flags())  # type: ignore[attr-defined]  # noqa: SLF001
-    key: Key = (flags, sys.executable, variables, tuple(around.path))
+    relative = not all(map(os.path.isabs, map(str, around.path)))  # to the directory, then
+    place = around.directory if relative else None
+    key: Key = (flags, sys.executable, variables, tuple(around.path), place)
     _latest = around, key
     return key

@@ -56,7 +56,8 @@ class Host:
     """A process that forks supervisors: its control line, its pid, and a pidfd to see its end.
 
     `process` is multiprocessing's object where a context started it, which must live as long.
-    `ahead` is what it has imported by itself, `outdated` says that another has taken its place.
+    `ahead` is what it has imported by itself, `said` whether it has told what came of that;
+    `outdated`: another has taken its place.
     """
 
     pid: int
@@ -65,6 +66,7 @@ class Host:
     process: Any = None
     reaped: bool = False
     ahead: tuple[str, ...] = ()
+    said: bool = False
     outdated: bool = False
 
     def kill(self) -> None:

@@ -398,7 +398,7 @@ class Monitor:
                 slot.failure = slot.failure or "it did not do its work, stopped perhaps"
                 slot.kill_supervisor()
             return
-        slot.hopeless = True
+        slot.hopeless = not slot.host.ahead  # else a plain template may do better
         slot.failure = slot.failure or "nothing came up within startup_time"
         if not any(each.idle_since for each in self._slots_of(slot.host)) or slot.state == "lost":
             slot.host.kill()  # it hangs in an import, or is stopped, and does not hear

@@ -169,7 +169,8 @@ def dump_call(
 
 def load_call(segments: Sequence[bytes | bytearray | mmap.mmap]) -> tuple[Any, dict[str, Any]]:
     """Load a call and the names of the caller's `__main__` that came with it."""
-    unpickler = pickle.Unpickler(io.BytesIO(segments[0]), buffers=iter(segments[1:]))
+    buffers = [each if isinstance(each, bytearray) else memoryview(each) for each in segments[1:]]
+    unpickler = pickle.Unpickler(io.BytesIO(segments[0]), buffers=iter(buffers))
     return unpickler.load(), unpickler.load()
 
 

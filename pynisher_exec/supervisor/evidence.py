@@ -11,6 +11,7 @@ import time
 from typing import TYPE_CHECKING, Any, Final
 
 from pynisher_exec.kernel.proc import PAGE
+from pynisher_exec.supervisor.cpu import LivingClocks
 from pynisher_exec.supervisor.memory import MemoryGauge
 
 if TYPE_CHECKING:
@@ -53,6 +54,7 @@ class Account:
 
     def __init__(self, pid: int, clock: CpuClock, limits: Limits) -> None:
         self.gauge = MemoryGauge(0, pid)
+        self.living = LivingClocks()
         self.peak_processes = 0
         self.struck = False
         self._pid = pid
@@ -88,7 +90,11 @@ class Account:
 
     def cpu_time(self) -> float:
         """CPU seconds of the tree since the function started."""
-        return 0.0 if self._began is None else max(0.0, self._clock.read() - self._cpu_before)
+        if self._began is None:
+            return 0.0
+        reaped = sum(self._usage[:2])  # user and system time, as wait4(2) told it
+        used = max(self._clock.read(), self.living.total, reaped)
+        return max(0.0, used - self._cpu_before)
 
     def reaped(self, pid: int, status: int, usage: struct_rusage) -> None:
         """Take note of a process of the tree that has been reaped."""

@@ -45,6 +45,7 @@ class FairReading:
         self._baseline = baseline
         self._left = iter(pids)
         self._present = frozenset(pids)
+        self._started: dict[int, int] = {}
 
     @property
     def age(self) -> float:
@@ -55,6 +56,19 @@ class FairReading:
     def total(self) -> int:
         """Bytes that have been found beyond the baseline."""
         return max(0, sum(list(self.held.values())) - self._baseline)
+
+    def stands(self) -> bool:
+        """Whether all that were to be read have been and are there still, and no other has come.
+
+        What one had shared when it ended may have been counted for it, and again for others.
+        """
+        if set(proc.descendants(os.getpid())) != self._present:
+            return False
+        return all(self._lives(pid) for pid in self.pids)
+
+    def _lives(self, pid: int) -> bool:
+        current = proc.stat(pid)
+        return current is not None and current.alive and current.started == self._started.get(pid)
 
     def advance(self) -> bool:
         """Read the next process; False when all have been."""
@@ -73,6 +87,7 @@ class FairReading:
         current = proc.stat(pid)
         if current is None or not current.alive:
             return
+        self._started[pid] = current.started
         parent = current.parent if current.parent in self._present else None
         # Asked before the reading: a child has its parent's memory from its birth to its exec, and
         # never again, so what has none of it now is read as what it is.

@@ -146,7 +146,9 @@ class MemoryGauge:
             self._finish(reading)
             self._known = None if self._begun_at == math.inf else (held, self._begun_at)
             return self._noted(held)
-        sure = self._doubted or (reading.age <= QUICK and set(tree()) == set(reading.pids))
+        if not (whole or self._doubted or reading.age > QUICK):
+            return limit
+        sure = self._doubted or (whole and reading.age <= QUICK and reading.stands())
         self._finish(reading)
         if sure:
             return self._noted(held)
@@ -167,7 +169,8 @@ class MemoryGauge:
         if reading is not None and reading.ended:
             self._fair_after = now + reading.age * PEAK_SHARE
             self._finish(reading)
-            self._noted(reading.total)
+            if reading.stands():
+                self._noted(reading.total)
 
     def _noted(self, held: int) -> int:
         self.peak = max(self.peak, held)
@@ -207,13 +210,10 @@ class MemoryGauge:
         self._reading = None
 
     def close(self) -> None:
-        """End what is under way, once no process of the tree is left; what it has found counts."""
+        """End what is under way, once no process of the tree is left."""
         if self._reader is not None:
             self._reader.close()
             self._reader = None
-        if self._reading is not None:
-            self._noted(self._reading.total)
-            self._reading = None
 
 
 def tree() -> list[int]:

@@ -181,11 +181,14 @@ class Watching:
         """Whether the tree has used CPU time since it was walked, or there is more to be seen.
 
         Without any it has neither grown nor forked, and to walk 200 sleepers takes milliseconds.
+        Those that were seen are asked, too: one of them may have left the clock of the tree.
         """
         counts = self._watch.counts_processes and self._limits.processes is not None
         if self._rung or counts or not self._knows_all():
             return True
-        return self._account.cpu_time() - self._walked_at >= SHORTEST_CPU_LOOK
+        if self._account.cpu_time() - self._walked_at >= SHORTEST_CPU_LOOK:
+            return True
+        return not self._account.living.stand_still()
 
     def _knows_all(self) -> bool:
         """Whether the CPU clock misses nobody, and costs no walk itself."""
@@ -198,10 +201,11 @@ class Watching:
     def _look(self) -> Reading:
         """Take a reading."""
         self._rung = False
-        self._walked_at = self._account.cpu_time()
         began = time.monotonic()
         account = self._account
         pids = memory.tree()
+        account.living.note(pids)
+        self._walked_at = account.cpu_time()
         used = self._walked_at if self._knows_all() else math.inf
         held = account.gauge.read(pids, self._limits.memory, used)
         bell = account.gauge.bell

@@ -7,7 +7,7 @@ import site
 import sys
 from typing import Any
 
-__all__ = ["count", "installed_since"]
+__all__ = ["count", "installed_since", "of_the_user"]
 
 MOST = 40_000
 """Characters that are told of them: a message has a bound, and other things to say."""
@@ -45,6 +45,16 @@ def installed_since(before: int) -> str:
         if len(text) <= MOST:
             return text
     return ""
+
+
+def of_the_user(before: int) -> bool:
+    """Whether any module imported since lies outside those folders, or is a link to what does."""
+    for name in list(sys.modules)[before:]:
+        origin: Any = getattr(getattr(sys.modules.get(name), "__spec__", None), "origin", None)
+        lies_somewhere = isinstance(origin, str) and os.sep in origin
+        if lies_somewhere and not os.path.realpath(origin).startswith(_FOLDERS):
+            return True
+    return False
 
 
 def _is_installed(name: str, known: dict[str, bool]) -> bool:

@@ -25,6 +25,7 @@ __all__ = [
     "begin_with",
     "end_imports",
     "momentary",
+    "note_imports",
     "note_own",
     "put_on",
     "put_on_momentary",
@@ -58,6 +59,9 @@ class Momentary(NamedTuple):
     affinity: tuple[int, ...]
     nice: int
 
+
+_set_by_imports: dict[bytes, bytes] = {}
+"""In a template, and so in each task: variables that what it imported ahead has set."""
 
 _latest: Surroundings | None = None
 """In the caller: the last snapshot."""
@@ -121,6 +125,13 @@ def begin_with(pickled: bytes) -> None:
     _worn = pickled, _wear(pickled)
 
 
+def note_imports() -> None:
+    """After the imports ahead: keep in mind what variables they have set."""
+    before: dict[bytes, bytes] = pickle.loads(_worn[0])[1]  # from the caller
+    now = _environment()
+    _set_by_imports.update({k: v for k, v in now.items() if before.get(k) != v})
+
+
 def put_on(pickled: bytes | bytearray, *, forked: bool) -> None:
     """Take on directory, environment, time zone, `sys.path` and `sys.argv`.
 
@@ -141,6 +152,7 @@ def _wear(pickled: bytes | bytearray) -> str | None:
     """All but the directory, which is given back."""
     directory: str | None
     directory, environment, path, arguments = pickle.loads(pickled)  # from the caller
+    environment = {**_set_by_imports, **environment}
     if environment != _environment():
         os.environb.clear()
         os.environb.update(environment)

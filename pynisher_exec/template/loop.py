@@ -92,6 +92,7 @@ def _import_as_scout(modules: list[str]) -> None:
     """
     prctl.die_with_parent()
     preload.import_if_fit(modules)
+    surroundings.note_imports()
     prctl.die_with_parent(0)
 
 

@@ -14,6 +14,7 @@ from itertools import groupby
 from typing import TYPE_CHECKING, NamedTuple
 
 from pynisher_exec.kernel import proc
+from pynisher_exec.task import imports
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -44,18 +45,20 @@ def import_ahead(names: Sequence[str]) -> None:
 def import_if_fit(names: Sequence[str]) -> None:
     """Import modules as far as they can be, looking after each package whether forks stay safe.
 
-    Raises Unfit when one has left a thread, a socket, an open device or a signal handler. A module
-    that cannot be imported by itself is left to the tasks.
+    Raises Unfit when one has left a thread, a socket, an open device or a signal handler, or has
+    imported a module of the user's own. What cannot be imported by itself is left to the tasks.
     """
     before = _traits()
     with _quietly(), _without_arrow_threads():
         for package, group in groupby(names, _package_of):
+            there = imports.count()
             for name in group:
                 with contextlib.suppress(Exception):  # the task that needs it will say so
                     importlib.import_module(name)
             now = _traits()
             new = now.descriptors - before.descriptors
-            if new or now.signals != before.signals or _has_threads():
+            unsafe = new or now.signals != before.signals or _has_threads()
+            if unsafe or imports.of_the_user(there):
                 raise Unfit(package)
 
 
