@@ -46,6 +46,39 @@ def test_limits_stand_in_proc() -> None:
     assert 12 <= int(found["Max cpu time"][0]) <= 14
 
 
+def leave_the_clock(code: str, children: int) -> None:
+    """Run a program in processes whose exec makes them undumpable: perf's clock drops them."""
+
+    def change_group() -> None:
+        os.setregid(65534, 0)
+
+    command = [sys.executable, "-S", "-c", code]
+    started = [
+        subprocess.Popen(command, preexec_fn=change_group)  # noqa: PLW1509 - there is one thread
+        for _ in range(children)
+    ]
+    for each in started:
+        each.wait()
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="needs root: to change a group")
+@pytest.mark.parametrize(
+    ("limits", "code", "children"),
+    [
+        ({"cpu_time": 0.5}, "while True: pass", 1),
+        ({"memory": "100MB"}, "held = b'x' * 80_000_000; import time; time.sleep(30)", 4),
+    ],
+    ids=str,
+)
+def test_a_process_that_leaves_the_trees_clock_is_counted(
+    limits: dict[str, float | str], code: str, children: int
+) -> None:
+    """Its own clock counts, and moves when it grows."""
+    with LimitedProcessExecutor(1, wall_time=20, **limits) as executor:  # type: ignore[arg-type]
+        future = executor.submit(leave_the_clock, code, children)
+        assert future.wait_for_report().status in limits
+
+
 def write_file(path: str, count: int) -> None:
     """Write a file."""
     with open(path, "wb") as file:

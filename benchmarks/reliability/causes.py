@@ -124,7 +124,7 @@ FAR = {"wall_time": 60}
 
 CPU = {"cpu_time": LIMIT, "wall_time": 60}
 MEMORY = {"memory": 100 * MIB, "wall_time": 60}
-GRACE = {"wall_time": LIMIT, "grace_period": 0.3}
+GRACE = {"wall_time": LIMIT, "grace_period": 1}
 
 SCENARIOS = (
     Scenario("asleep", _call(time.sleep, 60), WALL, ("wall_time",)),

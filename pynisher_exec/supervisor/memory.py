@@ -145,7 +145,7 @@ class MemoryGauge:
             self._doubted = False
             self._finish(reading)
             self._known = None if self._begun_at == math.inf else (held, self._begun_at)
-            return self._noted(held)
+            return self._noted(held) if reading.stands() else held
         if not (whole or self._doubted or reading.age > QUICK):
             return limit
         sure = self._doubted or (whole and reading.age <= QUICK and reading.stands())
