@@ -190,7 +190,7 @@ class Hosts:
             except BlockingIOError:
                 return
             if message is None:
-                self.release(host)
+                self._let_go(host)
                 return
             fields = message.fields
             message.close()
@@ -206,6 +206,10 @@ class Hosts:
 
     def release(self, host: Host) -> None:
         """Let a host go: it ends by itself, and its end is heard."""
+        host.said = True  # whatever it was about to say
+        self._let_go(host)
+
+    def _let_go(self, host: Host) -> None:
         for key in [key for key, each in self._by_key.items() if each is host]:
             del self._by_key[key]
         if host.line.fileno() >= 0:
@@ -227,7 +231,7 @@ class Hosts:
 
     def _end(self, host: Host) -> None:
         self._hear(host)  # its last words
-        self.release(host)
+        self._let_go(host)
         self._reactor.ignore(host.pidfd)
         del self._living[host.pidfd]
         key = self._keys.pop(host.pidfd, None)
