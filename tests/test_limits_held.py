@@ -279,7 +279,7 @@ def run_refused(calls: str, code: str) -> str:
 
 @requires("seccomp")
 def test_cpu_limit_without_perf_is_as_hard_as_it_says() -> None:
-    """Disowned children escape it where no cgroup counts them, and then it is called soft."""
+    """Disowned children may escape it where no cgroup counts them: then it is called soft."""
     out = run_refused(
         "perf_event_open",
         """
@@ -303,12 +303,9 @@ except ValueError as error:
         assert lines == ["hard False", *["cpu_time cgroup cpu.stat"] * 3]
         return
     clock = "summed process clocks"
-    assert lines[:4] == [
-        "soft True",
-        f"cpu_time {clock}",
-        f"cpu_time {clock}",
-        f"wall_time {clock}",
-    ]
+    assert lines[:3] == ["soft True", f"cpu_time {clock}", f"cpu_time {clock}"]
+    # What is seen of disowned children while they live counts; they may end before.
+    assert lines[3] in (f"cpu_time {clock}", f"wall_time {clock}")
     assert lines[4].startswith("strict=True, but cpu_time is soft on this machine")
 
 

@@ -101,7 +101,7 @@ def _cpu_time(refused: dict[str, str]) -> Support:
     return Support(
         "soft",
         "CPU clocks of the living and what was reaped",
-        "misses processes whose parent ignores SIGCHLD",
+        "misses what short-lived processes used whose parent ignores SIGCHLD",
         f"perf_event_open ({refused['perf']})",
     )
 

@@ -3,8 +3,8 @@
 With perf's task clock, opened on the fresh child before it does anything, the kernel adds up all
 that ever descends from it: ended, orphaned and disowned processes too (perf_event_open(2),
 `inherit`). Where that call is refused, the slot's control group does. Without either the clocks of
-the living are summed with what has been reaped; a process whose parent ignores SIGCHLD is then lost
-once it ends.
+the living are summed with what has been reaped; of a process whose parent ignores SIGCHLD, only
+what was seen while it lived counts then.
 """
 
 from __future__ import annotations
