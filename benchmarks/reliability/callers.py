@@ -29,7 +29,8 @@ def seen() -> tuple[object, ...]:
     """What an interpreter's flags have made of it."""
     flags = sys.flags
     kept = flags.dev_mode, flags.optimize, flags.utf8_mode, flags.hash_randomization, __debug__
-    hashed = hash("hash") if "PYTHONHASHSEED" in os.environ else None
+    seeded = "PYTHONHASHSEED" in os.environ and not flags.ignore_environment
+    hashed = hash("hash") if seeded else None
     return *kept, list(sys.warnoptions), faulthandler.is_enabled(), hashed
 
 
