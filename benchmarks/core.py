@@ -16,8 +16,16 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from benchmarks.processes import descendants
-from benchmarks.rows import MEBIBYTE, Row, percentile, print_environment, print_rows, timed
+from benchmarks.processes import cpu_time_of, descendants
+from benchmarks.rows import (
+    MEBIBYTE,
+    Row,
+    fork_and_wait,
+    percentile,
+    print_environment,
+    print_rows,
+    timed,
+)
 from pynisher_exec import LimitedProcessExecutor
 
 if TYPE_CHECKING:
@@ -233,14 +241,6 @@ def nothing() -> None:
     """Do nothing."""
 
 
-def fork_and_wait() -> None:
-    """What a raw fork costs this very process."""
-    pid = os.fork()
-    if pid == 0:
-        os._exit(0)
-    os.waitpid(pid, 0)
-
-
 def latency(executor: LimitedProcessExecutor) -> list[Row]:
     """A no-op under three limits against a raw fork, interleaved."""
     view = executor.limit(memory="1GiB", cpu_time=10, wall_time=10)
@@ -256,19 +256,14 @@ def latency(executor: LimitedProcessExecutor) -> list[Row]:
     return [Row("no-op submit to result against fork + wait", measured, "<= 3", ratio <= 3)]
 
 
-def ticks(pid: int) -> float:
-    """CPU seconds of a process so far."""
-    return time.clock_gettime((~pid << 3) | 2)
-
-
 def idle(executor: LimitedProcessExecutor) -> list[Row]:
     """CPU used by caller and helpers while nothing is to be done; 100 sleeping tasks."""
     executor.submit(nothing).result(PATIENCE)
     time.sleep(1)  # the next task's process is being made ready
     helpers = descendants(os.getpid())
-    before = resource.getrusage(resource.RUSAGE_SELF), [ticks(pid) for pid in helpers]
+    before = resource.getrusage(resource.RUSAGE_SELF), [cpu_time_of(pid) for pid in helpers]
     time.sleep(3)
-    after = resource.getrusage(resource.RUSAGE_SELF), [ticks(pid) for pid in helpers]
+    after = resource.getrusage(resource.RUSAGE_SELF), [cpu_time_of(pid) for pid in helpers]
     used = after[0].ru_utime + after[0].ru_stime - before[0].ru_utime - before[0].ru_stime
     theirs = sum(after[1]) - sum(before[1])
     measured = f"caller {used * 1000:.2f} ms, {len(helpers)} helpers {theirs * 1000:.2f} ms in 3 s"

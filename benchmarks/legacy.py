@@ -8,7 +8,6 @@ Python objects, in small pages, as a program's own is.
 from __future__ import annotations
 
 import statistics
-import sys
 import threading
 import time
 from importlib import import_module
@@ -18,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import psutil
 
 import pynisher_exec
-from benchmarks.rows import MEBIBYTE, Row, percentile, print_environment, print_rows, timed
+from benchmarks.rows import Row, hold, percentile, print_environment, print_rows, timed
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -31,21 +30,12 @@ LIMITS: dict[str, Any] = {
     "wall_time_in_s": 10,
     "grace_period_in_s": 1,
 }
-OBJECT = 400
-"""Bytes of each object: below what the allocator hands on to malloc, so in its own small pages."""
-
 SHARE = 0.5
 """Promised: what a call costs at most, of what it costs with pynisher 0.6."""
 
 
 def nothing() -> None:
     """Do nothing."""
-
-
-def hold(kept: list[bytes], mebibytes: int) -> None:
-    """Grow to that many MiB of small objects."""
-    count = mebibytes * MEBIBYTE // (OBJECT + sys.getsizeof(b""))
-    kept.extend(bytes(OBJECT) for _ in range(count - len(kept)))
 
 
 def held() -> str:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
+import time
 from pathlib import Path
 
-__all__ = ["descendants", "name_of", "state_of", "zombies"]
+__all__ = ["cpu_time_of", "descendants", "name_of", "state_of", "zombies"]
 
 
 def descendants(pid: int) -> list[int]:
@@ -37,6 +38,11 @@ def state_of(pid: int) -> str:
         return Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()[0]
     except OSError:
         return ""
+
+
+def cpu_time_of(pid: int) -> float:
+    """CPU seconds of a process so far (clock_getcpuclockid(3))."""
+    return time.clock_gettime((~pid << 3) | 2)
 
 
 def name_of(pid: int) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import sys
 import time
 from importlib.metadata import version
 from typing import TYPE_CHECKING, NamedTuple
@@ -13,9 +14,22 @@ import pynisher_exec
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-__all__ = ["MEBIBYTE", "Row", "percentile", "print_environment", "print_rows", "timed"]
+__all__ = [
+    "MEBIBYTE",
+    "Row",
+    "fork_and_wait",
+    "hold",
+    "percentile",
+    "print_environment",
+    "print_rows",
+    "timed",
+]
 
 MEBIBYTE = 1 << 20
+
+
+_OBJECT = 400
+"""Bytes of each object: below what the allocator hands on to malloc, so in its own small pages."""
 
 
 class Row(NamedTuple):
@@ -38,6 +52,20 @@ def timed(action: Callable[[], object]) -> float:
     began = time.perf_counter()
     action()
     return (time.perf_counter() - began) * 1000
+
+
+def fork_and_wait() -> None:
+    """What a raw fork costs this very process."""
+    pid = os.fork()
+    if pid == 0:
+        os._exit(0)
+    os.waitpid(pid, 0)
+
+
+def hold(kept: list[bytes], mebibytes: int) -> None:
+    """Grow to that many MiB of small objects."""
+    count = mebibytes * MEBIBYTE // (_OBJECT + sys.getsizeof(b""))
+    kept.extend(bytes(_OBJECT) for _ in range(count - len(kept)))
 
 
 def print_environment(*peers: str) -> None:

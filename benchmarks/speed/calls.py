@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 from concurrent.futures import ProcessPoolExecutor
 from importlib import import_module
 from itertools import repeat
@@ -11,7 +10,7 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from benchmarks.rows import MEBIBYTE
+from benchmarks.rows import fork_and_wait, hold
 from benchmarks.speed.measure import Measured, Row, compare
 from pynisher_exec import LimitedProcessExecutor
 
@@ -23,9 +22,6 @@ __all__ = ["ROWS"]
 PATIENCE = 60
 CALLS = 40
 LIMITS: dict[str, Any] = {"memory": "1GiB", "cpu_time": 10, "wall_time": 10}
-OBJECT = 400
-"""Bytes of each object that a large caller holds: in small pages, as a program's own are."""
-
 # What runs ---------------------------------------------------------------------------------------
 
 
@@ -36,14 +32,6 @@ def nothing() -> None:
 def look() -> tuple[int, str]:
     """Tell own pid and limits."""
     return os.getpid(), Path("/proc/self/limits").read_text()
-
-
-def fork_and_wait() -> None:
-    """What a raw fork costs this very process."""
-    pid = os.fork()
-    if pid == 0:
-        os._exit(0)
-    os.waitpid(pid, 0)
 
 
 def check_that_it_is_real(executor: LimitedProcessExecutor) -> None:
@@ -65,17 +53,13 @@ def check_that_it_is_real(executor: LimitedProcessExecutor) -> None:
 
 def against_fork(rounds: int) -> Measured:
     """A no-op, back to back, in a small caller."""
-    with LimitedProcessExecutor(1, **LIMITS) as executor:
-        check_that_it_is_real(executor)
-        return compare(
-            lambda: executor.submit(nothing).result(PATIENCE), fork_and_wait, rounds, CALLS
-        )
+    return _against_peer(fork_and_wait, rounds, CALLS)
 
 
 def against_fork_of_much(rounds: int) -> Measured:
     """The same, in a caller that holds 2 GiB of small objects."""
-    count = 2048 * MEBIBYTE // (OBJECT + sys.getsizeof(b""))
-    held = [bytes(OBJECT) for _ in range(count)]
+    held: list[bytes] = []
+    hold(held, 2048)
     measured = against_fork(max(2, rounds // 4))
     return measured._replace(note=f"{len(held)} objects held")
 

@@ -12,6 +12,8 @@ from benchmarks.speed.measure import Measured, Row, compare
 from pynisher_exec import LimitedProcessExecutor
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from numpy.typing import NDArray
 
 __all__ = ["ROWS"]
@@ -32,21 +34,24 @@ def take(array: NDArray[Any]) -> int:
 
 def result(rounds: int) -> Measured:
     """256 MB made in a task and brought back, in units of one copy."""
-    array = make(LENGTH)
-    with LimitedProcessExecutor(1, memory="2GiB", wall_time=60, preload=["numpy"]) as executor:
-        executor.submit(make, 10).result(PATIENCE)
-        return compare(
-            lambda: executor.submit(make, LENGTH).result(PATIENCE), array.copy, max(5, rounds // 2)
-        )
+    return _in_copies(make(LENGTH), rounds, make, LENGTH)
 
 
 def argument(rounds: int) -> Measured:
     """256 MB given to a task, in units of one copy."""
     array = make(LENGTH)
+    return _in_copies(array, rounds, take, array)
+
+
+def _in_copies(
+    array: NDArray[Any], rounds: int, function: Callable[..., Any], given: Any
+) -> Measured:
     with LimitedProcessExecutor(1, memory="2GiB", wall_time=60, preload=["numpy"]) as executor:
         executor.submit(make, 10).result(PATIENCE)
         return compare(
-            lambda: executor.submit(take, array).result(PATIENCE), array.copy, max(5, rounds // 2)
+            lambda: executor.submit(function, given).result(PATIENCE),
+            array.copy,
+            max(5, rounds // 2),
         )
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
-from benchmarks.processes import descendants, name_of
+from benchmarks.processes import cpu_time_of, descendants, name_of
 from benchmarks.speed.measure import Measured, Row, seconds
 from pynisher_exec import LimitedProcessExecutor
 
@@ -26,11 +26,6 @@ LIMITS: dict[str, Any] = {"memory": "1GiB", "cpu_time": 100, "wall_time": 100}
 
 def nothing() -> None:
     """Do nothing."""
-
-
-def _ticks(pid: int) -> float:
-    """CPU seconds of a process so far (clock_getcpuclockid(3))."""
-    return time.clock_gettime((~pid << 3) | 2)
 
 
 def _own() -> float:
@@ -57,7 +52,7 @@ def sleepers_caller(rounds: int) -> Measured:
 
 def sleepers_supervisors(rounds: int) -> Measured:
     """The same of all supervisors."""
-    return _sleepers(rounds, lambda: sum(map(_ticks, _supervisors())))
+    return _sleepers(rounds, lambda: sum(map(cpu_time_of, _supervisors())))
 
 
 def _sleepers(rounds: int, used: Callable[[], float]) -> Measured:
@@ -94,9 +89,9 @@ def watched(rounds: int) -> Measured:
         time.sleep(2)
         (supervisor,) = _supervisors()
         for _ in range(max(3, rounds // 3)):
-            before = _ticks(supervisor)
+            before = cpu_time_of(supervisor)
             time.sleep(2)
-            shares.append((_ticks(supervisor) - before) / 2 * 100)
+            shares.append((cpu_time_of(supervisor) - before) / 2 * 100)
         executor.kill_workers()
     return Measured(shares, [], shares, "% of a core")
 

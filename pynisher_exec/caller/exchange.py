@@ -127,6 +127,7 @@ class Exchange:
         self._reader = None
         if self._places:
             self._put(dict(zip(self._places, segments, strict=True)))
+            self.outcome = self._frame
         elif reader.left:
             self._frame = list(segments)
             self._fetch = Fetch(self._pid, reader.left)
@@ -143,8 +144,7 @@ class Exchange:
             self._places = sorted(fetch.left)
         else:
             self._fetched = True
-            for place, room in fetch.rooms.items():
-                self._frame[place] = memoryview(room)
+            self._put({place: memoryview(room) for place, room in fetch.rooms.items()})
         with contextlib.suppress(OSError):  # it has gone, which the next reading will tell
             self._stream.send(b"S" if fetch.failed else TAKEN)
         self.deadline = time.monotonic() + TRANSFER_TIME
@@ -162,10 +162,9 @@ class Exchange:
         self.outcome = self._frame
         return len(word)
 
-    def _put(self, sent: Mapping[int, Segment]) -> None:
-        for place, segment in sent.items():
+    def _put(self, stayed: Mapping[int, Segment]) -> None:
+        for place, segment in stayed.items():
             self._frame[place] = segment
-        self.outcome = self._frame
 
     def _end_fetch(self) -> Fetch:
         fetch, self._fetch = self._fetch, None
@@ -181,7 +180,7 @@ class Exchange:
         if self._fetch is not None:
             claimed = sum(length for length, _ in self._fetch.left.values())
             self.deadline = now + TRANSFER_TIME + claimed / SLOWEST_COPY
-        elif self.outcome is not None or self.trouble:
+        elif self._is_over():
             self.deadline = now + EXIT_TIME
         else:
             self.deadline = min(now + TRANSFER_TIME, self.deadline + came / SLOWEST)

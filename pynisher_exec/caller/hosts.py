@@ -71,7 +71,6 @@ class Hosts:
         self._startup_time = startup_time
         self._lessons: dict[Key, Lesson] = {}
         self._scouts: dict[Key, Scout] = {}
-        self._keys: dict[int, Key] = {}  # by the host's pidfd
         self._by_key: dict[Key, Host] = {}
         self._living: dict[int, Host] = {}
         self._caller = above_standard(pidfd.open_pidfd(os.getpid()))
@@ -100,7 +99,7 @@ class Hosts:
         self, key: Key, around: Surroundings, modules: Sequence[str], *, scout: bool
     ) -> Host:
         host = launch.start_template(modules, around, self._caller, scout=scout)
-        self._keys[host.pidfd] = key
+        host.key = key
         return self._keep(host)
 
     # -- importing ahead -------------------------------------------------------------------------
@@ -129,7 +128,7 @@ class Hosts:
     def _take_fit(self, host: Host) -> None:
         """A scout is ready: it is its key's template from now on."""
         host.said = True
-        key = self._keys[host.pidfd]
+        key = host.key
         if key not in self._scouts or self._scouts[key].host is not host:
             return  # a template that imports what another had been proved with
         del self._scouts[key]
@@ -145,7 +144,7 @@ class Hosts:
     def _take_unfit(self, host: Host, name: str) -> None:
         """A scout has ended, and says which module makes forks unsafe: another one without it."""
         host.said = True
-        key = self._keys[host.pidfd]
+        key = host.key
         lesson = self._lesson(key)
         lesson.ahead = ()
         more = lesson.refuse(name)
@@ -234,10 +233,10 @@ class Hosts:
         self._let_go(host)
         self._reactor.ignore(host.pidfd)
         del self._living[host.pidfd]
-        key = self._keys.pop(host.pidfd, None)
+        key = host.key
         if key in self._scouts and self._scouts[key].host is host:
             del self._scouts[key]
-        if key is not None and host.ahead and not host.said:
+        if host.ahead and not host.said:
             self._lesson(key).give_up()  # what had been imported before was not this time
         host.reap()
         self._keeper.host_ended(host)

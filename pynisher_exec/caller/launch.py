@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
     from multiprocessing.context import BaseContext
 
-    from pynisher_exec.caller.item import Item
+    from pynisher_exec.caller.item import Item, Key
     from pynisher_exec.task.surroundings import Surroundings
 
 __all__ = ["Host", "is_fork", "start_in_context", "start_interpreter", "start_template"]
@@ -56,8 +56,8 @@ class Host:
     """A process that forks supervisors: its control line, its pid, and a pidfd to see its end.
 
     `process` is multiprocessing's object where a context started it, which must live as long.
-    `ahead` is what it has imported by itself, `said` whether it has told what came of that;
-    `outdated`: another has taken its place.
+    `key` is the template's, `ahead` what it has imported by itself, `said` whether it has told what
+    came of that; `outdated`: another has taken its place.
     """
 
     pid: int
@@ -65,6 +65,7 @@ class Host:
     line: socket.socket
     process: Any = None
     reaped: bool = False
+    key: Key = ()
     ahead: tuple[str, ...] = ()
     said: bool = False
     outdated: bool = False

@@ -50,36 +50,25 @@ class Stat(NamedTuple):
         return self.state not in "ZX" or self.threads > 1
 
 
-def _read(path: str) -> bytes:
-    """Read a file of one record at once; empty when its process has gone or may not be read.
+def _read(path: str, *, to_its_end: bool = False) -> bytes:
+    """Read a file of /proc; empty when its process has gone or may not be read.
 
-    The kernel gives the whole of such a file to the first read(2), so no other looks for its end.
+    The kernel gives the whole of a file of one record to the first read(2); one that lists things
+    has to be read to its end.
     """
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except OSError:
         return b""
     try:
-        return os.read(descriptor, 1 << 16)
+        text = part = os.read(descriptor, 1 << 16)
+        while to_its_end and part:
+            part = os.read(descriptor, 1 << 16)
+            text += part
     except OSError:  # ESRCH: it went between open and read
         return b""
-    finally:
-        os.close(descriptor)
-
-
-def _read_all(path: str) -> bytes:
-    """Read a file of many records to its end; what could be read when its process goes."""
-    try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    except OSError:
-        return b""
-    try:
-        parts = []
-        while part := os.read(descriptor, 1 << 16):
-            parts.append(part)
-        return b"".join(parts)
-    except OSError:
-        return b""
+    else:
+        return text
     finally:
         os.close(descriptor)
 
@@ -101,7 +90,8 @@ def children(pid: int) -> list[int]:
     """
     found: list[int] = []
     for thread in _threads(pid):
-        found += map(int, _read_all(f"/proc/{pid}/task/{thread}/children").split())
+        text = _read(f"/proc/{pid}/task/{thread}/children", to_its_end=True)
+        found += map(int, text.split())
     return found
 
 

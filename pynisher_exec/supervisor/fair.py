@@ -19,7 +19,7 @@ from pynisher_exec.kernel import libc, proc
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-__all__ = ["FairReader", "FairReading"]
+__all__ = ["FairReader", "FairReading", "tree"]
 
 _KCMP_VM = 1
 _ALIKE = 4 << 20
@@ -28,6 +28,11 @@ run again by the second one."""
 
 _END_TIME = 5.0
 """Seconds to wait for the thread's end: it has been told, and all that it reads has gone."""
+
+
+def tree() -> list[int]:
+    """The processes below this supervisor, parents first."""
+    return proc.descendants(os.getpid())
 
 
 class FairReading:
@@ -62,7 +67,7 @@ class FairReading:
 
         What one had shared when it ended may have been counted for it, and again for others.
         """
-        if set(proc.descendants(os.getpid())) != self._present:
+        if set(tree()) != self._present:
             return False
         return all(self._lives(pid) for pid in self.pids)
 

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import contextlib
 import math
-import os
 import time
 from typing import NamedTuple
 
@@ -65,9 +64,7 @@ class MemoryGauge:
         self._rest_until = 0.0
         self._doubted = False
         self._used = math.inf
-        self._known: tuple[int, float] | None = (
-            None  # a charge, and the CPU time before its reading
-        )
+        self._known: tuple[int, float] | None = None  # a charge; the CPU time before its reading
         self._begun_at = math.inf
         self._reader: FairReader | None = None
         self._reading: FairReading | None = None
@@ -214,8 +211,3 @@ class MemoryGauge:
         if self._reader is not None:
             self._reader.close()
             self._reader = None
-
-
-def tree() -> list[int]:
-    """The processes below this supervisor, parents first."""
-    return proc.descendants(os.getpid())

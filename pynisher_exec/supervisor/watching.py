@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from pynisher_exec.kernel import pidfd
 from pynisher_exec.limits import Limits
 from pynisher_exec.protocol import messages
-from pynisher_exec.supervisor import kill, memory, output
+from pynisher_exec.supervisor import fair, kill, output
 from pynisher_exec.supervisor.cpu import SummedClocks
 from pynisher_exec.supervisor.evidence import Account, number_in
 from pynisher_exec.supervisor.gate import Gate
@@ -203,7 +203,7 @@ class Watching:
         self._rung = False
         began = time.monotonic()
         account = self._account
-        pids = memory.tree()
+        pids = fair.tree()
         account.living.note(pids)
         self._walked_at = account.cpu_time()
         used = self._walked_at if self._knows_all() else math.inf

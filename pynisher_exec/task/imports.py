@@ -50,11 +50,16 @@ def installed_since(before: int) -> str:
 def of_the_user(before: int) -> bool:
     """Whether any module imported since lies outside those folders, or is a link to what does."""
     for name in list(sys.modules)[before:]:
-        origin: Any = getattr(getattr(sys.modules.get(name), "__spec__", None), "origin", None)
-        lies_somewhere = isinstance(origin, str) and os.sep in origin
-        if lies_somewhere and not os.path.realpath(origin).startswith(_FOLDERS):
+        path = _path_of(name)
+        if path and not os.path.realpath(path).startswith(_FOLDERS):
             return True
     return False
+
+
+def _path_of(name: str) -> str:
+    """The file of a module; empty where it is built into the interpreter, or made by a program."""
+    origin: Any = getattr(getattr(sys.modules.get(name), "__spec__", None), "origin", None)
+    return origin if isinstance(origin, str) and os.sep in origin else ""
 
 
 def _is_installed(name: str, known: dict[str, bool]) -> bool:
@@ -62,10 +67,10 @@ def _is_installed(name: str, known: dict[str, bool]) -> bool:
 
     `known` folders are not looked at again: a path is resolved link by link.
     """
-    origin: Any = getattr(getattr(sys.modules.get(name), "__spec__", None), "origin", None)
-    if not isinstance(origin, str) or os.sep not in origin:  # built into the interpreter
+    path = _path_of(name)
+    if not path:
         return False
-    folder = os.path.dirname(origin)
+    folder = os.path.dirname(path)
     if folder not in known:
         known[folder] = (os.path.realpath(folder) + os.sep).startswith(_FOLDERS)
     return known[folder]

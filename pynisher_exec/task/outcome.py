@@ -65,14 +65,18 @@ class Outcome(NamedTuple):
 
     def deliver(self, stream: socket.socket) -> None:
         """Send it. Large segments stay here, for the caller to copy, unless it asks for them."""
-        large = [segment for segment in self.segments if len(segment) >= _STAYS]
-        FrameWriter([_left(each) if len(each) >= _STAYS else each for each in self.segments]).write(
-            stream
-        )
-        if large and stream.recv(1) != TAKEN:
-            FrameWriter(large).write(stream)
-        elif large:
+        FrameWriter([_left(each) if _stays(each) else each for each in self.segments]).write(stream)
+        large = list(filter(_stays, self.segments))
+        if not large:
+            return
+        if stream.recv(1) == TAKEN:
             stream.send(TAKEN)  # for as long as it took to copy, this process was there
+        else:
+            FrameWriter(large).write(stream)
+
+
+def _stays(segment: bytes | memoryview) -> bool:
+    return len(segment) >= _STAYS
 
 
 def _left(segment: bytes | memoryview) -> Left:

@@ -197,8 +197,9 @@ def entry(path: str, content: bytes, mode: int, changed: int, number: int) -> by
 # The run -----------------------------------------------------------------------------------------
 
 
-PANICKED, TRIES = 2, 3
-"""The emulator now and then corrupts the kernel that it boots: that says nothing of the tests."""
+PANICKED, TRIES = -1, 3
+"""The emulator now and then corrupts the kernel that it boots: that says nothing of the tests, none
+of which had begun."""
 
 
 def boot(root: Path, tests: list[str]) -> int:
@@ -223,7 +224,7 @@ def watch(command: list[str], root: Path) -> int:
     paths = [str(path) for path in (root / "usr/lib").glob("*-linux-gnu")]
     paths += [str(path) for path in (root / "lib").glob("*-linux-gnu")]
     environment = {**os.environ, "LD_LIBRARY_PATH": os.pathsep.join(paths)}
-    code = 1
+    code, begun = 1, False
     with subprocess.Popen(
         command, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True
     ) as emulator:
@@ -233,7 +234,8 @@ def watch(command: list[str], root: Path) -> int:
             print(line.rstrip(), flush=True)
             if match := ENDED.match(line):
                 code = int(match[1])
-            if "Kernel panic" in line:
+            begun = begun or line.startswith("guest:")
+            if "Kernel panic" in line and not begun:
                 code = PANICKED
         alarm.cancel()
     return code
