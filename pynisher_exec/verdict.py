@@ -49,8 +49,8 @@ class Evidence:
     `stage` is how far it came: waiting, loading, running, outcome (the function had ended, its
     outcome was being pickled or tried), returned. `returned` is what the task then said.
     `wait_status` is that of waitpid(2), None if the task was never reaped. `killed` is the reason
-    for which the supervisor killed, `struck` whether the task was still there when it did,
-    `limit_reached` the limit of a soft signal or kill.
+    for which the supervisor killed, `struck` whether the task was still there when it was decided
+    on, `limit_reached` the limit of a soft signal or kill.
     """
 
     stage: str

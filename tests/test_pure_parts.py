@@ -189,6 +189,21 @@ def test_outcome_that_is_told_after_the_kill_does_not_change_its_cause() -> None
     assert watch.stage == "returned"
 
 
+def test_task_that_went_on_after_the_kill_was_decided_on_has_not_ended_by_itself() -> None:
+    """It returned before the signal came, on a machine that held that up; it was late all the same.
+
+    A word of before the kill shows no such thing.
+    """
+    watch = running(LIMITS)
+    assert watch.tick(11.0) == Kill("wall_time")
+    flags = []
+    for kind, at in (("outcome", 10.999), ("returned", 11.001)):
+        watch.told(kind, {"at": at, "outcome": "value"}, 11.002)
+        flags.append(watch.outlived_kill)
+    assert flags == [False, True]
+    assert watch.returned is None
+
+
 def test_one_count_of_processes_never_kills() -> None:
     """A process may have been seen twice: only what stays over is ended."""
     watch = running(Limits(processes=2))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import product
 from typing import Any
 
 from hypothesis import strategies as st
@@ -72,6 +73,7 @@ class WatchModel(RuleBasedStateMachine):
         self.killed_at: float | None = None
         self.soft_at = 0.0
         self.over_after_return = False
+        self.spoke_late = False
 
     # -- what happens --------------------------------------------------------------------------
 
@@ -84,6 +86,7 @@ class WatchModel(RuleBasedStateMachine):
         before = self.watch.stage
         self.watch.told(kind, fields, self.now)
         advanced = self.watch.stage != before
+        self.spoke_late |= self._is_news_after_a_kill(kind, before, stamped=stamped)
         if advanced:
             if self.killed_at is not None:  # believed only if it was said before that
                 assert stamped
@@ -102,6 +105,13 @@ class WatchModel(RuleBasedStateMachine):
         if kind == "returned" and advanced and self._is_late(stamped=stamped):
             self.passed.add("wall_time")
             self.said = "wall_time"
+
+    def _is_news_after_a_kill(self, kind: str, before: str, *, stamped: bool) -> bool:
+        """Whether it shows that the task went on: what has no time counts as late."""
+        if self.killed_at is None or kind not in STAGES:
+            return False
+        late = self.now > self.killed_at or not stamped
+        return late and STAGES.index(kind) > STAGES.index(before)
 
     def _is_late(self, *, stamped: bool) -> bool:
         wall = self.limits.wall_time
@@ -236,18 +246,19 @@ class WatchModel(RuleBasedStateMachine):
         """The task ends now, as whatever was done to it says: there is one verdict, and it fits."""
         type(self).runs += 1
         killed = self.watch.killed is not None
-        evidence = Evidence(
-            self.watch.stage,
-            wait_status=9 if killed else 0,
-            killed=self.watch.killed,
-            struck=killed,
-            returned=self.watch.returned,
-            limit_reached=self.watch.limit_reached,
-        )
-        for delivered in (True, False):
-            self._check(judge(evidence, delivered=delivered).status.value, delivered=delivered)
+        for found_alive, delivered in product((killed, False), (True, False)):
+            evidence = Evidence(
+                self.watch.stage,
+                wait_status=9 if found_alive else 0,
+                killed=self.watch.killed,
+                struck=found_alive or self.watch.outlived_kill,
+                returned=self.watch.returned,
+                limit_reached=self.watch.limit_reached,
+            )
+            status = judge(evidence, delivered=delivered).status.value
+            self._check(status, delivered=delivered, struck=found_alive or self.spoke_late)
 
-    def _check(self, status: str, *, delivered: bool) -> None:
+    def _check(self, status: str, *, delivered: bool, struck: bool) -> None:
         if self.watch.killed == "cancelled":
             assert status == "cancelled"
         elif self.said is not None and delivered:
@@ -256,7 +267,7 @@ class WatchModel(RuleBasedStateMachine):
             assert status == "transfer" or status in map(_status_of, self.passed)
         elif self.watch.stage == "outcome":
             assert status == "exception"
-        elif self.kills:
+        elif self.kills and struck:
             assert status == _status_of(self.kills[0])
         elif self.watch.stage in ("waiting", "loading"):
             assert status == "startup"

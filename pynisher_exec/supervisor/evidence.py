@@ -118,7 +118,7 @@ class Account:
             "stage": watch.stage,
             "wait_status": self._status,
             "killed": watch.killed,
-            "struck": self.struck,
+            "struck": self.struck or watch.outlived_kill,
             "returned": None if returned is None else _facts_of(returned),
             "limit_reached": watch.limit_reached,
             "what": watch.what,

@@ -88,7 +88,11 @@ class Reading(NamedTuple):
 
 @dataclass
 class Watch:
-    """The watch over one task, from its START on. All times are `time.monotonic()` seconds."""
+    """The watch over one task, from its START on. All times are `time.monotonic()` seconds.
+
+    `outlived_kill`: the task has said something of after a kill was decided on, so it had not ended
+    by itself before that.
+    """
 
     limits: Limits
     cores: int
@@ -98,6 +102,7 @@ class Watch:
     running_at: float | None = None
     killed: str | None = None
     killed_at: float | None = None
+    outlived_kill: bool = False
     limit_reached: str | None = None
     used: float | None = None
     what: str = ""
@@ -117,7 +122,10 @@ class Watch:
         if kind not in STAGES or STAGES.index(kind) <= STAGES.index(self.stage):
             return
         if self.killed_at is not None and not _before(fields.get("at"), self.killed_at):
-            return  # what a signal of ours has brought about does not change why it was sent
+            # What a signal of ours has brought about does not change why it was sent. Nor does an
+            # end of its own between the decision and the signal, which a busy machine holds up.
+            self.outlived_kill = True
+            return
         if kind == "outcome" and (self.running_at is None or self.killed is not None):
             return  # no clock would run any more; or a limit was the cause, and not the object
         self.stage, self._since = kind, now
