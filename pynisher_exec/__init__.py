@@ -18,6 +18,7 @@ if sys.platform != "linux":
 if TYPE_CHECKING:
     from pynisher_exec.caller.executor import LimitedProcessExecutor
     from pynisher_exec.caller.future import LimitedFuture
+    from pynisher_exec.caller.shared import Shared
     from pynisher_exec.caller.support import Support, supports
     from pynisher_exec.decorator import Limited, limited, shutdown
     from pynisher_exec.errors import (
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "caller.executor": ("LimitedProcessExecutor",),
     "caller.future": ("LimitedFuture",),
+    "caller.shared": ("Shared",),
     "caller.support": ("Support", "supports"),
     "errors": (
         "AnythingException",
@@ -70,6 +72,7 @@ __all__ = [
     "PynisherError",
     "RemoteTraceback",
     "Report",
+    "Shared",
     "SignalException",
     "Status",
     "SubprocessException",

@@ -87,10 +87,10 @@ def test_a_reading_that_waits_for_a_lock_holds_up_no_clock(monkeypatch: pytest.M
     waits = threading.Event()
     kernel = proc.fair_memory
 
-    def read_late(pid: int) -> proc.FairMemory | None:
+    def read_late(pid: int, spared: int) -> proc.FairMemory | None:
         waits.set()
         may_go_on.wait(PATIENCE)
-        return kernel(pid)
+        return kernel(pid, spared)
 
     monkeypatch.setattr(proc, "fair_memory", read_late)
     pids = [os.getpid(), os.getppid()]

@@ -14,6 +14,7 @@ from pynisher_exec.caller.ahead import Reports, Results
 from pynisher_exec.caller.future import LimitedFuture
 from pynisher_exec.caller.item import Item, refuse_unfit
 from pynisher_exec.caller.pool import Pool, PoolOptions
+from pynisher_exec.caller.shared import Shared
 from pynisher_exec.limits import UNSET, Limits, Unset, duration
 from pynisher_exec.task.private_tmp import new_path
 from pynisher_exec.task.run import Call
@@ -72,6 +73,7 @@ class LimitedExecutor(Executor):
             self._capture,
             self._initializer,
             private_tmp=new_path() if self._private_tmp else "",
+            owner=self._pool.token,
         )
         try:
             refuse_unfit(fn)
@@ -120,6 +122,25 @@ class LimitedExecutor(Executor):
         if self._strict is not None:
             self._strict(limits)
         return _View(self, limits, capture)
+
+    def share(self, thing: object) -> Shared:
+        """Give an object to this executor once, for all of its tasks to read.
+
+        The handle stands for it wherever an argument stands in calls to this executor and its
+        views: `submit(train, handle, config)`, in a list or an attribute, too. The task gets the
+        object as it was now, in a fresh process as ever. Arrays (numpy, pandas, scipy.sparse, what
+        pickles with buffers out of band) are neither pickled nor copied for each task: all have the
+        same memory, and what one writes there is copied for it. All else is loaded in each task.
+        `memory` charges what is written, and not what is read.
+
+        The memory is freed once the handle has gone, see `Shared.close`, and no call needs it.
+        Raises what pickling raises, OSError where there is no memory or descriptor for it, and
+        ValueError with `context="fork"`, where tasks inherit all objects: pass it as it is.
+        """
+        if self._pool.forks:
+            msg = "tasks of context 'fork' inherit the caller's objects: pass it as an argument"
+            raise ValueError(msg)
+        return Shared(self._pool.token, thing)
 
     def map(
         self,

@@ -18,6 +18,7 @@ from types import BuiltinFunctionType, FunctionType
 from typing import TYPE_CHECKING, Any
 
 from pynisher_exec.caller.future import is_interrupt
+from pynisher_exec.caller.shared import references
 from pynisher_exec.errors import UnpicklableError
 from pynisher_exec.protocol import payload
 from pynisher_exec.protocol.frames import FrameWriter
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from pynisher_exec.caller.future import LimitedFuture
+    from pynisher_exec.caller.shared import Memory
     from pynisher_exec.limits import Limits
     from pynisher_exec.task.surroundings import Surroundings
 
@@ -61,7 +63,7 @@ class Item:
     `streams`: descriptors that become the task's standard input, output and error as they are.
     Without, and not captured: the caller's own output and error. `classic` and `private_tmp`: see
     `task.run.Header`. `ready`: the call, pickled ahead by the thread that made it. `context`: that
-    thread's.
+    thread's. `owner`: whose shared objects it may refer to; `shared`: those that it does.
     """
 
     future: LimitedFuture[Any]
@@ -78,19 +80,23 @@ class Item:
     cancelled: str = ""
     ready: Segments | None = None
     context: contextvars.Context = field(default_factory=contextvars.copy_context)
+    owner: object = None
+    shared: Sequence[Memory] = ()
 
     def segments(self, *, bare: bool) -> list[bytes | memoryview]:
         """The frame for the task, `bare` where the call went with its process.
 
         Raises UnpicklableError, which names the call and the reason.
         """
+        packed = [] if bare else self.packed()
         header = Header(
             limits=self.limits.as_message,
             momentary=tuple(surroundings.momentary()),
             classic=self.classic,
             private_tmp=self.private_tmp,
+            shared=len(self.shared),
         )
-        return [header.encode(), self.surroundings.pickled, *([] if bare else self.packed())]
+        return [header.encode(), self.surroundings.pickled, *packed]
 
     def pack(self) -> None:
         """Pickle now, in this thread. UnpicklableError as from `segments`."""
@@ -106,9 +112,10 @@ class Item:
         """Pickle initializer and call, with more ways to reduce if given."""
         if self.ready is not None:
             return self.ready
+        call = (self.initializer, tuple(self.call))
         try:
-            call = (self.initializer, tuple(self.call))
-            return payload.dump_call(call, reducers, files=not self.classic)
+            with references(self.owner) as self.shared:
+                return payload.dump_call(call, reducers, files=not self.classic)
         except BaseException as error:  # a foreign `__reduce__` may raise SystemExit
             if is_interrupt(error):
                 raise
@@ -118,7 +125,8 @@ class Item:
         """One clear sentence; tells which of the two it was."""
         what = f"call of {name_of(self.call.function)}"
         if self.initializer is not None:
-            with contextlib.suppress(BaseException):  # it is the call that cannot
+            # It is the call that cannot, if this raises.
+            with contextlib.suppress(BaseException), references(self.owner):
                 payload.dump_call(tuple(self.call))
                 what = "initializer"
         reason = f"{type(error).__name__}: {text_of(error)}"[:500]
@@ -188,21 +196,23 @@ class CallWriter:
     def __init__(self, item: Item, segments: Segments) -> None:
         self._frame = FrameWriter(segments)
         self._streams = () if item.capture else item.streams or (1, 2)
+        self._shared = item.shared
 
     def write(self, stream: socket.socket) -> bool:
         """Send what fits; True when all is sent. OSError when the task has gone.
 
-        The task's standard streams, unless captured, go with the first byte.
+        The task's standard streams, unless captured, go with the first byte, behind what is shared.
         """
-        if not self._streams:
+        if not (self._streams or self._shared):
             return self._frame.write(stream)
         streams, self._streams = self._streams, ()
+        shared, self._shared = [memory.descriptor for memory in self._shared], ()
         if all(map(_is_open, streams)):
-            return self._frame.write(stream, _rights(streams))
+            return self._frame.write(stream, _rights([*shared, *streams]))
         null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
         try:
             given = [each if _is_open(each) else null for each in streams]
-            return self._frame.write(stream, _rights(given))
+            return self._frame.write(stream, _rights([*shared, *given]))
         finally:
             os.close(null)
 

@@ -49,7 +49,7 @@ class Monitor:
         self._reactor = reactor
         self._options = options
         self._bound = options.context is not None  # each process is started for one call
-        self._forks = options.context is not None and is_fork(options.context)
+        self.forks = options.context is not None and is_fork(options.context)
         self._hosts = Hosts(reactor, self, options.context, options.preload, options.startup_time)
         self._slots: dict[int, Slot] = {}
         self._begun: set[Item] = set()  # taken off the queue, and their futures not resolved yet
@@ -157,7 +157,7 @@ class Monitor:
                 self._begun.discard(item)
             elif item.cancelled:
                 self._drop(item)
-            elif item.surroundings.directory is None and not self._forks:
+            elif item.surroundings.directory is None and not self.forks:
                 lost = FileNotFoundError("the current directory had been deleted at the submit")
                 self._fail(item, f"the call cannot be started: {lost}", lost)
             elif not self._give_out(item):

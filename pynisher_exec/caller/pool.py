@@ -25,7 +25,10 @@ __all__ = ["Pool", "PoolOptions", "is_exiting"]
 
 
 class Pool:
-    """Everything here may be called from any thread."""
+    """Everything here may be called from any thread.
+
+    `token` is what shared objects know it by, `forks` whether tasks are forks of this process.
+    """
 
     def __init__(self, options: PoolOptions) -> None:
         self._lock = threading.RLock()  # see `Inbox`
@@ -36,6 +39,8 @@ class Pool:
         except BaseException:
             self._reactor.close()
             raise
+        self.token = object()
+        self.forks = self._monitor.forks
         self._thread: threading.Thread | None = None
         self._done = threading.Event()
         self._forgotten = False

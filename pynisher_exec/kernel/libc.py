@@ -17,6 +17,9 @@ _syscall.argtypes = [ctypes.c_long] * 7
 
 # name: (x86_64, aarch64), from the kernel's syscall tables; None: that machine has no such call
 _NUMBERS: Final[dict[str, tuple[int | None, int | None]]] = {
+    "mmap": (9, 222),
+    "munmap": (11, 215),
+    "madvise": (28, 233),
     "clone": (56, 220),
     "fork": (57, None),
     "vfork": (58, None),

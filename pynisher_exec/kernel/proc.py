@@ -187,8 +187,11 @@ class OwnMemory(NamedTuple):
     reserved: int
 
 
-def own_memory() -> OwnMemory:
-    """Read it all at one look: this stands between every task and its function."""
+def own_memory(spared: int = 0) -> OwnMemory:
+    """Read it all at one look: this stands between every task and its function.
+
+    Of shared memory, `spared` bytes do not count as held.
+    """
     text = _read("/proc/self/status")
     words = text[text.index(b"VmSize:") :].split(None, 30)  # nine lines: name, number, "kB"
     size = {name: int(number) << 10 for name, number in zip(words[:27:3], words[1:27:3])}  # noqa: B905
@@ -197,22 +200,20 @@ def own_memory() -> OwnMemory:
         high_water=size[b"VmHWM:"],
         resident=size[b"VmRSS:"],
         file_backed=size[b"RssFile:"] + size[b"RssShmem:"],
-        held=size[b"RssAnon:"] + size[b"RssShmem:"],
+        held=size[b"RssAnon:"] + max(0, size[b"RssShmem:"] - spared),
         reserved=size[b"VmData:"],
     )
 
 
 def shared_memory(pid: int) -> int:
     """RssShmem: what a process has mapped of shared anonymous memory, tmpfs and the like."""
-    return _keyed(f"{_living_task(pid)}/status", (b"RssShmem:",))
+    return _sizes(f"{_living_task(pid)}/status", (b"RssShmem:",))[0]
 
 
-def _keyed(path: str, names: tuple[bytes, ...]) -> int:
-    total = 0
-    for line in _read(path).splitlines():
-        if line.startswith(names):
-            total += int(line.split()[1]) << 10
-    return total
+def _sizes(path: str, names: tuple[bytes, ...]) -> list[int]:
+    """The lines of these names, in the order of the file, in bytes; 0 where there are none."""
+    lines = [line for line in _read(path).splitlines() if line.startswith(names)]
+    return [int(line.split()[1]) << 10 for line in lines] or [0] * len(names)
 
 
 def _living_task(pid: int) -> str:
@@ -224,9 +225,13 @@ def _living_task(pid: int) -> str:
     return f"/proc/{pid}/task/{other}"
 
 
-def anonymous_memory(pid: int) -> int:
-    """RssAnon + RssShmem: what a process has mapped that no file holds, shared pages in full."""
-    return _keyed(f"{_living_task(pid)}/status", (b"RssAnon:", b"RssShmem:"))
+def anonymous_memory(pid: int, spared: int = 0) -> int:
+    """RssAnon + RssShmem: what a process has mapped that no file holds, shared pages in full.
+
+    Of shared memory, `spared` bytes do not count.
+    """
+    anonymous, shared = _sizes(f"{_living_task(pid)}/status", (b"RssAnon:", b"RssShmem:"))
+    return anonymous + max(0, shared - spared)
 
 
 class FairMemory(NamedTuple):
@@ -237,9 +242,10 @@ class FairMemory(NamedTuple):
     place: bytes
 
 
-def fair_memory(pid: int) -> FairMemory | None:
+def fair_memory(pid: int, spared: int = 0) -> FairMemory | None:
     """What a process has mapped that no file holds, each page divided by those who map it.
 
+    Of shared memory, `spared` bytes do not count as held.
     None when the kernel does not let us read it (a process that changed its user without exec).
     Costs about 25 ms per GiB, and waits for the lock of the process's memory map.
     """
@@ -250,8 +256,10 @@ def fair_memory(pid: int) -> FairMemory | None:
     place, _, rest = text.partition(b"\n")
     held = resident = 0
     for line in rest.splitlines():
-        if line.startswith((b"Pss_Anon:", b"Pss_Shmem:")):
+        if line.startswith(b"Pss_Anon:"):
             held += int(line.split()[1]) << 10
+        elif line.startswith(b"Pss_Shmem:"):
+            held += max(0, (int(line.split()[1]) << 10) - spared)
         elif line.startswith(b"Rss:"):
             resident = int(line.split()[1]) << 10
     return FairMemory(held, resident, place)

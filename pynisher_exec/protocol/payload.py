@@ -167,7 +167,9 @@ def dump_call(
     return [stream.getvalue(), *pickler.buffers]
 
 
-def load_call(segments: Sequence[bytes | bytearray | mmap.mmap]) -> tuple[Any, dict[str, Any]]:
+def load_call(
+    segments: Sequence[bytes | bytearray | memoryview | mmap.mmap],
+) -> tuple[Any, dict[str, Any]]:
     """Load a call and the names of the caller's `__main__` that came with it."""
     buffers = [each if isinstance(each, bytearray) else memoryview(each) for each in segments[1:]]
     unpickler = pickle.Unpickler(io.BytesIO(segments[0]), buffers=iter(buffers))

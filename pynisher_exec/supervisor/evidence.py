@@ -52,14 +52,15 @@ def number_in(fields: dict[str, Any], name: str) -> float:
 class Account:
     """The evidence on one task, from its START to its end."""
 
-    def __init__(self, pid: int, clock: CpuClock, limits: Limits) -> None:
-        self.gauge = MemoryGauge(0, pid)
+    def __init__(self, pid: int, clock: CpuClock, limits: Limits, spared: int) -> None:
+        self.gauge = MemoryGauge(0, pid, spared)
         self.living = LivingClocks()
         self.peak_processes = 0
         self.struck = False
         self._pid = pid
         self._clock = clock
         self._limits = limits
+        self._spared = spared
         self._mechanisms: dict[str, Any] = {}
         self._imported = ""
         self._began: float | None = None
@@ -75,7 +76,7 @@ class Account:
         self._began = min(number_in(fields, "at") or math.inf, time.monotonic())
         self._cpu_before = min(number_in(fields, "cpu_time"), self._clock.read())
         if self._limits.address_space is None and not self._limits.from_zero:
-            self.gauge = MemoryGauge(int(number_in(fields, "held")), self._pid)
+            self.gauge = MemoryGauge(int(number_in(fields, "held")), self._pid, self._spared)
             self._resident_before = int(number_in(fields, "resident"))
         mechanisms = fields.get("mechanisms")
         self._mechanisms = mechanisms if isinstance(mechanisms, dict) else {}

@@ -42,12 +42,13 @@ class FairReading:
     moved from one process to another meanwhile. A shared address space (vfork(2)) counts once.
     """
 
-    def __init__(self, pids: Sequence[int], baseline: int) -> None:
+    def __init__(self, pids: Sequence[int], baseline: int, spared: int) -> None:
         self.pids = pids
         self.held: dict[int, int] = {}
         self.ended: float | None = None
         self._began = time.monotonic()
         self._baseline = baseline
+        self._spared = spared
         self._left = iter(pids)
         self._present = frozenset(pids)
         self._started: dict[int, int] = {}
@@ -99,9 +100,9 @@ class FairReading:
         borrows = None if parent is None else _borrows(pid, parent)
         if borrows:
             return
-        fair = proc.fair_memory(pid)
+        fair = proc.fair_memory(pid, self._spared)
         if fair is None:  # not ours to read: its own share of the baseline is not charged
-            self.held[pid] = max(0, proc.anonymous_memory(pid) - self._baseline)
+            self.held[pid] = max(0, proc.anonymous_memory(pid, self._spared) - self._baseline)
         elif parent is None or borrows is not None or not _are_alike(fair, parent):
             self.held[pid] = fair.held
 

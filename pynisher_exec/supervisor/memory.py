@@ -48,16 +48,19 @@ class Holder(NamedTuple):
 class MemoryGauge:
     """Reads one tree. `baseline` is its first process's RssAnon + RssShmem, 0 for none.
 
+    `spared`: bytes of the caller's shared objects, which each process may have mapped uncharged.
+
     `peak` is the largest figure read, counted as the limit counts. `cost` is the seconds of a dear
     reading that ended with the last look. `bell`, once there is one, can be read when to look.
     """
 
-    def __init__(self, baseline: int, first: int) -> None:
+    def __init__(self, baseline: int, first: int, spared: int = 0) -> None:
         self.peak = 0
         self.largest: Holder | None = None
         self.cost = 0.0
         self._baseline = baseline
         self._first = first
+        self._spared = spared
         self._divided = 1
         self._no_files: dict[int, tuple[int, int]] = {}
         self._fair_after = 0.0
@@ -110,7 +113,7 @@ class MemoryGauge:
             if before is None or before[0] != shared:
                 before = shared, min(shared, proc.shared_memory(pid))
             self._no_files[pid] = before
-            total += resident - shared + before[1]
+            total += resident - shared + max(0, before[1] - self._spared)
         return total
 
     def _alone(self, pid: int, exact: int, limit: int | None) -> int:
@@ -118,7 +121,8 @@ class MemoryGauge:
         if limit is None or exact <= limit:
             return exact
         self.largest = Holder(pid, proc.command_name(pid), exact)
-        return min(exact, max(0, proc.anonymous_memory(pid) - self._baseline))
+        again = proc.anonymous_memory(pid, self._spared)
+        return min(exact, max(0, again - self._baseline))
 
     def _confirmed(self, pids: list[int], limit: int) -> int:
         """The charge, once it is known to be over the limit; the limit while it is not.
@@ -178,7 +182,7 @@ class MemoryGauge:
         if self._reading is None:
             if time.monotonic() < self._rest_until:
                 return None
-            self._reading = FairReading(pids, self._baseline)
+            self._reading = FairReading(pids, self._baseline, self._spared)
             self._begun_at = self._used
             if self._reader is None:
                 # A fork bomb may have left no room for a thread.

@@ -86,7 +86,7 @@ class Watching:
         self._generation = start["generation"]
         self._limits = limits = Limits.received(start["limits"])
         self._watch = Watch(limits, _CORES, time.monotonic())
-        self._account = Account(child.pid, child.clock, limits)
+        self._account = Account(child.pid, child.clock, limits, start["shared"])
         self._gate: Gate | None = None
         self._read_at: float | None = None
         self._rung = False

@@ -55,9 +55,12 @@ class Baseline(NamedTuple):
     memory: proc.OwnMemory
 
 
-def measure() -> Baseline:
-    """Read the baseline of this process, with its high-water mark at what it holds now."""
-    memory = proc.own_memory()
+def measure(spared: int = 0) -> Baseline:
+    """Read the baseline of this process, with its high-water mark at what it holds now.
+
+    `spared`: bytes of shared objects that it has mapped.
+    """
+    memory = proc.own_memory(spared)
     if memory.high_water > memory.resident:
         # Loading held more for a moment. Absent without CONFIG_PROC_PAGE_MONITOR (proc(5),
         # clear_refs): the peak is then an upper bound.

@@ -32,7 +32,7 @@ from pynisher_exec.kernel import landlock, prctl
 from pynisher_exec.limits import Limits
 from pynisher_exec.protocol import messages, payload
 from pynisher_exec.protocol.frames import FrameReader
-from pynisher_exec.task import imports, outcome, private_tmp, rlimits, surroundings
+from pynisher_exec.task import imports, outcome, private_tmp, rlimits, shared, surroundings
 from pynisher_exec.task.soft import SoftSignals
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ _HEARD_OF = (MemoryError, CpuTimeoutException, TimeoutException, SignalException
 
 _INTERNAL_ERROR = 70  # EX_SOFTWARE, sysexits.h
 _ALL_SIGNALS = frozenset(range(1, signal.NSIG)) - {32, 33}  # those two are the C library's own
-_RIGHTS = socket.CMSG_SPACE(3 * array.array("i").itemsize)
+_RIGHTS = socket.CMSG_SPACE(253 * array.array("i").itemsize)  # SCM_MAX_FD, unix(7)
 _CLOEXEC = int(socket.MSG_CMSG_CLOEXEC)
 _FIRST_READ = 1 << 16
 
@@ -97,12 +97,14 @@ class Header(NamedTuple):
 
     `classic`: the ways of pynisher 0.6, in which SIGQUIT raises inside the function and a traceback
     goes to stderr. `private_tmp`: the path of a temporary directory of its own, or empty.
+    `shared`: how many descriptors of shared objects come first among those that go with the frame.
     """
 
     limits: dict[str, Any]
     momentary: tuple[Any, ...]
     classic: bool
     private_tmp: str = ""
+    shared: int = 0
 
     def encode(self) -> bytes:
         """Make the segment. marshal: plain values only, between two runs of one interpreter."""
@@ -165,6 +167,7 @@ class _Task:
         self._main_names: frozenset[str] | None = None if forked else frozenset()
         self._baseline: rlimits.Baseline | None = None
         self._ended_at = 0.0
+        self._given: list[int] = []
 
     def serve(self) -> int:
         """Go through the whole life, and say the exit code to end with."""
@@ -173,6 +176,8 @@ class _Task:
             return 0  # the caller went, or retired this slot, before there was a call
         self._tell("loading")
         header = Header(*marshal.loads(segments[0]))  # noqa: S302  (from the caller)
+        self._redirect(self._given[header.shared :])
+        shared.accept(self._given[: header.shared])
         self._limits = Limits.received(header.limits)
         before = imports.count()
         try:
@@ -185,7 +190,7 @@ class _Task:
         return self._run(call, imported, classic=header.classic)
 
     def _receive(self) -> list[Any] | None:
-        """Wait for the call. Descriptors for input and output may come with its first byte."""
+        """Wait for the call. Descriptors may come with its first byte."""
         stream = self._ends.stream
         first, ancillary, _, _ = stream.recvmsg(_FIRST_READ, _RIGHTS, _CLOEXEC)
         if not first:
@@ -193,7 +198,7 @@ class _Task:
         given = array.array("i")
         for _, _, content in ancillary:
             given.frombytes(content)
-        self._redirect(given.tolist())
+        self._given = given.tolist()
         return FrameReader(_BOUNDLESS, first, trusted=True).read(stream)
 
     def _redirect(self, given: list[int]) -> None:
@@ -233,6 +238,7 @@ class _Task:
         else:
             packed = segments[2:] if inherited is None else inherited.segments
             initializer, call = self._unpickle(packed)
+            shared.release()
         if initializer is not None:
             function, args = initializer
             function(*args)
@@ -243,14 +249,14 @@ class _Task:
         (initializer, call), names = payload.load_call(segments)
         if names:
             surroundings.adopt_main_names(names)
-            self._main_names = frozenset(names)
+        self._main_names = frozenset(shared.names.union(names))
         return initializer, Call(*call)
 
     def _run(self, call: Call, imported: str, *, classic: bool) -> int:
         """Take the baseline and the limits, run the function, deliver what came of it."""
         soft = SoftSignals(self._limits, on_quit=classic, below=_invoke.__code__)
         soft.install()
-        self._baseline = baseline = rlimits.measure()
+        self._baseline = baseline = rlimits.measure(shared.size())
         if rlimits.leaves_no_room(self._limits, baseline):
             return self._refuse(baseline)
         mechanisms, listener = rlimits.impose(self._limits, baseline)
