@@ -15,7 +15,17 @@ from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from typing import Any, Final, NoReturn
 
-__all__ = ["FORK_FILTER", "SOFT_SIGNALS", "UNSET", "Limits", "Unset", "duration", "is_bool", "size"]
+__all__ = [
+    "FORK_FILTER",
+    "MINIMUM_MEMORY",
+    "SOFT_SIGNALS",
+    "UNSET",
+    "Limits",
+    "Unset",
+    "duration",
+    "is_bool",
+    "size",
+]
 
 _LARGEST = (1 << 63) - 1
 """What a rlimit can be (getrlimit(2))."""

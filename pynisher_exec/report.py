@@ -37,6 +37,7 @@ class Status(str, Enum):
     CANCELLED = "cancelled"
     SUPERVISOR_LOST = "supervisor_lost"
     UNKILLABLE = "unkillable"
+    REFUSED = "refused"
 
     def __str__(self) -> str:
         return self.value
@@ -56,6 +57,7 @@ _EXIT_STATUS: dict[Status, type[errors.TaskError]] = {
     Status.CANCELLED: errors.AnythingException,
     Status.SUPERVISOR_LOST: errors.PynisherError,
     Status.UNKILLABLE: errors.PynisherError,
+    Status.REFUSED: errors.PynisherError,
 }
 
 

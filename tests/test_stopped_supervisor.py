@@ -33,7 +33,7 @@ def supervisor_of(executor: LimitedProcessExecutor) -> int:
     executor.submit(crashes.value).result(PATIENCE)
     (template,) = set(child_pids(os.getpid())) - before
     slots = executor._pool._monitor._slots
-    wait_until(lambda: [slot.state for slot in list(slots.values())] == ["idle"], PATIENCE)
+    wait_until(lambda: [slot.state for slot in slots] == ["idle"], PATIENCE)
     return only_child(template)
 
 
@@ -97,7 +97,7 @@ def test_supervisor_that_was_stopped_for_a_moment_goes_on(monkeypatch: pytest.Mo
         supervisor = supervisor_of(executor)
         future = executor.submit(time.sleep, 2)
         wait_until_running(future)
-        (running,) = executor._pool._monitor._slots.values()
+        (running,) = executor._pool._monitor._slots
         with stopped(supervisor):
             wait_until(lambda: running._was_stopped, PATIENCE)
         assert future.result(PATIENCE) is None

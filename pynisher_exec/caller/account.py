@@ -96,7 +96,7 @@ def _account(item: Item, ending: Ending) -> Answer:
 def never_started(message: str, cause: BaseException | None, status: Status) -> Answer:
     """The answer for a call that could not be sent to any task."""
     error: BaseException
-    if status is Status.STARTUP:
+    if status in (Status.STARTUP, Status.REFUSED):
         error = errors.PynisherError(message)
         error.__cause__ = cause
     else:

@@ -13,17 +13,21 @@ from loky import cpu_count
 from loky.backend import context as loky_context
 
 from pynisher_exec.caller.item import CAPTURE_BOUND
-from pynisher_exec.limits import size
+from pynisher_exec.limits import MINIMUM_MEMORY, size
 
 if TYPE_CHECKING:
     from multiprocessing.context import BaseContext
+
+    from pynisher_exec.limits import Limits
 
 __all__ = [
     "capture_bound",
     "check_buffersize",
     "check_initializer",
     "init_arguments",
+    "memory_bound",
     "module_names",
+    "refusal",
     "take_context",
     "workers",
 ]
@@ -38,6 +42,28 @@ def capture_bound(value: object) -> int:
     if value is True:
         return CAPTURE_BOUND
     return size("capture_output", value)
+
+
+def memory_bound(value: object) -> int | None:
+    """Turn `max_memory` into bytes."""
+    if value is None:
+        return None
+    bound = size("max_memory", value)
+    if bound < MINIMUM_MEMORY:
+        msg = f"max_memory={value!r} has room for no task: the least limit is 1 MiB"
+        raise ValueError(msg)
+    return bound
+
+
+def refusal(limits: Limits, max_memory: int | None) -> str:
+    """Say why tasks of these limits could never be admitted; empty where they can."""
+    if max_memory is None:
+        return ""
+    if limits.memory is None:
+        return f"max_memory={max_memory} admits no task without a memory limit: it may take all"
+    if limits.memory > max_memory:
+        return f"a task with memory={limits.memory} can never fit into max_memory={max_memory}"
+    return ""
 
 
 def take_context(value: object) -> BaseContext | None:

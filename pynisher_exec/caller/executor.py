@@ -10,12 +10,14 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from pynisher_exec.caller import arguments
+from pynisher_exec.caller.account import never_started
 from pynisher_exec.caller.ahead import Reports, Results
 from pynisher_exec.caller.future import LimitedFuture
 from pynisher_exec.caller.item import Item, refuse_unfit
 from pynisher_exec.caller.pool import Pool, PoolOptions
 from pynisher_exec.caller.shared import Shared
 from pynisher_exec.limits import UNSET, Limits, Unset, duration
+from pynisher_exec.report import Status
 from pynisher_exec.task.private_tmp import new_path
 from pynisher_exec.task.run import Call
 
@@ -53,14 +55,15 @@ class LimitedExecutor(Executor):
         self._initializer = initializer
         self._strict = strict
         self._private_tmp = private_tmp
+        self._refusal = arguments.refusal(limits, pool.max_memory)
         self._shut = False
 
     def submit(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> LimitedFuture[T]:
         """Have `fn(*args, **kwargs)` run in a process of its own, under this executor's limits.
 
         The future raises what the function raised, or one of the `TaskError`s, and carries the
-        `Report`. A call that is unfit (a coroutine or generator function) or cannot be pickled
-        fails its own future. RuntimeError after `shutdown`.
+        `Report`. A call that is unfit (a coroutine or generator function), cannot be pickled or
+        never fits into `max_memory` fails its own future. RuntimeError after `shutdown`.
         """
         if self._shut:
             msg = "cannot schedule new futures after shutdown"
@@ -80,6 +83,11 @@ class LimitedExecutor(Executor):
         except TypeError as error:
             self._pool.check_open()
             future.set_exception(error)
+            return future
+        if self._refusal:
+            self._pool.check_open()
+            answer = never_started(self._refusal, None, Status.REFUSED)
+            future.conclude(answer.report, answer.error, cancelled=False)
             return future
         self._pool.submit(item)
         self._note(future)
@@ -274,6 +282,9 @@ class LimitedProcessExecutor(LimitedExecutor):
     The rest
 
     max_workers: tasks that run at once; default `loky.cpu_count()`.
+    max_memory: bytes, or a string as for `memory`, that the `memory` limits of all tasks that run
+        add up to at most: a task waits until it fits, and none overtakes it. One that never fits,
+        for want of a limit or because of it, fails at once with the status `refused`.
     kill_timeout: seconds after which a process that does not die makes its task `unkillable`.
     no_new_privs: set that flag in tasks (PR_SET_NO_NEW_PRIVS): sudo and ping do not work there.
         Without it a normal user's `processes` limit is counted, not gated.
@@ -294,6 +305,7 @@ class LimitedProcessExecutor(LimitedExecutor):
         self,
         max_workers: int | None = None,
         *,
+        max_memory: int | str | None = None,
         memory: int | str | None = None,
         cpu_time: float | str | None = None,
         wall_time: float | str | None = None,
@@ -333,6 +345,7 @@ class LimitedProcessExecutor(LimitedExecutor):
             startup_time=limits.startup_time or 60.0,
             preload=arguments.module_names(preload),
             context=arguments.take_context(context),
+            max_memory=arguments.memory_bound(max_memory),
         )
         refuse = partial(_refuse_soft, no_new_privs=options.no_new_privs) if strict else None
         if refuse is not None:

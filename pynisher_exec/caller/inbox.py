@@ -17,7 +17,11 @@ __all__ = ["Inbox", "Orders", "PoolOptions"]
 
 @dataclass(frozen=True)
 class PoolOptions:
-    """What all tasks of a pool share. `linger`: seconds after which an idle slot is given up."""
+    """What all tasks of a pool share.
+
+    `linger`: seconds after which an idle slot is given up. `max_memory`: bytes that the memory
+    limits of all tasks that run may add up to.
+    """
 
     max_workers: int | None
     no_new_privs: bool = True
@@ -26,6 +30,7 @@ class PoolOptions:
     preload: tuple[str, ...] | None = None
     context: BaseContext | None = None
     linger: float | None = None
+    max_memory: int | None = None
 
 
 class Orders(NamedTuple):

@@ -11,12 +11,12 @@ import time
 from functools import partial
 from typing import TYPE_CHECKING
 
-from pynisher_exec.caller import choice
 from pynisher_exec.caller.account import Ending, conclude, never_started
 from pynisher_exec.caller.hosts import Hosts
 from pynisher_exec.caller.item import Item, Key, key_of
 from pynisher_exec.caller.launch import is_fork
 from pynisher_exec.caller.leftovers import Leftovers
+from pynisher_exec.caller.roster import Roster
 from pynisher_exec.caller.slot import Slot
 from pynisher_exec.errors import UnpicklableError
 from pynisher_exec.report import Status
@@ -51,7 +51,7 @@ class Monitor:
         self._bound = options.context is not None  # each process is started for one call
         self.forks = options.context is not None and is_fork(options.context)
         self._hosts = Hosts(reactor, self, options.context, options.preload, options.startup_time)
-        self._slots: dict[int, Slot] = {}
+        self._slots = Roster(options, self._hosts)
         self._begun: set[Item] = set()  # taken off the queue, and their futures not resolved yet
         self._leftovers = Leftovers(reactor.ring)
         self._patience = options.kill_timeout + END_TIME
@@ -92,9 +92,7 @@ class Monitor:
 
     def _wind_up(self) -> None:
         """All futures are resolved: let the processes go, and see them gone."""
-        for slot in self._slots.values():
-            slot.close()
-        self._slots.clear()
+        self._slots.close()
         self._hosts.release_all()
         self._await_hosts(time.monotonic() + self._patience)
         self._hosts.kill_all()
@@ -119,7 +117,7 @@ class Monitor:
             self._force(force)
         for item, ending in self._leftovers.removed():
             self._settle(item, ending)
-        for slot in list(self._slots.values()):
+        for slot in self._slots:
             if slot.item is not None and slot.item.cancelled == "asked":
                 self._end(slot, slot.item, "kill")
 
@@ -138,12 +136,12 @@ class Monitor:
             slot.kill("cancelled", gently=how == "gently")
         elif slot.state in ("starting", "idle"):
             slot.item = None
-            self._retire(slot)
+            self._slots.retire(slot)
             self._drop(item)
 
     def _force(self, how: str) -> None:
         """End what runs: "kill" at once, "gently" by SIGTERM first."""
-        for slot in list(self._slots.values()):
+        for slot in self._slots:
             if slot.item is not None and slot.item.cancelled != "kill":
                 self._end(slot, slot.item, how)
         if how == "gently":
@@ -166,27 +164,19 @@ class Monitor:
 
     def _give_out(self, item: Item) -> bool:
         """Start an item, or a slot for it; False when it has to wait."""
+        if not self._slots.has_memory_for(item):
+            return False
         key = () if self._bound else key_of(item.surroundings)
         if not self._bound:
-            slot = choice.idle(self._slots.values(), key)
+            slot = self._slots.idle(key)
             if slot is not None:
                 self._run(slot, item)
                 return True
-            if choice.enough_are_coming(self._slots.values(), len(self._inbox) + 1):
+            if self._slots.enough_are_coming(len(self._inbox) + 1):
                 return False
-        if self._retry_at is not None or not self._has_room(key):
+        if self._retry_at is not None or not self._slots.make_room(key):
             return False
         return self._start_slot(item, key)
-
-    def _has_room(self, key: Key) -> bool:
-        """Whether one more slot may be; an idle one of another key gives way."""
-        most = self._options.max_workers
-        if most is None or len(self._slots) < most:
-            return True
-        slot = choice.in_the_way(self._slots.values(), key)
-        if slot is not None:
-            self._retire(slot)
-        return slot is not None
 
     def _start_slot(self, item: Item, key: Key) -> bool:
         """Start a slot. True when the item is off the queue: it runs in it, or has failed."""
@@ -205,10 +195,10 @@ class Monitor:
             self._fail_unpicklable(item, error)
             return True
         except Exception as error:  # noqa: BLE001  (a context's way of starting may raise anything)
-            if host is not None and not self._slots_of(host):
+            if host is not None and not self._slots.of(host):
                 self._hosts.release(host)
             return self._could_not_start(item, error)
-        self._slots[slot.number] = slot
+        self._slots.add(slot)
         if self._bound:
             slot.item = item
             self._begun.add(item)
@@ -217,7 +207,7 @@ class Monitor:
 
     def _could_not_start(self, item: Item, error: BaseException) -> bool:
         """Wait while other slots work; else this item fails, and the next one tries anew."""
-        if any(slot.state in ("busy", "idle", "starting") for slot in self._slots.values()):
+        if self._slots.has_any("busy", "idle", "starting"):
             self._retry_at = time.monotonic() + RETRY_AFTER
             return False
         self._fail(item, f"no process could be started for the task: {error}", error)
@@ -258,14 +248,14 @@ class Monitor:
             self._begun.discard(item)
             if self._bound:  # the slot holds this very call
                 slot.item = None
-                self._retire(slot)
+                self._slots.retire(slot)
             return
         self._begun.add(item)
         try:
             segments = item.segments(bare=self._bound)
         except (UnpicklableError, MemoryError) as error:
             if self._bound:
-                self._retire(slot)
+                self._slots.retire(slot)
             self._fail_unpicklable(item, error)
         else:
             slot.run(item, segments)
@@ -278,7 +268,7 @@ class Monitor:
         told = ending.told
         self._hosts.learn(slot.key, item, told.get("imported", ""), eager=bool(len(self._inbox)))
         if self._bound or slot.host.ended or slot.host.outdated or told.get("survivors"):
-            self._retire(slot)
+            self._slots.retire(slot)
         if slot.host.ahead and not ending.came_up and not item.cancelled:
             self._hosts.distrust(slot.key, slot.host)
             if item.tries < MOST_TRIES:
@@ -297,7 +287,7 @@ class Monitor:
     def requeue(self, item: Item, slot: Slot | None = None) -> None:
         """The call never began: it comes first again, unless it has been cancelled."""
         if self._bound and slot is not None:  # that was for this very call, and has no other use
-            self._retire(slot)
+            self._slots.retire(slot)
         if item.cancelled or item.tries >= MOST_TRIES:
             self._conclude(item, Ending({"stage": "waiting"}))
             return
@@ -321,7 +311,7 @@ class Monitor:
         """A task has lost its supervisor, or a slot never came up, which is a failure to start."""
         item, slot.item = slot.item, None
         came_up = slot.idle_since > 0
-        self._retire(slot)
+        self._slots.retire(slot)
         reason = slot.failure or "its supervisor ended before it was ready"
         if item is not None and came_up:
             told = {**slot.told_so_far, "survivors": survivors, "lost": True}
@@ -333,7 +323,7 @@ class Monitor:
 
     def _fail_next(self, reason: str, *, hopeless: bool) -> None:
         """A slot did not come up: while none works, and tries were made, the next item fails."""
-        if any(slot.state in ("busy", "idle") for slot in self._slots.values()):
+        if self._slots.has_any("busy", "idle"):
             self._retry_at = time.monotonic() + RETRY_AFTER
             return
         item = self._inbox.take()
@@ -344,30 +334,21 @@ class Monitor:
 
     def host_failed(self, host: Host, message: str, traceback: str) -> None:
         """A template cannot import what `preload` names: whoever waits for it hears of it."""
-        for slot in self._slots_of(host):
+        for slot in self._slots.of(host):
             slot.hopeless = True
             slot.failure = f"preload failed: {message}\n{traceback}".strip()
 
     def host_ended(self, host: Host) -> None:
         """Slots that it has not brought up never will; those that run go on without it."""
-        for slot in self._slots_of(host):
+        for slot in self._slots.of(host):
             if slot.state in ("starting", "lost") or slot.item is None:
                 self._conclude_lost(slot, [])
 
     def host_outdated(self, host: Host) -> None:
         """Another has taken its place: what runs there goes on, what waits there is not needed."""
-        for slot in self._slots_of(host):
+        for slot in self._slots.of(host):
             if slot.state == "idle":
-                self._retire(slot)
-
-    def _slots_of(self, host: Host) -> list[Slot]:
-        return [slot for slot in self._slots.values() if slot.host is host]
-
-    def _retire(self, slot: Slot) -> None:
-        self._slots.pop(slot.number, None)
-        slot.close()
-        if not self._slots_of(slot.host):
-            self._hosts.release(slot.host)
+                self._slots.retire(slot)
 
     # -- time ------------------------------------------------------------------------------------
 
@@ -379,13 +360,13 @@ class Monitor:
         if self._force_at is not None and now >= self._force_at:
             self._force_at = None
             self._force("kill")
-        for slot in list(self._slots.values()):
+        for slot in self._slots:
             if self._bound and slot.state == "idle" and slot.item is not None:
                 self._run(slot, slot.item)
             if slot.due(now):
                 self._pass_deadline(slot, now)
-            elif self._has_lingered(slot, now):
-                self._retire(slot)
+            elif self._slots.has_lingered(slot, now):
+                self._slots.retire(slot)
         self._hosts.end_late_scouts(now)
 
     def _pass_deadline(self, slot: Slot, now: float) -> None:
@@ -400,16 +381,10 @@ class Monitor:
             return
         slot.hopeless = not slot.host.ahead  # else a plain template may do better
         slot.failure = slot.failure or "nothing came up within startup_time"
-        if not any(each.idle_since for each in self._slots_of(slot.host)) or slot.state == "lost":
+        if not any(each.idle_since for each in self._slots.of(slot.host)) or slot.state == "lost":
             slot.host.kill()  # it hangs in an import, or is stopped, and does not hear
         self._conclude_lost(slot, [])
 
-    def _has_lingered(self, slot: Slot, now: float) -> bool:
-        end = slot.lingers_until(self._options.linger)
-        return end is not None and now >= end
-
     def _next_due(self) -> float | None:
-        times = [slot.next_deadline for slot in self._slots.values()]
-        times += [slot.lingers_until(self._options.linger) for slot in self._slots.values()]
-        times += [self._retry_at, self._force_at, self._hosts.next_due]
+        times = [self._slots.next_due, self._retry_at, self._force_at, self._hosts.next_due]
         return min((each for each in times if each is not None), default=None)

@@ -27,7 +27,8 @@ __all__ = ["Pool", "PoolOptions", "is_exiting"]
 class Pool:
     """Everything here may be called from any thread.
 
-    `token` is what shared objects know it by, `forks` whether tasks are forks of this process.
+    `token` is what shared objects know it by, `forks` whether tasks are forks of this process,
+    `max_memory` see `PoolOptions`.
     """
 
     def __init__(self, options: PoolOptions) -> None:
@@ -41,6 +42,7 @@ class Pool:
             raise
         self.token = object()
         self.forks = self._monitor.forks
+        self.max_memory = options.max_memory
         self._thread: threading.Thread | None = None
         self._done = threading.Event()
         self._forgotten = False

@@ -1,0 +1,108 @@
+"""The slots that there are: which of them gets a call, and whether there may be one more."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from pynisher_exec.caller.hosts import Hosts
+    from pynisher_exec.caller.inbox import PoolOptions
+    from pynisher_exec.caller.item import Item, Key
+    from pynisher_exec.caller.launch import Host
+    from pynisher_exec.caller.slot import Slot
+
+__all__ = ["Roster"]
+
+STARTING_AT_ONCE = 32
+"""Slots asked for at one moment: their requests must fit into a template's line."""
+
+
+class Roster:
+    """A pool's slots, and the bounds on them. A host whose last slot goes is let go of, too."""
+
+    def __init__(self, options: PoolOptions, hosts: Hosts) -> None:
+        self._most = options.max_workers
+        self._max_memory = options.max_memory
+        self._linger = options.linger
+        self._hosts = hosts
+        self._slots: dict[int, Slot] = {}
+
+    def __iter__(self) -> Iterator[Slot]:
+        """Give those there are now, whatever becomes of them meanwhile."""
+        return iter(list(self._slots.values()))
+
+    def add(self, slot: Slot) -> None:
+        """Take one in."""
+        self._slots[slot.number] = slot
+
+    def get(self, number: int) -> Slot | None:
+        """Give the one of this number, if it is there still."""
+        return self._slots.get(number)
+
+    def of(self, host: Host) -> list[Slot]:
+        """Those that a host has forked, or is to fork."""
+        return [slot for slot in self._slots.values() if slot.host is host]
+
+    def has_any(self, *states: str) -> bool:
+        """Whether one is in such a state."""
+        return any(slot.state in states for slot in self._slots.values())
+
+    def idle(self, key: Key) -> Slot | None:
+        """Give a slot that waits for a call of this key."""
+        waiting = (slot for slot in self._slots.values() if slot.state == "idle")
+        return next((slot for slot in waiting if slot.key == key), None)
+
+    def enough_are_coming(self, waiting: int) -> bool:
+        """Whether slots that start, or prepare their next child, will serve all who wait.
+
+        One more than that is worth having: a caller that makes one call after the other then never
+        waits for a fork.
+        """
+        starting = [slot for slot in self._slots.values() if slot.state == "starting"]
+        new = sum(not slot.idle_since for slot in starting)
+        return new >= min(waiting, STARTING_AT_ONCE) or len(starting) > waiting
+
+    def make_room(self, key: Key) -> bool:
+        """Whether one more slot may be; an idle one of another key gives way."""
+        if self._most is None or len(self._slots) < self._most:
+            return True
+        for slot in self:
+            if slot.state == "idle" and slot.key != key:
+                self.retire(slot)
+                return True
+        return False
+
+    def has_memory_for(self, item: Item) -> bool:
+        """Whether a task fits beside those that run, though each should take all that it may."""
+        if self._max_memory is None:
+            return True
+        items = [slot.item for slot in self._slots.values()]
+        taken = sum(each.limits.memory or 0 for each in items if each is not None)
+        return taken + (item.limits.memory or 0) <= self._max_memory
+
+    def retire(self, slot: Slot) -> None:
+        """Let a slot go, and its host if this was the last one there."""
+        self._slots.pop(slot.number, None)
+        slot.close()
+        if not self.of(slot.host):
+            self._hosts.release(slot.host)
+
+    def close(self) -> None:
+        """Let all go."""
+        for slot in self:
+            slot.close()
+        self._slots.clear()
+
+    def has_lingered(self, slot: Slot, now: float) -> bool:
+        """Whether a slot has had nothing to do for so long that it is given up."""
+        end = slot.lingers_until(self._linger)
+        return end is not None and now >= end
+
+    @property
+    def next_due(self) -> float | None:
+        """When the first deadline of a slot is."""
+        times = [slot.next_deadline for slot in self._slots.values()]
+        times += [slot.lingers_until(self._linger) for slot in self._slots.values()]
+        return min((each for each in times if each is not None), default=None)
