@@ -6,7 +6,7 @@ import os
 import time
 from pathlib import Path
 
-__all__ = ["cpu_time_of", "descendants", "name_of", "state_of", "zombies"]
+__all__ = ["cpu_time_of", "descendants", "name_of", "pss", "state_of", "zombies"]
 
 
 def descendants(pid: int) -> list[int]:
@@ -51,3 +51,15 @@ def name_of(pid: int) -> str:
         return Path(f"/proc/{pid}/comm").read_text().strip()
     except OSError:
         return ""
+
+
+def pss(pid: int, kind: str = "Pss") -> int:
+    """Bytes of a process, pages divided by those who map them (proc_pid_smaps(5)); 0: it has gone.
+
+    `kind`: one of `Pss`, `Pss_Anon`, `Pss_File`, `Pss_Shmem`.
+    """
+    try:
+        lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+    except OSError:
+        return 0
+    return next((int(line.split()[1]) << 10 for line in lines if line.startswith(f"{kind}:")), 0)

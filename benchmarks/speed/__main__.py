@@ -12,6 +12,7 @@ from runpy import run_module
 from typing import TYPE_CHECKING, Any
 
 from benchmarks.rows import percentile, print_environment
+from benchmarks.speed import picture
 
 if TYPE_CHECKING:
     from benchmarks.speed.measure import Row
@@ -30,6 +31,20 @@ MODULES = {
         "first",
     ),
     "data": ("result", "argument", "sklearn"),
+    "shares": ("share-memory", "share-attach", "share-read"),
+    "peers": (
+        "stdlib",
+        "loky",
+        "loky-process",
+        "joblib",
+        "billiard",
+        "billiard-1",
+        "deadpool",
+        "deadpool-1",
+        "pebble-pool",
+        "pebble-pool-1",
+        "pynisher-1",
+    ),
     "many": ("sleepers", "sleepers-all", "watched", "idle", "queue", "queue-time", "slots"),
 }
 ROWS = {name: module for module, names in MODULES.items() for name in names}
@@ -53,6 +68,7 @@ def measure(name: str, rounds: int) -> dict[str, Any]:
         "spread": found.spread,
         "must": row.must,
         "aim": row.aim,
+        "at_least": row.at_least,
         "kept": row.kept(found),
         "hidden": row.is_hidden(found),
         "note": found.note,
@@ -84,13 +100,17 @@ def show(found: dict[str, Any]) -> str:
     if found.get("broken"):
         return f"BROKEN {found['name']}"
     word = "kept  " if found["kept"] else "MISSED"
+    if found["must"] is None:
+        word = "told  "
     if found["hidden"]:
         word += " (the rounds spread over the promise)"
     low, high = found["spread"]
     figure = f"{found['median']:.3g} {found['unit']} (95 % {found['p95']:.3g})"
     ratio = f"{found['ratio']:.3g} [{low:.3g}, {high:.3g}]"
-    promise = f"promised {found['must']:g}, aimed at {found['aim']:g}"
-    lines = [f"{word} {found['name']}: {found['what']}: {figure}; {ratio}, {promise}"]
+    promise = "" if found["must"] is None else f", promised {found['must']:g}"
+    if found["aim"] is not None:
+        promise += f", aimed at {found['aim']:g}"
+    lines = [f"{word} {found['name']}: {found['what']}: {figure}; {ratio}{promise}"]
     if "their_median" in found:
         lines.append(
             f"       {found['against']}: {found['their_median']:.3g} {found['unit']}"
@@ -106,6 +126,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="benchmarks.speed", description=__doc__)
     parser.add_argument("--quick", action="store_true", help="fewer rounds")
     parser.add_argument("--json", metavar="FILE", help="write all figures there, too")
+    parser.add_argument("--picture", metavar="FILE", help="draw them there (extra: charts)")
     parser.add_argument("--one", choices=ROWS, help=argparse.SUPPRESS)
     parser.add_argument("rows", nargs="*", help=f"default: all of {', '.join(ROWS)}")
     options = parser.parse_args()
@@ -115,13 +136,15 @@ def main() -> int:
     unknown = set(options.rows) - set(ROWS)
     if unknown:
         parser.error(f"unknown: {', '.join(sorted(unknown))}")
-    print_environment("pynisher", "pebble", "billiard")
+    print_environment("pynisher", "pebble", "billiard", "joblib", "deadpool-executor")
     results = []
     for name in options.rows or ROWS:
         results.append(in_a_process(name, quick=options.quick))
         print(show(results[-1]), flush=True)
     if options.json:
         Path(options.json).write_text(json.dumps(results, indent=1))
+    if options.picture:
+        picture.draw(results, Path(options.picture))
     return int(not all(each["kept"] for each in results))
 
 

@@ -7,11 +7,11 @@ import resource
 import sys
 import time
 import tracemalloc
-from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
-from benchmarks.processes import cpu_time_of, descendants, name_of
+from benchmarks.processes import cpu_time_of, descendants, name_of, pss
+from benchmarks.rows import MEBIBYTE
 from benchmarks.speed.measure import Measured, Row, seconds
 from pynisher_exec import LimitedProcessExecutor
 
@@ -96,13 +96,6 @@ def watched(rounds: int) -> Measured:
     return Measured(shares, [], shares, "% of a core")
 
 
-def _pss(pid: int) -> float:
-    for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
-        if line.startswith("Pss:"):
-            return int(line.split()[1]) / 1024
-    return 0.0
-
-
 def idle_memory(rounds: int) -> Measured:
     """PSS of all our processes but the caller, 4 idle slots."""
     sizes = []
@@ -112,7 +105,7 @@ def idle_memory(rounds: int) -> Measured:
             for future in futures:
                 future.result(PATIENCE)
             time.sleep(1)
-            sizes.append(sum(map(_pss, descendants(os.getpid()))))
+            sizes.append(sum(map(pss, descendants(os.getpid()))) / MEBIBYTE)
     return Measured(sizes, [], sizes, "MiB")
 
 

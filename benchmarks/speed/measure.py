@@ -40,26 +40,29 @@ class Measured(NamedTuple):
 class Row(NamedTuple):
     """One promise: what is measured, against what; `must` and `aim` bound the ratio.
 
-    From above, or from below where `at_least`. `run` takes the number of rounds.
+    From above, or from below where `at_least`; None where nothing is promised. `run` takes the
+    number of rounds.
     """
 
     name: str
     what: str
     against: str
-    must: float
-    aim: float
+    must: float | None
+    aim: float | None
     run: Callable[[int], Measured]
     at_least: bool = False
 
     def kept(self, measured: Measured) -> bool:
         """Whether the promise holds."""
         found = measured.ratio
+        if self.must is None:
+            return True
         return found >= self.must if self.at_least else found <= self.must
 
     def is_hidden(self, measured: Measured) -> bool:
         """Whether the rounds spread over the promise, so that another run may say otherwise."""
         low, high = measured.spread
-        return low < self.must < high
+        return self.must is not None and low < self.must < high
 
 
 def seconds(action: Callable[[], object]) -> float:

@@ -1,0 +1,51 @@
+"""One picture of a run: for each row how far below, or above, what was promised it came."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+__all__ = ["draw"]
+
+KEPT, MISSED, AIM = "#2a7f62", "#b3412f", "#444444"
+
+
+def draw(results: Sequence[dict[str, Any]], path: Path) -> None:
+    """Write it, in the format that the path's suffix names; ModuleNotFoundError says what lacks."""
+    try:
+        from matplotlib.figure import Figure  # noqa: PLC0415 - only some want a picture
+    except ModuleNotFoundError as error:
+        msg = "a picture needs matplotlib: pip install 'pynisher_exec[charts]'"
+        raise ModuleNotFoundError(msg) from error
+    rows = [row for row in reversed(results) if row.get("must")]
+    figure = Figure(figsize=(8, 0.32 * len(rows) + 1.2), layout="constrained")
+    axes = figure.subplots()
+    for place, row in enumerate(rows):
+        low, high = (_share(row, each) for each in row["spread"])
+        share = _share(row, row["ratio"])
+        colour = KEPT if row["kept"] else MISSED
+        axes.barh(place, share, color=colour, height=0.6)
+        axes.plot([low, high], [place, place], color="black", linewidth=1)
+        if row["aim"]:
+            axes.plot(_share(row, row["aim"]), place, marker="|", color=AIM, markersize=11)
+    axes.axvline(1, color=MISSED, linewidth=1)
+    axes.set_xscale("log")
+    axes.set_yticks(range(len(rows)), [_label(row) for row in rows], fontsize=8)
+    axes.set_xlabel("measured / promised, median and middle half of the rounds; | what is aimed at")
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None)
+
+
+def _share(row: dict[str, Any], ratio: float) -> float:
+    """Part of what is promised: below 1 is better, for a lower bound as well."""
+    share = row["must"] / ratio if row["at_least"] else ratio / row["must"]
+    return max(float(share), 1e-3)
+
+
+def _label(row: dict[str, Any]) -> str:
+    sign = ">=" if row["at_least"] else "<="
+    against = f" / {row['against']}" if row["against"] else f", {row['unit']}"
+    return f"{row['what']}{against}: {row['ratio']:.3g} ({sign} {row['must']:g})"
