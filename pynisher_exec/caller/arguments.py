@@ -13,7 +13,7 @@ from loky import cpu_count
 from loky.backend import context as loky_context
 
 from pynisher_exec.caller.item import CAPTURE_BOUND
-from pynisher_exec.limits import MINIMUM_MEMORY, size
+from pynisher_exec.limits import MINIMUM_MEMORY, is_bool, size
 
 if TYPE_CHECKING:
     from multiprocessing.context import BaseContext
@@ -24,6 +24,7 @@ __all__ = [
     "capture_bound",
     "check_buffersize",
     "check_initializer",
+    "check_reuse",
     "init_arguments",
     "memory_bound",
     "module_names",
@@ -42,6 +43,23 @@ def capture_bound(value: object) -> int:
     if value is True:
         return CAPTURE_BOUND
     return size("capture_output", value)
+
+
+def check_reuse(max_tasks: object, context: object, *, strict: bool) -> None:
+    """Refuse a `max_tasks_per_child` that is no count, and what does not go with reuse."""
+    given = f"max_tasks_per_child={max_tasks!r}"
+    if max_tasks is not None and (is_bool(max_tasks) or not isinstance(max_tasks, int)):
+        msg = f"{given}: an int, 1 or more, or None is accepted"
+        raise TypeError(msg)
+    if max_tasks is not None and max_tasks < 1:
+        msg = f"{given}: 1 or more, or None is accepted"
+        raise ValueError(msg)
+    if max_tasks != 1 and context is not None:
+        msg = f"{given}: with a context each process serves one task"
+        raise ValueError(msg)
+    if max_tasks != 1 and strict:
+        msg = f"{given} and strict=True: a task can lift the rlimits of a process that is reused"
+        raise ValueError(msg)
 
 
 def memory_bound(value: object) -> int | None:

@@ -185,8 +185,13 @@ class Exchange:
         else:
             self.deadline = min(now + TRANSFER_TIME, self.deadline + came / SLOWEST)
 
+    def let_go(self) -> socket.socket:
+        """Give the stream back: the outcome has been read, and another call may go there."""
+        self._reactor.ignore(self._stream.fileno())
+        return self._stream
+
     def close(self) -> None:
-        """Let go of the stream."""
+        """Close the stream."""
         if self._fetch is not None:
             self._end_fetch()
         if self._stream.fileno() >= 0:

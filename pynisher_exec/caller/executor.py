@@ -294,6 +294,12 @@ class LimitedProcessExecutor(LimitedExecutor):
     preload: names of modules to import once, ahead of all tasks. None: what loading the first tasks
         was seen to import, of installed modules, and as far as forks stay safe after it; (): none.
     initializer, initargs: called in every task before its limits begin.
+    max_tasks_per_child: how many tasks a process serves, one after the other; None: any number.
+        More than 1 waives what a fresh process gives: a task finds the modules, globals and threads
+        that earlier ones left, `processes` is counted instead of gated, and a task may lift its own
+        rlimits; the limits count anew for each, and a process that met one is replaced.
+        `initializer` is called once in each process, and nothing is imported ahead but what
+        `preload` names. ValueError with `context` or `strict`.
     context: None, or how each task's processes are started: "loky", "spawn", "forkserver", "fork",
         or such a context object.
     strict: ValueError where a limit that is set is less than hard on this machine, see `supports`.
@@ -322,6 +328,7 @@ class LimitedProcessExecutor(LimitedExecutor):
         preload: Sequence[str] | None = None,
         initializer: Callable[..., object] | None = None,
         initargs: tuple[Any, ...] = (),
+        max_tasks_per_child: int | None = 1,
         context: str | BaseContext | None = None,
         strict: bool = False,
     ) -> None:
@@ -338,14 +345,18 @@ class LimitedProcessExecutor(LimitedExecutor):
             startup_time=startup_time,  # type: ignore[arg-type]
         )
         arguments.check_initializer(initializer)
+        arguments.check_reuse(max_tasks_per_child, context, strict=strict)
+        reuses = max_tasks_per_child != 1
         options = PoolOptions(
             max_workers=arguments.workers(max_workers),
             no_new_privs=bool(no_new_privs),
             kill_timeout=duration("kill_timeout", kill_timeout),
             startup_time=limits.startup_time or 60.0,
-            preload=arguments.module_names(preload),
+            # A reused process keeps its imports, and would have to end for another template.
+            preload=arguments.module_names(() if preload is None and reuses else preload),
             context=arguments.take_context(context),
             max_memory=arguments.memory_bound(max_memory),
+            max_tasks=max_tasks_per_child,
         )
         refuse = partial(_refuse_soft, no_new_privs=options.no_new_privs) if strict else None
         if refuse is not None:

@@ -20,7 +20,7 @@ class PoolOptions:
     """What all tasks of a pool share.
 
     `linger`: seconds after which an idle slot is given up. `max_memory`: bytes that the memory
-    limits of all tasks that run may add up to.
+    limits of all tasks that run may add up to. `max_tasks`: how many one process serves.
     """
 
     max_workers: int | None
@@ -31,6 +31,7 @@ class PoolOptions:
     context: BaseContext | None = None
     linger: float | None = None
     max_memory: int | None = None
+    max_tasks: int | None = 1
 
 
 class Orders(NamedTuple):

@@ -185,6 +185,7 @@ class Monitor:
         options = {
             "no_new_privs": self._options.no_new_privs,
             "kill_timeout": self._options.kill_timeout,
+            "max_tasks": self._options.max_tasks,
         }
         host = None
         try:
@@ -264,7 +265,8 @@ class Monitor:
 
     def finished(self, slot: Slot, item: Item, ending: Ending) -> None:
         """A task's tree has gone: resolve its future."""
-        slot.deadline = time.monotonic() + self._options.startup_time  # for the next child
+        if slot.state == "starting":  # its next child
+            slot.deadline = time.monotonic() + self._options.startup_time
         told = ending.told
         self._hosts.learn(slot.key, item, told.get("imported", ""), eager=bool(len(self._inbox)))
         if self._bound or slot.host.ended or slot.host.outdated or told.get("survivors"):

@@ -225,10 +225,24 @@ class Slot:
             self._keeper.requeue(item, self)
             return
         exchange.read_rest()
-        exchange.close()
         ending = Ending(fields, exchange.outcome, exchange.trouble, _output_of(message))
         self.state, self.deadline = "starting", None
+        if fields.get("kept"):
+            self._take_kept(exchange)
+        else:
+            exchange.close()
         self._keeper.finished(self, item, ending)
+
+    def _take_kept(self, exchange: Exchange) -> None:
+        """The process of the task serves the next one as well, if all is well on its stream."""
+        if exchange.trouble:
+            exchange.close()
+            self.failure = exchange.trouble
+            self.kill_supervisor()
+            return
+        self._stream = exchange.let_go()
+        self._generation += 1
+        self.state, self.idle_since = "idle", time.monotonic()
 
     # -- the end ---------------------------------------------------------------------------------
 

@@ -15,6 +15,7 @@ import ctypes
 import fcntl
 import mmap
 import os
+import weakref
 from typing import TYPE_CHECKING, Final
 
 from pynisher_exec.kernel import libc
@@ -35,11 +36,6 @@ _MAP_NORESERVE = 0x4000
 """The same on x86_64 and aarch64 (asm-generic/mman-common.h, mman.h)."""
 
 _SEALS: Final = fcntl.F_SEAL_WRITE | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
-_PyBUF_WRITE = 0x200
-
-_view = ctypes.pythonapi.PyMemoryView_FromMemory
-_view.argtypes = [ctypes.c_void_p, ctypes.c_ssize_t, ctypes.c_int]
-_view.restype = ctypes.py_object
 
 
 def create(parts: Iterable[tuple[int, bytes | memoryview]], length: int) -> int:
@@ -63,11 +59,13 @@ def create(parts: Iterable[tuple[int, bytes | memoryview]], length: int) -> int:
 
 
 def view(descriptor: int, length: int) -> memoryview:
-    """Map all of it, privately and for as long as this process lives. OSError for want of room."""
+    """Map all of it, privately, for as long as the view is used. OSError for want of room."""
     if not length:
         return memoryview(b"")
-    mapped: memoryview = _view(_map(descriptor, length, mmap.MAP_PRIVATE), length, _PyBUF_WRITE)
-    return mapped
+    address = _map(descriptor, length, mmap.MAP_PRIVATE)
+    mapped = (ctypes.c_char * length).from_address(address)
+    weakref.finalize(mapped, _unmap, address, length).atexit = False
+    return memoryview(mapped)
 
 
 def _write(descriptor: int, place: int, part: memoryview) -> None:
@@ -81,7 +79,11 @@ def _collapse(descriptor: int, length: int) -> None:
     try:
         libc.syscall(libc.number("madvise"), address, length, _MADV_COLLAPSE)
     finally:
-        libc.syscall(libc.number("munmap"), address, length)
+        _unmap(address, length)
+
+
+def _unmap(address: int, length: int) -> None:
+    libc.syscall(libc.number("munmap"), address, length)
 
 
 def _map(descriptor: int, length: int, kind: int) -> int:

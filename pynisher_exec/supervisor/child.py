@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from pynisher_exec.kernel import pidfd
 from pynisher_exec.protocol import messages
 from pynisher_exec.supervisor import cpu
-from pynisher_exec.task import rehearsal, run
+from pynisher_exec.task import rehearsal, run, worker
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -36,9 +36,10 @@ class Pipes:
 
     def close_write(self) -> None:
         """Leave writing to the task, whose output is captured: its end can then be seen."""
-        self.used = True
-        for end in self.write:
-            os.close(end)
+        if not self.used:
+            self.used = True
+            for end in self.write:
+                os.close(end)
 
     def close(self) -> None:
         """Close what is held."""
@@ -51,6 +52,9 @@ class Child:
 
     In the process itself `forget` closes what is the supervisor's alone. `scope` is Landlock's
     ruleset for it, if there is one; `group` the supervisor's, in which it is born.
+
+    `rest` is an eventfd by which a process that serves `max_tasks` (None: any number) says that it
+    waits for the next; None where it serves one.
     """
 
     def __init__(
@@ -60,8 +64,10 @@ class Child:
         scope: int | None,
         group: Group,
         inherited: run.Inherited | run.Packed | None,
+        max_tasks: int | None = 1,
     ) -> None:
         self.pipes = pipes
+        self.rest = None if max_tasks == 1 else os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self.line, line = messages.pair()
         self.stream, stream = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         self.pid = os.fork()
@@ -76,7 +82,8 @@ class Child:
                 with contextlib.suppress(BaseException):  # stderr may be closed
                     sys.excepthook(*sys.exc_info())
                 os._exit(1)
-            run.main(run.Endpoints(line, stream, *pipes.write, inherited))
+            ends = run.Endpoints(line, stream, *pipes.write, inherited)
+            worker.main(ends, self.rest, max_tasks)
         line.close()
         stream.close()
         self.pidfd = pidfd.open_pidfd(self.pid)
@@ -89,6 +96,8 @@ class Child:
         self.stream.close()
         self.clock.close()
         os.close(self.pidfd)
+        if self.rest is not None:
+            os.close(self.rest)
 
 
 def _pipe() -> tuple[int, int]:

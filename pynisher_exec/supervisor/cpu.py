@@ -30,6 +30,7 @@ __all__ = [
     "SummedClocks",
     "is_refused",
     "open_clock",
+    "own_clock",
 ]
 
 
@@ -53,7 +54,7 @@ class PerfClock:
     def __init__(self, pid: int) -> None:
         self._descriptor = perf.open_task_clock(pid)
         # The child ran a little before the counter was there; its own clock tells how much.
-        self._before = _clock(pid) - perf.read_seconds(self._descriptor)
+        self._before = own_clock(pid) - perf.read_seconds(self._descriptor)
 
     def read(self) -> float:
         """See `CpuClock`."""
@@ -84,7 +85,7 @@ class SummedClocks:
             current = proc.stat(pid)
             if current is not None:
                 with contextlib.suppress(OSError):
-                    total += _clock(pid) + current.reaped_cpu_time
+                    total += own_clock(pid) + current.reaped_cpu_time
         return total
 
     def close(self) -> None:
@@ -119,7 +120,7 @@ class LivingClocks:
 
 def _clock_or_none(pid: int) -> float | None:
     try:
-        return _clock(pid)
+        return own_clock(pid)
     except OSError:
         return None
 
@@ -159,7 +160,7 @@ def open_clock(pid: int, group: Group) -> CpuClock:
         return SummedClocks(pid) if group.cpu_time() is None else GroupClock(group)
 
 
-def _clock(pid: int) -> float:
+def own_clock(pid: int) -> float:
     """The CPU clock of another process, by its clock id's encoding (clock_getcpuclockid(3))."""
     return time.clock_gettime((~pid << 3) | 2)
 

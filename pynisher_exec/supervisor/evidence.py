@@ -11,7 +11,7 @@ import time
 from typing import TYPE_CHECKING, Any, Final
 
 from pynisher_exec.kernel.proc import PAGE
-from pynisher_exec.supervisor.cpu import LivingClocks
+from pynisher_exec.supervisor.cpu import LivingClocks, own_clock
 from pynisher_exec.supervisor.memory import MemoryGauge
 
 if TYPE_CHECKING:
@@ -50,7 +50,11 @@ def number_in(fields: dict[str, Any], name: str) -> float:
 
 
 class Account:
-    """The evidence on one task, from its START to its end."""
+    """The evidence on one task, from its START to its end.
+
+    `rests`: its process has not ended by itself, but waits for another task; how that one ends
+    some time does not belong here.
+    """
 
     def __init__(self, pid: int, clock: CpuClock, limits: Limits, spared: int) -> None:
         self.gauge = MemoryGauge(0, pid, spared)
@@ -61,6 +65,8 @@ class Account:
         self._clock = clock
         self._limits = limits
         self._spared = spared
+        self.rests = False
+        self._of_others = 0.0
         self._mechanisms: dict[str, Any] = {}
         self._imported = ""
         self._began: float | None = None
@@ -74,7 +80,8 @@ class Account:
     def begin(self, fields: dict[str, Any]) -> float:
         """The function starts: what it uses counts from here on. Gives the moment."""
         self._began = min(number_in(fields, "at") or math.inf, time.monotonic())
-        self._cpu_before = min(number_in(fields, "cpu_time"), self._clock.read())
+        before = self._of_others + number_in(fields, "cpu_time")
+        self._cpu_before = min(before, self._clock.read())
         if self._limits.address_space is None and not self._limits.from_zero:
             self.gauge = MemoryGauge(int(number_in(fields, "held")), self._pid, self._spared)
             self._resident_before = int(number_in(fields, "resident"))
@@ -83,6 +90,10 @@ class Account:
         imported = fields.get("imported")
         self._imported = imported if isinstance(imported, str) else ""
         return self._began
+
+    def allow_for_earlier_tasks(self) -> None:
+        """Its process may have had children before this task, which the tree's clock counts."""
+        self._of_others = max(0.0, self._clock.read() - own_clock(self._pid))
 
     def end(self, at: float) -> None:
         """The function has ended; what comes after it is not counted. The first word stands."""
@@ -99,6 +110,8 @@ class Account:
 
     def reaped(self, pid: int, status: int, usage: struct_rusage) -> None:
         """Take note of a process of the tree that has been reaped."""
+        if pid == self._pid and self.rests:
+            return
         if pid == self._pid:
             self._status = status
             self._high_water = usage.ru_maxrss << 10

@@ -23,7 +23,7 @@ from pynisher_exec.kernel import pidfd, proc
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator
 
-__all__ = ["Reaped", "end_tree", "ignore", "reap"]
+__all__ = ["Reaped", "end_others", "end_tree", "ignore", "reap"]
 
 ROUND = 0.002
 """Seconds to wait for the next death before looking for more to kill."""
@@ -34,6 +34,9 @@ LONGEST_ROUND = 0.1
 HURRY_AFTER = 20
 """Rounds after which a tree counts as a fork bomb: it is stopped first, and outranked."""
 
+
+MOST_ROUNDS = 1000
+"""Rounds after which one process cannot be left alone, and goes with the others."""
 
 TRACKER_TIME = 1.0
 """Seconds that a resource tracker has to remove what the killed have left in /dev/shm."""
@@ -96,6 +99,33 @@ def end_tree(
     return []
 
 
+def end_others(spared: int, reaped: Reaped) -> bool:
+    """Kill and reap every process below this one but one; False where it cannot be alone.
+
+    Those whose parent it is are its own to reap. Where there were others, two looks in turn have to
+    find none: the list may have skipped entries. Resource trackers get time, as in `end_tree`.
+    """
+    killer = _Killer((), TRACKER_TIME, lambda: None)
+    clean, rounds = 1, 0
+    while clean < 2:  # noqa: PLR2004  (see above)
+        reap(reaped)
+        others = [pid for pid in _below(()) if pid != spared and _is_alive(pid)]
+        clean = 0 if others else clean + 1
+        rounds += 1
+        if rounds > MOST_ROUNDS:
+            return False
+        for pid in killer.without_trackers(others):
+            _send(pid, signal.SIGKILL)
+        if others:
+            killer.wait()
+    return True
+
+
+def _is_alive(pid: int) -> bool:
+    current = proc.stat(pid)
+    return current is not None and current.alive
+
+
 class _Killer:
     """Kills what is there, round by round, and stops it first when that goes on for long.
 
@@ -120,7 +150,7 @@ class _Killer:
         if len(below) > MOST_WITH_TRACKERS:
             self._at_once()
         self._unseen = 0 if below else self._unseen + 1
-        targets = self._without_trackers(below)
+        targets = self.without_trackers(below)
         if targets or not below:
             self.rounds += 1
         if targets and self.rounds > HURRY_AFTER:
@@ -129,7 +159,8 @@ class _Killer:
             _send(pid, signal.SIGKILL)
         return below
 
-    def _without_trackers(self, pids: list[int]) -> list[int]:
+    def without_trackers(self, pids: list[int]) -> list[int]:
+        """Those that are to be killed now."""
         if len(pids) > MOST_WITH_TRACKERS:
             return pids
         return [pid for pid in pids if not self._is_tracker(pid)]
@@ -152,7 +183,7 @@ class _Killer:
             for pid in fresh:
                 _send(pid, signal.SIGSTOP)
             stopped.update(fresh)
-            targets = self._without_trackers(_below(self._spared))
+            targets = self.without_trackers(_below(self._spared))
 
     @property
     def sees_nothing(self) -> bool:

@@ -108,6 +108,8 @@ class _Slot:
         self._inherited = inherited
         self._generation = 0
         self._private_tmp = ""
+        self._is_warm = False
+        self._child: Child | None = None
         self._group = group
         self._pipes = Pipes()
         control.setblocking(False)
@@ -124,16 +126,36 @@ class _Slot:
             private_tmp.remove(self._private_tmp)
 
     def serve_one(self, scope: int | None) -> bool:
-        """Fork a child ahead, wait for a call, see it through; False when a child is stuck."""
+        """Have a child ahead, wait for a call, see it through; False when a child is stuck."""
+        # Kept: what is collected while an exception passes would be closed with a warning.
+        child = self._child = self._child or self._fork(scope)
+        start = self._await_start(child)
+        if start is None:  # the idle child has died; another takes its place
+            kill.end_tree(kill.ignore, self._options.kill_timeout)
+            child.close()
+            self._child = None
+            return True
+        self._private_tmp = start["private_tmp"]
+        watching = Watching(self._control, self._caller, child, start, self._options, self._group)
+        over = watching.see_through()
+        if watching.keeps:
+            self._generation += 1
+        else:
+            self._child = None
+        return over
+
+    def _fork(self, scope: int | None) -> Child:
+        """Fork a child ahead, and tell the caller of it."""
         if self._pipes.used:
             self._pipes.close()
             self._pipes = Pipes()
-        if self._generation == 1:  # after the first task, which nothing was to hold up
+        if self._generation and not self._is_warm:  # the first task: nothing was to hold that up
+            self._is_warm = True
             for _ in range(WARM_UP):
                 rehearsal.rehearse()
             gc.freeze()
-        # Kept: what is collected while an exception passes would be closed with a warning.
-        self._child = child = Child(self._pipes, self.forget, scope, self._group, self._inherited)
+        most = self._options.max_tasks
+        child = Child(self._pipes, self.forget, scope, self._group, self._inherited, most)
         self._generation += 1
         messages.send(
             self._control,
@@ -144,15 +166,7 @@ class _Slot:
             supervisor=os.getpid(),
         )
         child.stream.close()
-        start = self._await_start(child)
-        if start is None:  # the idle child has died; another takes its place
-            kill.end_tree(kill.ignore, self._options.kill_timeout)
-            child.close()
-            return True
-        self._private_tmp = start["private_tmp"]
-        return Watching(
-            self._control, self._caller, child, start, self._options, self._group
-        ).see_through()
+        return child
 
     def _await_start(self, child: Child) -> dict[str, Any] | None:
         """Wait for START; None when the waiting child dies meanwhile."""

@@ -9,8 +9,12 @@ __all__ = ["SlotOptions"]
 
 @dataclass(frozen=True)
 class SlotOptions:
-    """`single`: the slot serves one task and ends. `kill_timeout` is in seconds."""
+    """`single`: the slot serves one task and ends. `kill_timeout` is in seconds.
+
+    `max_tasks`: how many tasks one process may serve, one after the other; None: any number.
+    """
 
     no_new_privs: bool = True
     kill_timeout: float = 10.0
     single: bool = False
+    max_tasks: int | None = 1

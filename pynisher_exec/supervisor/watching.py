@@ -67,7 +67,10 @@ class CallerGone(Exception):  # noqa: N818  (a signal, not an error)
 
 
 class Watching:
-    """The watch over one task, from START to ENDED."""
+    """The watch over one task, from START to ENDED.
+
+    `keeps`: the process of the task lives on, and waits for the next.
+    """
 
     def __init__(
         self,
@@ -84,9 +87,13 @@ class Watching:
         self._options = options
         self._group = group
         self._generation = start["generation"]
+        self.keeps = False
+        self._rests = False
         self._limits = limits = Limits.received(start["limits"])
         self._watch = Watch(limits, _CORES, time.monotonic())
         self._account = Account(child.pid, child.clock, limits, start["shared"])
+        if child.rest is not None:
+            self._account.allow_for_earlier_tasks()
         self._gate: Gate | None = None
         self._read_at: float | None = None
         self._rung = False
@@ -107,6 +114,8 @@ class Watching:
         self._listen(self._caller, self._caller_died)
         self._poll.register(child.pidfd, select.POLLIN)
         self._listen(child.line.fileno(), self._hear_task, 0)  # its end alone: see QUIET
+        if child.rest is not None:
+            self._listen(child.rest, partial(self._hear_rest, child.rest))
 
     def _listen_to_task(self) -> None:
         line = self._child.line.fileno()
@@ -153,7 +162,7 @@ class Watching:
             handler = self._handlers.get(descriptor)
             if handler is not None:
                 handler()
-        return self._child.pidfd in ready
+        return self._rests or self._child.pidfd in ready
 
     def _timeout(self) -> float | None:
         """Milliseconds until something is due; poll(2) rounds up, so nothing happens early."""
@@ -258,6 +267,12 @@ class Watching:
             self._words += 1
             self._take(message)
 
+    def _hear_rest(self, bell: int) -> None:
+        """It has delivered, and waits for the next call; all that it has said is there."""
+        os.eventfd_read(bell)
+        self._hear_task()
+        self._rests = self._watch.stage == "returned"
+
     def _take(self, message: messages.Message) -> None:
         before = self._watch.stage
         if message.kind == "running" and before in ("waiting", "loading"):
@@ -309,19 +324,14 @@ class Watching:
         ended_at = time.monotonic()
         if self._watch.killed is not None:
             self._strike()
-        survivors = kill.end_tree(
-            self._account.reaped,
-            self._options.kill_timeout,
-            first=self._child.pid,
-            at_once=self._group.kill_others,
-        )
+        survivors = self._end_tree()
         if not survivors:
             self._account.gauge.close()
         self._hear_task()
         self._account.end(ended_at)
         left = "" if survivors else self._remove_private_tmp()
         fields = self._account.fields(self._watch, self._gate, survivors)
-        self._send_ended({**fields, "left": left})
+        self._send_ended({**fields, "left": left, "kept": self.keeps})
         # The kernel expects a sender to sleep next, and may have put the caller's thread behind
         # this process, which has a fork to make.
         os.sched_yield()
@@ -329,8 +339,24 @@ class Watching:
             self._wait_for_the_stuck()
         if self._gate is not None:
             self._gate.close()
-        self._child.close()
+        if not self.keeps:
+            self._child.close()
         return not survivors
+
+    def _end_tree(self) -> list[int]:
+        """End what is left of the task: all, unless its process serves others after it."""
+        unharmed = self._watch.killed is None and self._watch.limit_reached is None
+        if self._rests:
+            self._account.rests = True
+            self.keeps = unharmed and kill.end_others(self._child.pid, self._account.reaped)
+        if self.keeps:
+            return []
+        return kill.end_tree(
+            self._account.reaped,
+            self._options.kill_timeout,
+            first=self._child.pid,
+            at_once=self._group.kill_others,
+        )
 
     def _remove_private_tmp(self) -> str:
         """Nobody is left to use it; gives its path where it could not be removed.

@@ -80,27 +80,34 @@ def peak(baseline: Baseline) -> int:
     return max(0, grown - max(0, now.file_backed - then.file_backed))
 
 
-def impose(limits: Limits, baseline: Baseline) -> tuple[dict[str, str], int | None]:
-    """Set what this process can set; give the mechanism of each limit and the gate's listener."""
+def impose(
+    limits: Limits, baseline: Baseline, *, for_good: bool
+) -> tuple[dict[str, str], int | None]:
+    """Set what this process can set; give the mechanism of each limit and the gate's listener.
+
+    Not `for_good`, in a process that serves other calls, only what can be taken back.
+    """
     mechanisms: dict[str, str] = {}
     for name, kind in RLIMITS.items():
         value = getattr(limits, name)
         if value is not None:
-            _lower(kind, value, value)
+            _lower(kind, value, value if for_good else None)
             mechanisms[name] = f"rlimit {name}"
     if limits.memory is not None:
-        mechanisms["memory"] = _bound_memory(limits, limits.memory, baseline)
+        mechanisms["memory"] = _bound_memory(limits, limits.memory, baseline, for_good=for_good)
     if limits.cpu_time is not None:
         seconds = baseline.cpu_time + limits.cpu_time + (limits.grace_period or 0)
         behind = math.ceil(seconds) + CPU_BACKSTOP
-        _lower(resource.RLIMIT_CPU, behind, behind)
+        _lower(resource.RLIMIT_CPU, behind, behind if for_good else None)
     listener = None
-    if limits.processes is not None:
+    if limits.processes is not None and not for_good:
+        mechanisms["processes"] = "counted"
+    elif limits.processes is not None:
         listener, mechanisms["processes"] = _close_gate(limits.processes)
     return mechanisms, listener
 
 
-def _bound_memory(limits: Limits, memory: int, baseline: Baseline) -> str:
+def _bound_memory(limits: Limits, memory: int, baseline: Baseline, *, for_good: bool) -> str:
     """Set the rlimit that makes an allocation fail inside the function; name the mechanism."""
     if limits.address_space is not None:
         soft = limits.address_space
@@ -109,13 +116,18 @@ def _bound_memory(limits: Limits, memory: int, baseline: Baseline) -> str:
     if limits.from_zero:
         return "tree sampled and confirmed by PSS"
     soft = baseline.memory.reserved + memory + MEMORY_SLACK
-    _lower(resource.RLIMIT_DATA, soft, soft + MEMORY_RESERVE)
+    _lower(resource.RLIMIT_DATA, soft, soft + MEMORY_RESERVE if for_good else None)
     return "RLIMIT_DATA, tree sampled and confirmed by PSS"
 
 
-def _lower(kind: int, soft: int, hard: int) -> None:
-    """Set an rlimit, never above the hard one that already stands (an outer task's, say)."""
+def _lower(kind: int, soft: int, hard: int | None) -> None:
+    """Set an rlimit, never above the hard one that already stands (an outer task's, say).
+
+    None leaves that one as it is: it could not be raised again.
+    """
     standing = resource.getrlimit(kind)[1]
+    if hard is None:
+        hard = standing
     if standing != resource.RLIM_INFINITY:
         soft, hard = min(soft, standing), min(hard, standing)
     resource.setrlimit(kind, (soft, hard))

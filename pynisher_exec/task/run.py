@@ -25,7 +25,7 @@ import time
 import traceback
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pynisher_exec.errors import CpuTimeoutException, SignalException, TimeoutException
 from pynisher_exec.kernel import landlock, prctl
@@ -40,13 +40,15 @@ if TYPE_CHECKING:
 
     Initializer = tuple[Callable[..., object], tuple[Any, ...]] | None
 
-__all__ = ["Call", "Endpoints", "Header", "Inherited", "Packed", "main", "prepare"]
+__all__ = ["Call", "Endpoints", "Header", "Inherited", "Packed", "Task", "prepare"]
 
 _BOUNDLESS = 1 << 62  # what the caller sends is as large as it is; the task's own memory bounds it
 _HEARD_OF = (MemoryError, CpuTimeoutException, TimeoutException, SignalException)
 """Exceptions that pynisher 0.6 takes for an ending of that name, whoever raised them."""
 
-_INTERNAL_ERROR = 70  # EX_SOFTWARE, sysexits.h
+_HARMLESS = ("value", "exception", "os_error")
+"""Endings after which a process may serve another call: no limit was met, nothing exits."""
+
 _ALL_SIGNALS = frozenset(range(1, signal.NSIG)) - {32, 33}  # those two are the C library's own
 _RIGHTS = socket.CMSG_SPACE(253 * array.array("i").itemsize)  # SCM_MAX_FD, unix(7)
 _CLOEXEC = int(socket.MSG_CMSG_CLOEXEC)
@@ -132,18 +134,6 @@ def prepare(*, scope: int | None, inherited: Inherited | Packed | None) -> None:
         surroundings.reseed()
 
 
-def main(ends: Endpoints) -> NoReturn:
-    """Serve one call and exit; never returns, whatever the call does."""
-    code = _INTERNAL_ERROR
-    try:
-        code = _Task(ends).serve()
-    except BaseException:  # noqa: BLE001  (a task must never fall back into its supervisor's loop)
-        with suppress(BaseException):  # stderr may be closed
-            sys.excepthook(*sys.exc_info())
-    finally:
-        os._exit(code)
-
-
 def _invoke(call: Call) -> Any:
     """The one frame below which a soft signal may raise: see `SoftSignals`."""
     return call.function(*call.args, **call.kwargs)
@@ -155,10 +145,16 @@ def _file_of(descriptor: int) -> tuple[int, int]:
     return found.st_dev, found.st_ino
 
 
-class _Task:
-    """One call: what it is made of as it is learnt, step by step."""
+class Task:
+    """One call, the `nth` of this process: what it is made of as it is learnt, step by step.
 
-    def __init__(self, ends: Endpoints) -> None:
+    `stays`: nothing that happened keeps the process from serving another, unless this `is_last`.
+    """
+
+    def __init__(self, ends: Endpoints, *, nth: int, is_last: bool) -> None:
+        self.stays = False
+        self._nth = nth
+        self._is_last = is_last
         self._ends = ends
         self._pid = os.getpid()
         self._line, self._stream = ends.line.fileno(), ends.stream.fileno()
@@ -171,6 +167,8 @@ class _Task:
 
     def serve(self) -> int:
         """Go through the whole life, and say the exit code to end with."""
+        if self._nth > 1:  # since the end of the call before
+            signal.pthread_sigmask(signal.SIG_SETMASK, ())
         segments = self._receive()
         if segments is None:
             return 0  # the caller went, or retired this slot, before there was a call
@@ -213,7 +211,7 @@ class _Task:
             os.dup2(source, number)
         if not given:
             self._keep_lines()
-        for descriptor in {*targets, *pipes}:
+        for descriptor in {*given, *(pipes if self._is_last else ())}:
             if descriptor > 2:  # noqa: PLR2004  (the three standard streams)
                 os.close(descriptor)
 
@@ -239,7 +237,7 @@ class _Task:
             packed = segments[2:] if inherited is None else inherited.segments
             initializer, call = self._unpickle(packed)
             shared.release()
-        if initializer is not None:
+        if initializer is not None and self._nth == 1:
             function, args = initializer
             function(*args)
             self._exit_if_forked()
@@ -259,7 +257,8 @@ class _Task:
         self._baseline = baseline = rlimits.measure(shared.size())
         if rlimits.leaves_no_room(self._limits, baseline):
             return self._refuse(baseline)
-        mechanisms, listener = rlimits.impose(self._limits, baseline)
+        once = self._is_last and self._nth == 1
+        mechanisms, listener = rlimits.impose(self._limits, baseline, for_good=once)
         memory = baseline.memory
         self._tell(
             "running",
@@ -274,9 +273,9 @@ class _Task:
         try:
             value = _invoke(call)
         except BaseException as error:  # noqa: BLE001  (whatever the function raises is its outcome)
-            self._settle()
+            self._settle(soft)
             return self._deliver_error(error, soft, baseline, classic=classic)
-        self._settle()
+        self._settle(soft)
         if type(value) not in payload.ATOMS:
             self._tell("outcome", at=self._ended_at, what=outcome.type_name(value))
         return self._deliver("value", value, {})
@@ -286,12 +285,14 @@ class _Task:
         msg = f"the interpreter alone takes {baseline.memory.address_space} bytes of address space"
         return self._deliver("memory", MemoryError(msg), {})
 
-    def _settle(self) -> None:
+    def _settle(self, soft: SoftSignals) -> None:
         """The function has ended: no signal reaches this thread, a fork of it has no say."""
         self._ended_at = time.monotonic()
         signal.pthread_sigmask(signal.SIG_BLOCK, _ALL_SIGNALS)
         self._exit_if_forked()
         rlimits.lift_memory(self._limits)
+        if not self._is_last:
+            soft.remove()
 
     def _deliver_error(
         self, error: BaseException, soft: SoftSignals, baseline: rlimits.Baseline, *, classic: bool
@@ -323,11 +324,12 @@ class _Task:
         peak = 0 if self._baseline is None else rlimits.peak(self._baseline)
         size = packed.size
         self._tell("returned", at=self._ended_at, peak=peak, size=size, **packed.facts)
-        if self._owns(self._line):  # the last word: the supervisor hears that by its end
+        if self._is_last and self._owns(self._line):  # the supervisor hears that by its end
             os.close(self._ends.line.detach())
         if self._owns(self._stream):
             with suppress(ConnectionError):  # the caller has gone: nobody to tell
                 packed.deliver(self._ends.stream)
+                self.stays = not self._is_last and kind in _HARMLESS
         self._finish()
         failed = packed.facts["outcome"] != "value"
         return int(packed.facts.get("exit_code", failed))
@@ -358,9 +360,10 @@ class _Task:
         for stream in (sys.stdout, sys.stderr):
             with suppress(Exception):  # closed, or replaced by the function
                 stream.flush()
-        util = sys.modules.get("multiprocessing.util")
+        util: Any = sys.modules.get("multiprocessing.util")
         if util is not None:
             with suppress(Exception):  # the function may have tampered with it
                 for child in multiprocessing.process.active_children():
                     child.kill()  # else the next line waits for it, and then it is killed anyway
                 util._exit_function()  # noqa: SLF001  (what a multiprocessing child runs at its end)
+                util._exiting = self._is_last  # noqa: SLF001  (or it would not run again)

@@ -16,7 +16,7 @@ from pynisher_exec.task import surroundings
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-__all__ = ["Spans", "accept", "attach", "names", "release", "size"]
+__all__ = ["Spans", "accept", "attach", "forget", "names", "release", "size"]
 
 Spans = list[tuple[int, int]]
 """Where the pickle lies and each of its buffers: start and length."""
@@ -48,6 +48,12 @@ def attach(number: int, spans: Spans) -> Any:
 def size() -> int:
     """Bytes that have been mapped."""
     return sum(map(len, _maps.values()))
+
+
+def forget() -> None:
+    """The call has ended: what it had mapped goes with the last object that lies there."""
+    _maps.clear()
+    names.clear()
 
 
 def release() -> None:

@@ -24,6 +24,7 @@ __all__ = [
     "become_fresh_process",
     "begin_with",
     "end_imports",
+    "end_of_call",
     "momentary",
     "note_imports",
     "note_own",
@@ -159,6 +160,24 @@ def _wear(pickled: bytes | bytearray) -> str | None:
         time.tzset()
     sys.path[:], sys.argv[:] = path, arguments
     return directory
+
+
+def end_of_call() -> None:
+    """Another call comes to this process: what that one brings is put on whole.
+
+    multiprocessing's and loky's resource trackers end, having removed what was left to them; the
+    next call starts its own. Forgets a TMPDIR that goes.
+    """
+    global _worn, _own
+    _worn, _own = (b"", None), None
+    for name in _TRACKERS:
+        module: Any = sys.modules.get(name)
+        if module is not None and module._resource_tracker._fd is not None:  # noqa: SLF001
+            with contextlib.suppress(Exception):  # the function may have tampered with it
+                module._resource_tracker._stop()  # noqa: SLF001
+    tempfile: Any = sys.modules.get("tempfile")
+    if tempfile is not None:
+        tempfile.tempdir = None
 
 
 def put_on_momentary(values: Momentary) -> None:

@@ -1,0 +1,403 @@
+"""`max_tasks_per_child`: processes that serve several tasks, under limits that count for each."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import multiprocessing
+import os
+import random
+import resource
+import signal
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import crashes
+import numpy as np
+import pytest
+from conftest import child_pids, wait_until, wait_until_running
+
+from pynisher_exec import (
+    CpuTimeoutException,
+    LimitedProcessExecutor,
+    MemorylimitException,
+    SubprocessException,
+    TimeoutException,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from pynisher_exec import LimitedFuture, Report
+
+PATIENCE = 40
+MIB = 1 << 20
+
+
+@pytest.fixture
+def executor() -> Iterator[LimitedProcessExecutor]:
+    """One slot, whose process serves all tasks."""
+    with LimitedProcessExecutor(1, max_tasks_per_child=None) as made:
+        yield made
+
+
+def pids(executor: LimitedProcessExecutor, count: int) -> list[int]:
+    """In which process each of some tasks runs."""
+    return [executor.submit(os.getpid).result(PATIENCE) for _ in range(count)]
+
+
+def report_of(future: LimitedFuture[Any]) -> Report:
+    """Give the report, once it is there."""
+    future.exception(PATIENCE)
+    assert future.report is not None
+    return future.report
+
+
+# Which process serves ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("most", "expected"), [(1, 6), (2, 3), (4, 2), (None, 1)])
+def test_process_serves_as_many_tasks_as_it_may(most: int | None, expected: int) -> None:
+    """One after the other, and then another one does."""
+    with LimitedProcessExecutor(1, max_tasks_per_child=most) as executor:
+        found = pids(executor, 6)
+    assert len(set(found)) == expected
+    assert found == sorted(found, key=found.index)
+
+
+def test_by_default_each_task_has_a_process_of_its_own() -> None:
+    """Reuse has to be asked for."""
+    with LimitedProcessExecutor(1) as executor:
+        assert len(set(pids(executor, 3))) == 3
+
+
+@pytest.mark.parametrize(
+    ("ending", "stays"),
+    [
+        (crashes.value, True),
+        (crashes.raise_value_error, True),
+        (crashes.open_nothing, True),
+        (sys.exit, False),
+        (lambda: os._exit(3), False),
+        (lambda: os.kill(os.getpid(), signal.SIGKILL), False),
+        (lambda: (number for number in range(3)), True),
+    ],
+    ids=["value", "exception", "os_error", "sys.exit", "_exit", "signal", "unpicklable"],
+)
+def test_what_ends_a_process_and_what_does_not(
+    executor: LimitedProcessExecutor, ending: Any, stays: bool
+) -> None:
+    """An exception or a broken value is a task's end; an exit and a signal are the process's."""
+    (before,) = pids(executor, 1)
+    executor.submit(ending).exception(PATIENCE)
+    assert (pids(executor, 1) == [before]) is stays
+
+
+def test_state_that_a_task_leaves_is_there_for_the_next(executor: LimitedProcessExecutor) -> None:
+    """Modules and their globals; what the caller has around it is put on anew."""
+
+    def leave() -> None:
+        logging.kept = "kept"  # type: ignore[attr-defined]
+        os.environ["LEFT"] = "left"
+        os.chdir("/")
+        os.umask(0o077)
+
+    def look() -> tuple[Any, ...]:
+        umask = os.umask(0)
+        os.umask(umask)
+        return logging.kept, os.environ.get("LEFT"), Path.cwd(), umask  # type: ignore[attr-defined]
+
+    own = os.umask(0)
+    os.umask(own)
+    executor.submit(leave).result(PATIENCE)
+    assert executor.submit(look).result(PATIENCE) == ("kept", None, Path.cwd(), own)
+
+
+def test_environment_of_each_submit_is_put_on(
+    executor: LimitedProcessExecutor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Changed and changed back."""
+    found = []
+    for value in ("one", "two", "one"):
+        monkeypatch.setenv("CHANGING", value)
+        found.append(executor.submit(os.environ.get, "CHANGING").result(PATIENCE))
+    assert found == ["one", "two", "one"]
+
+
+def test_initializer_is_called_once_in_each_process() -> None:
+    """As the stdlib's pools do."""
+
+    def count() -> None:
+        logging.begun = getattr(logging, "begun", 0) + 1  # type: ignore[attr-defined]
+
+    with LimitedProcessExecutor(1, max_tasks_per_child=3, initializer=count) as executor:
+        begun = [executor.submit(lambda: logging.begun).result(PATIENCE) for _ in range(7)]  # type: ignore[attr-defined]
+    assert begun == [1] * 7
+
+
+# Limits ------------------------------------------------------------------------------------------
+
+
+def use_cpu(seconds: float) -> int:
+    """Use so much, here and as much again in a child; tell the process."""
+    pid = os.fork()
+    end = time.process_time() + seconds
+    while time.process_time() < end:
+        pass
+    if pid == 0:
+        os._exit(0)
+    os.waitpid(pid, 0)
+    return os.getpid()
+
+
+def test_cpu_time_counts_for_each_task(executor: LimitedProcessExecutor) -> None:
+    """Not what earlier tasks and their children have used; and it holds."""
+    limited = executor.limit(cpu_time=1)
+    futures = [limited.submit(use_cpu, 0.3) for _ in range(4)]
+    assert len({future.result(PATIENCE) for future in futures}) == 1
+    assert all(0.5 < report_of(future).cpu_time < 1 for future in futures)
+    with pytest.raises(CpuTimeoutException):
+        limited.submit(use_cpu, 60).result(PATIENCE)
+
+
+def hold(size: int) -> tuple[int, int]:
+    """Hold memory for the length of this call; tell the process and its rlimit."""
+    kept = np.ones(size // 8)
+    assert len(kept)
+    return os.getpid(), resource.getrlimit(resource.RLIMIT_DATA)[0]
+
+
+def test_memory_counts_for_each_task(executor: LimitedProcessExecutor) -> None:
+    """Beyond what the process holds when each begins; under the limit of each."""
+    first = executor.limit(memory=100 * MIB).submit(hold, 80 * MIB)
+    second = executor.limit(memory=200 * MIB).submit(hold, 150 * MIB)
+    third = executor.limit(memory=100 * MIB).submit(hold, 80 * MIB)
+    free = executor.submit(hold, 80 * MIB)
+    answers = [each.result(PATIENCE) for each in (first, second, third, free)]
+    assert len({pid for pid, _ in answers}) == 1
+    assert answers[3][1] == resource.getrlimit(resource.RLIMIT_DATA)[0]
+    for future, size in ((first, 80), (second, 150), (third, 80)):
+        assert size * 0.9 < report_of(future).peak_memory / MIB < size + 8
+    with pytest.raises(MemorylimitException):
+        executor.limit(memory=100 * MIB).submit(hold, 150 * MIB).result(PATIENCE)
+    assert pids(executor, 1) != [answers[0][0]]
+
+
+def test_wall_time_counts_for_each_task(executor: LimitedProcessExecutor) -> None:
+    """And a task that passes it takes its process along."""
+    limited = executor.limit(wall_time=0.5)
+    before = pids(executor, 1)
+    for _ in range(3):
+        limited.submit(time.sleep, 0.3).result(PATIENCE)
+    assert pids(executor, 1) == before
+    with pytest.raises(TimeoutException):
+        limited.submit(time.sleep, 60).result(PATIENCE)
+    assert pids(executor, 1) != before
+
+
+def test_subprocesses_are_counted(executor: LimitedProcessExecutor) -> None:
+    """A gate could not be taken down again; what is over the limit is ended, and it is told."""
+
+    def start(count: int) -> None:
+        for _ in range(count):
+            if os.fork() == 0:
+                time.sleep(60)
+                os._exit(0)
+        time.sleep(60)
+
+    limited = executor.limit(processes=2)
+    report = report_of(limited.submit(start, 6))
+    assert report.status == "processes"
+    assert isinstance(report.exception, SubprocessException)
+    assert report.limits["processes"].mechanism == "counted"
+    assert executor.submit(crashes.value).result(PATIENCE) == 42
+
+
+def test_soft_limit_of_one_task_is_none_of_the_next(executor: LimitedProcessExecutor) -> None:
+    """Its handlers go with it; a task that heeded one has met a limit, so its process goes."""
+    (before,) = pids(executor, 1)
+    soft = executor.limit(wall_time=30, cpu_time=30, grace_period=1)
+    assert soft.submit(crashes.value).result(PATIENCE) == 42
+    names = executor.submit(
+        lambda: (signal.getsignal(signal.SIGALRM), signal.getsignal(signal.SIGXCPU))
+    )
+    assert names.result(PATIENCE) == (signal.SIG_DFL, signal.SIG_DFL)
+    assert pids(executor, 1) == [before]
+    told = soft.limit(wall_time=0.2).submit(crashes.sleep_until_told)
+    assert told.result(PATIENCE) == "best so far"
+    assert report_of(told).limit_reached == "wall_time"
+    assert pids(executor, 1) != [before]
+
+
+def test_signals_reach_each_task(executor: LimitedProcessExecutor) -> None:
+    """None is blocked since the end of the task before."""
+    for _ in range(3):
+        assert (
+            executor.submit(signal.pthread_sigmask, signal.SIG_BLOCK, []).result(PATIENCE) == set()
+        )
+
+
+# What tasks leave --------------------------------------------------------------------------------
+
+
+def leave_children(folder: str) -> int:
+    """Leave a child, a grandchild that nobody waits for, and one in a session of its own."""
+    for depth in range(3):
+        if os.fork() == 0:
+            if depth and os.fork():
+                os._exit(0)
+            if depth == 2:
+                os.setsid()
+            Path(folder, str(os.getpid())).touch()
+            time.sleep(60)
+            os._exit(0)
+    wait_until(lambda: len(os.listdir(folder)) == 3, PATIENCE)
+    return os.getpid()
+
+
+def test_nothing_but_the_process_is_left(executor: LimitedProcessExecutor, tmp_path: Path) -> None:
+    """When a future resolves, what its task had started has gone."""
+    served = executor.submit(leave_children, str(tmp_path)).result(PATIENCE)
+    alive = [pid for pid in map(int, os.listdir(tmp_path)) if is_running(pid)]
+    assert alive == []
+    assert pids(executor, 1) == [served]
+
+
+def is_running(pid: int) -> bool:
+    """Whether it is there, and no zombie."""
+    with contextlib.suppress(FileNotFoundError):
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    return False
+
+
+def use_pool() -> tuple[int, str]:
+    """Use multiprocessing's pool and its tracker."""
+    from multiprocessing.shared_memory import SharedMemory  # noqa: PLC0415
+
+    memory = SharedMemory(create=True, size=100)
+    with multiprocessing.get_context("fork").Pool(2) as pool:
+        assert pool.map(abs, [-1, -2]) == [1, 2]
+    return os.getpid(), memory.name
+
+
+def test_pools_and_shared_memory_go_with_their_task(
+    recwarn: pytest.WarningsRecorder, executor: LimitedProcessExecutor
+) -> None:
+    """The next one may have its own; no name is left, and no zombie heaps up."""
+    captured = executor.limit(capture_output=True)
+    futures = [captured.submit(use_pool) for _ in range(4)]
+    found = [future.result(PATIENCE) for future in futures]
+    assert len({pid for pid, _ in found}) == 1
+    assert not [name for _, name in found if Path("/dev", "shm", name).exists()]
+    said = [report_of(future).stderr or "" for future in futures]
+    assert all("leaked shared_memory" in text or not text for text in said), said
+    assert executor.submit(lambda: len(child_pids(os.getpid()))).result(PATIENCE) == 0
+    assert not recwarn.list
+
+
+def test_output_of_each_task_is_its_own(executor: LimitedProcessExecutor) -> None:
+    """Captured or not, one after the other."""
+    captured = executor.limit(capture_output=True)
+    for number in range(3):
+        future = captured.submit(os.write, 1, f"task {number}".encode())
+        assert report_of(future).stdout == f"task {number}"
+        assert report_of(executor.submit(os.write, 1, b"")).stdout is None
+
+
+def test_temporary_directory_of_each_task_is_its_own() -> None:
+    """And gone with it, though the process lives."""
+    with LimitedProcessExecutor(1, max_tasks_per_child=None, private_tmp=True) as executor:
+        found = [executor.submit(tempfile.mkdtemp).result(PATIENCE) for _ in range(3)]
+        assert len(set(pids(executor, 2))) == 1
+    assert len({Path(each).parent for each in found}) == 3
+    assert not any(Path(each).parent.exists() for each in found)
+
+
+def test_shared_objects_are_mapped_for_their_task_only(executor: LimitedProcessExecutor) -> None:
+    """Each task has it as it was, and the map goes with it."""
+
+    def scribble(array: Any) -> tuple[float, int, int]:
+        found = float(array[0])
+        array[:] = 7
+        with open("/proc/self/maps") as file:
+            return found, sum("memfd:shared" in line for line in file), os.getpid()
+
+    handle = executor.share(np.ones(1 << 20))
+    found = [executor.submit(scribble, handle).result(PATIENCE) for _ in range(4)]
+    assert {(value, maps) for value, maps, _ in found} == {(1.0, 1)}
+    assert len({pid for *_, pid in found}) == 1
+
+
+@pytest.mark.parametrize("length", [100, 1 << 21])
+def test_values_of_all_sizes_come_back(executor: LimitedProcessExecutor, length: int) -> None:
+    """By the same stream, one after the other."""
+    for number in range(3):
+        found = executor.submit(np.full, length, number).result(PATIENCE)
+        assert np.array_equal(found, np.full(length, number))
+    assert len(set(pids(executor, 2))) == 1
+
+
+# Ends --------------------------------------------------------------------------------------------
+
+
+def test_cancel_ends_the_process_of_the_task(executor: LimitedProcessExecutor) -> None:
+    """The next one has another."""
+    (before,) = pids(executor, 1)
+    future = executor.submit(time.sleep, 60)
+    wait_until_running(future)
+    assert future.cancel()
+    assert report_of_cancelled(future).status == "cancelled"
+    assert pids(executor, 1) != [before]
+
+
+def report_of_cancelled(future: LimitedFuture[Any]) -> Report:
+    """Give the report of a future that is being cancelled."""
+    return future.wait_for_report()
+
+
+def test_process_that_dies_while_it_rests_is_replaced(executor: LimitedProcessExecutor) -> None:
+    """Whoever kills it: the next call has not begun, so it is not lost."""
+    for _ in range(5):
+        (resting,) = pids(executor, 1)
+        os.kill(resting, signal.SIGKILL)
+        assert pids(executor, 1) != [resting]
+
+
+def test_random_endings_have_right_answers() -> None:
+    """Whatever came before in the same process."""
+    chance = random.Random(20261126)  # noqa: S311  (the same each time)
+    cases: list[tuple[Any, tuple[Any, ...], dict[str, Any], str]] = [
+        (crashes.value, (), {}, "ok"),
+        (crashes.raise_value_error, (), {}, "exception"),
+        (crashes.open_nothing, (), {}, "os_error"),
+        (time.sleep, (60,), {"wall_time": 0.05}, "wall_time"),
+        (use_cpu, (60,), {"cpu_time": 0.05}, "cpu_time"),
+        (hold, (300 * MIB,), {"memory": 64 * MIB}, "memory"),
+        (os._exit, (3,), {}, "exit"),
+        (os.kill, (0, signal.SIGSEGV), {}, "signal"),
+        (np.ones, (1 << 18,), {"memory": "1GiB"}, "ok"),
+    ]
+    chosen = chance.choices(cases, [8, 4, 2, 1, 1, 1, 1, 1, 2], k=150)
+    with LimitedProcessExecutor(2, max_tasks_per_child=None) as executor:
+        futures = [
+            executor.limit(**limits).submit(function, *args) for function, args, limits, _ in chosen
+        ]
+        found = [str(report_of(future).status) for future in futures]
+    assert found == [status for *_, status in chosen]
+
+
+@pytest.mark.parametrize("most", [0, -1, 1.0, True, "two"])
+def test_nonsense_is_refused(most: object) -> None:
+    """By name."""
+    with pytest.raises((ValueError, TypeError), match="max_tasks_per_child"):
+        LimitedProcessExecutor(max_tasks_per_child=most)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("other", [{"context": "loky"}, {"strict": True}])
+def test_what_does_not_go_together_is_refused(other: dict[str, Any]) -> None:
+    """A context has one process for each task; strict promises what a reused one cannot."""
+    with pytest.raises(ValueError, match="max_tasks_per_child"):
+        LimitedProcessExecutor(max_tasks_per_child=2, **other)
