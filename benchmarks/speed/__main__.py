@@ -26,6 +26,8 @@ MODULES = {
         "pynisher",
         "pebble",
         "fresh",
+        "reuse-loky",
+        "reuse",
         "throughput",
         "everything",
         "first",

@@ -93,6 +93,31 @@ def _against_peer(theirs: Callable[[], object], rounds: int, calls: int = 10) ->
         return compare(lambda: executor.submit(nothing).result(PATIENCE), theirs, rounds, calls)
 
 
+def reuse_against_loky(rounds: int) -> Measured:
+    """A no-op in a process that is reused, both ways."""
+    from loky import ProcessPoolExecutor as Loky  # noqa: PLC0415 - only here
+
+    pool = Loky(1)
+    try:
+        return _reuse(lambda: pool.submit(nothing).result(), rounds)
+    finally:
+        pool.shutdown(kill_workers=True)
+
+
+def reuse_against_stdlib(rounds: int) -> Measured:
+    """The same against the standard library's pool."""
+    with ProcessPoolExecutor(1) as pool:
+        return _reuse(lambda: pool.submit(nothing).result(), rounds)
+
+
+def _reuse(theirs: Callable[[], object], rounds: int) -> Measured:
+    theirs()
+    with LimitedProcessExecutor(1, **LIMITS, max_tasks_per_child=None) as executor:
+        pids = {executor.submit(os.getpid).result(PATIENCE) for _ in range(20)}
+        assert len(pids) == 1
+        return compare(lambda: executor.submit(nothing).result(PATIENCE), theirs, rounds, CALLS)
+
+
 def throughput(rounds: int) -> Measured:
     """No-ops by `map` on two workers, against one forker that does one after the other."""
     count = 300
@@ -159,6 +184,8 @@ ROWS = (
         0.08,
         against_fresh_workers,
     ),
+    Row("reuse-loky", "no-op, reused process", "loky, reused", 1.0, 0.6, reuse_against_loky),
+    Row("reuse", "no-op, reused process", "the stdlib's pool", 1.5, 1.0, reuse_against_stdlib),
     Row("throughput", "no-ops a second, 2 workers", "a serial forker", 0.7, 1.2, throughput, True),
     Row("everything", "gate, capture, Landlock", "none of them", 1.3, 1.1, with_everything),
     Row("first", "first result of an executor", "a LokyProcess", 1.5, 1.0, first_result),
