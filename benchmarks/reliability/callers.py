@@ -71,42 +71,56 @@ def watch(path: str, limit: float) -> int:
 
 LATENESS = """
 import tempfile
+from functools import partial
+from benchmarks.reliability import deeds
 from benchmarks.reliability.callers import tell_and_sleep, watch
 
 def lateness(disturb):
     path = tempfile.mktemp()
     watcher = watch(path, 0.5)
-    with LimitedProcessExecutor(2) as executor:
+    with LimitedProcessExecutor(4) as executor:
         wall = executor.limit(wall_time=0.5).submit(tell_and_sleep, path)
         cpu = executor.limit(cpu_time=0.5).submit(burn, 30)
-        while not (wall.running() and cpu.running()):
+        memory = executor.limit(memory="100MiB").submit(
+            deeds.after, 0.3, partial(deeds.hog_in_children, 300 << 20)
+        )
+        forks = executor.limit(processes=3).submit(
+            deeds.after, 0.3, partial(deeds.fork_too_often, swallow=False)
+        )
+        futures = wall, cpu, memory, forks
+        while not all(future.running() for future in futures):
             time.sleep(0.001)
         disturb()
-        wall.exception(30), cpu.exception(30)
+        for future in futures:
+            future.exception(30)
     os.waitpid(watcher, 0)
     seen = float(open(path).read())
     os.unlink(path)
     late = wall.report.wall_time - 0.5, cpu.report.cpu_time - 0.5
     good = all(0 <= each < 0.2 for each in late) and -0.01 < seen < 0.2
-    print(good, wall.report.status, cpu.report.status)
+    prompt = memory.report.wall_time < 0.9 and forks.report.wall_time < 0.9
+    print(good, prompt, *(str(future.report.status) for future in futures))
     print("late", max(seen, *late), "seen, wall, CPU:", seen, *late, file=sys.stderr)
 """
 
-HELD = "True wall_time cpu_time\n"
+HELD = "True True wall_time cpu_time memory processes\n"
 
 DISTURBED = (
     Script(
         "stopped",
         LATENESS
         + """
-pid = os.getpid()
-waker = os.fork()
-if waker == 0:
-    time.sleep(1.5)
-    os.kill(pid, signal.SIGCONT)
-    os._exit(0)
-lateness(lambda: os.kill(pid, signal.SIGSTOP))
-os.waitpid(waker, 0)
+def stop():
+    pid, began = os.getpid(), time.monotonic()
+    waker = os.fork()
+    if waker == 0:
+        time.sleep(1.5)
+        os.kill(pid, signal.SIGCONT)
+        os._exit(0)
+    os.kill(pid, signal.SIGSTOP)
+    assert time.monotonic() - began > 1.4  # past all limits
+    os.waitpid(waker, 0)
+lateness(stop)
 """,
         HELD,
     ),
@@ -123,10 +137,11 @@ os.waitpid(waker, 0)
 )
 
 ROUNDS = """
+good = []
 for _ in range(3):
     with LimitedProcessExecutor(2) as executor:
-        good = answers(executor)
-print(good)
+        good.append(answers(executor))
+print(all(good))
 """
 
 
@@ -200,13 +215,24 @@ SIGNALLED = (
 )
 
 DIVE = """
+from benchmarks.processes import name_of
+from benchmarks.reliability.marks import Mark
+
+def is_alone():
+    # every executor has a template: of those in the tasks none is left, nor what is below them
+    names = [name_of(pid) for pid in Mark.own().scan() if pid != os.getpid()]
+    return sorted(set(names)) == sorted(names) and "limit-template" in names
 def dive(depth, limits):
     if depth == 0:
+        if os.fork() == 0:
+            os.setsid()
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
         time.sleep(30)
-    with LimitedProcessExecutor(1, wall_time=limits[0]) as executor:
+    with LimitedProcessExecutor(1, wall_time=limits[0], preload=[]) as executor:
         future = executor.submit(dive, depth - 1, limits[1:])
         error = future.exception(30)
-        return type(error).__name__ if error else future.result()
+        alone = depth < 3 or is_alone()
+        return (type(error).__name__ if error else future.result()) + " alone" * alone
 began = time.monotonic()
 """
 
@@ -214,12 +240,12 @@ NESTED = (
     Script(
         "three deep, the inner limit is the tighter one",
         DIVE + "print(dive(3, [20, 10, 0.5]))",
-        "TimeoutException\n",
+        "TimeoutException alone alone alone\n",
     ),
     Script(
         "three deep, the outer limit is the tighter one",
         DIVE + "print(dive(3, [2, 10, 20]), time.monotonic() - began < 6)",
-        "TimeoutException True\n",
+        "TimeoutException alone True\n",
     ),
     Script(
         "the outer memory limit counts what inner tasks hold",
@@ -232,11 +258,11 @@ def hold(depth):
         return len(held)
     with LimitedProcessExecutor(1) as executor:
         return executor.submit(hold, depth - 1).result()
-with LimitedProcessExecutor(1, memory="140MiB", wall_time=20) as executor:
+with LimitedProcessExecutor(1, memory="140MiB", wall_time=20, preload=[]) as executor:
     error = executor.submit(hold, 2).exception(60)
-print(type(error).__name__, time.monotonic() - began < 10)
+    print(type(error).__name__, time.monotonic() - began < 10, is_alone())
 """,
-        "MemorylimitException True\n",
+        "MemorylimitException True True\n",
     ),
     Script(
         "the outer CPU limit counts what inner tasks use",
@@ -247,12 +273,12 @@ def use(depth):
         return burn(30)
     with LimitedProcessExecutor(1, cpu_time=20) as executor:
         return executor.submit(use, depth - 1).result()
-with LimitedProcessExecutor(1, cpu_time=2, wall_time=20) as executor:
+with LimitedProcessExecutor(1, cpu_time=2, wall_time=20, preload=[]) as executor:
     future = executor.submit(use, 2)
     error = future.exception(60)
-print(type(error).__name__, future.report.cpu_time < 2.2)
+    print(type(error).__name__, future.report.cpu_time < 2.2, is_alone())
 """,
-        "CpuTimeoutException True\n",
+        "CpuTimeoutException True True\n",
     ),
 )
 
@@ -311,9 +337,12 @@ CLEAN = tuple(
             futures = [executor.submit(write_and_end, way) for way in ways]
             cancelled = executor.submit(time.sleep, 60).cancel()
             told = [str(future.wait_for_report().status) for future in futures]
-        print(good, same, cancelled, *told, limited(abs)(-1))
+            clean = {future.report.stderr for future in futures} == {"err\\n"}
+            plain = executor.submit(abs, -1)
+            clean = clean and plain.wait_for_report().stderr == ""
+        print(good, same, cancelled, clean, *told, limited(abs)(-1))
         """.replace("{patience}", str(PATIENCE)),
-        "True True True ok exception signal wall_time 1\n",
+        "True True True True ok exception signal wall_time 1\n",
         flags=flags,
         quiet=True,
         environment=environment,

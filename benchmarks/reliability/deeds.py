@@ -10,10 +10,13 @@ import signal
 import subprocess
 import sys
 import time
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from benchmarks.reliability.endings import burn, crash, fail
 from pynisher_exec import TimeoutException
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 MIB = 1 << 20
 
@@ -156,6 +159,20 @@ def send_much(seconds: float) -> bytes:
     """Return a large value at about the limit."""
     time.sleep(seconds)
     return bytes(64 * MIB)
+
+
+def return_much(seconds: float) -> bytes:
+    """Return at a moment what takes longer to be pickled than the limit is away."""
+    began = time.monotonic()
+    value = bytes(384 * MIB)
+    time.sleep(max(0.0, seconds - (time.monotonic() - began)))
+    return value
+
+
+def after(seconds: float, function: Callable[[], object]) -> object:
+    """Wait, then call."""
+    time.sleep(seconds)
+    return function()
 
 
 def swallow_and(how: str) -> str:

@@ -19,9 +19,10 @@ from benchmarks.reliability.endings import crash, echo, hog
 from pynisher_exec import LimitedProcessExecutor
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from pynisher_exec import Report
+    from pynisher_exec.caller.executor import LimitedExecutor
 
 __all__ = ["CHECKS"]
 
@@ -30,6 +31,7 @@ MOST = 1000
 """Descriptors that are looked at: more than a task has."""
 
 WALL_TIME = 5
+SLOTS = 10
 BOUND = 25
 """Seconds within which each future must have its answer: the wall limit, or the time for which a
 task that has said that it returned is waited for."""
@@ -52,32 +54,32 @@ def lines(kind: int) -> list[socket.socket]:
     return found
 
 
-def write_everywhere(data: bytes) -> str:
-    """Write to every descriptor there is, and return as if nothing had been."""
-    for descriptor in range(3, MOST):
+def write_everywhere(first: int, data: bytes) -> str:
+    """Write to every descriptor from one on, and return as if nothing had been."""
+    for descriptor in range(first, MOST):
         with contextlib.suppress(OSError):
             os.write(descriptor, data)
     return "done"
 
 
-def close_everything() -> str:
-    """Close all that is no standard stream."""
-    os.closerange(3, MOST)
+def close_everything(first: int) -> str:
+    """Close all from one on."""
+    os.closerange(first, MOST)
     return "done"
 
 
-def take_the_numbers(path: str) -> str:
+def take_the_numbers(first: int, path: str) -> str:
     """Have a file of our own on every number that was somebody's."""
-    taken = [int(name) for name in os.listdir("/proc/self/fd") if int(name) > 2]
+    taken = [int(name) for name in os.listdir("/proc/self/fd") if int(name) >= first]
     own = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     for number in taken:
         os.dup2(own, number)
     return "done"
 
 
-def put_a_socket_on_the_numbers(path: str) -> str:
+def put_a_socket_on_the_numbers(first: int, path: str) -> str:
     """Have a connection of our own there: what is sent to it would arrive."""
-    taken = [int(name) for name in os.listdir("/proc/self/fd") if int(name) > 2]
+    taken = [int(name) for name in os.listdir("/proc/self/fd") if int(name) >= first]
     own = socket.socket(socket.AF_UNIX)
     own.connect(path)
     for number in taken:
@@ -139,13 +141,18 @@ class Attack(NamedTuple):
     statuses: tuple[str, ...]
 
 
-MISUSES = (
-    Attack("garbage everywhere", write_everywhere, (b"garbage",), ("transfer",)),
-    Attack("a word of ours", write_everywhere, (RETURNED,), ("transfer",)),
-    Attack("a large frame", write_everywhere, (HUGE,), ("transfer",)),
-    Attack("all closed", close_everything, (), ("exit",)),
-    Attack("all shut down", shut_the_lines, (), ("exit",)),
-)
+def _misuses(first: int, path: Path, place: str) -> tuple[Attack, ...]:
+    """From descriptor 3 on, or from 0 on, with the standard streams."""
+    return (
+        Attack("garbage everywhere", write_everywhere, (first, b"garbage"), ("transfer",)),
+        Attack("a word of ours", write_everywhere, (first, RETURNED), ("transfer",)),
+        Attack("a large frame", write_everywhere, (first, HUGE), ("transfer",)),
+        Attack("all closed", close_everything, (first,), ("exit",)),
+        Attack("all shut down", shut_the_lines, (), ("exit",)),
+        Attack("a file on the numbers", take_the_numbers, (first, str(path)), ("exit",)),
+        Attack("a socket on them", put_a_socket_on_the_numbers, (first, place), ("exit",)),
+    )
+
 
 FORGERIES = (
     Attack("half a frame", send_and_sleep, (HALF, b""), ("wall_time",)),
@@ -159,7 +166,7 @@ FORGERIES = (
 )
 
 
-def _attacked(executor: LimitedProcessExecutor, attack: Attack) -> tuple[list[str], float]:
+def _attacked(executor: LimitedExecutor, attack: Attack) -> tuple[list[str], float]:
     """Run one beside tasks whose values are known; what was wrong, and the seconds it took."""
     began = time.monotonic()
     hostile = executor.submit(attack.function, *attack.args)
@@ -183,33 +190,40 @@ def _attacked(executor: LimitedProcessExecutor, attack: Attack) -> tuple[list[st
     return wrong, took
 
 
-def _attack_all(attacks: tuple[Attack, ...], count: int) -> Found:
-    """Run all at once, as often."""
-    failures: list[str] = []
-    slowest = 0.0
+class _Attackers:
+    """Attacks at once, each beside tasks whose values are known."""
+
+    def __init__(self, executor: LimitedProcessExecutor, threads: ThreadPoolExecutor) -> None:
+        self.failures: list[str] = []
+        self.slowest = 0.0
+        self.tries = 0
+        # Captured: else what is written to the standard streams is the caller's.
+        self._views = executor, executor.limit(capture_output=True)
+        self._threads = threads
+
+    def attack(self, attacks: tuple[Attack, ...], *, captured: bool) -> None:
+        """Run them."""
+        attacked = partial(_attacked, self._views[captured])
+        for wrong, took in self._threads.map(attacked, attacks):
+            self.failures += wrong
+            self.slowest = max(self.slowest, took)
+        self.tries += len(attacks)
+
+    @property
+    def found(self) -> Found:
+        """What came of it."""
+        return Found(self.tries, self.failures, f"slowest answer {self.slowest:.1f} s")
+
+
+@contextlib.contextmanager
+def _attackers() -> Iterator[_Attackers]:
     with (
-        tempfile.TemporaryDirectory() as folder,
-        ThreadPoolExecutor(len(attacks) + 2) as threads,
+        ThreadPoolExecutor(SLOTS) as threads,
         LimitedProcessExecutor(
-            len(attacks) + 2, memory="1GiB", wall_time=WALL_TIME, preload=[__name__]
+            SLOTS, memory="1GiB", wall_time=WALL_TIME, preload=[__name__], private_tmp=True
         ) as executor,
     ):
-        path, place = Path(folder, "own"), str(Path(folder, "socket"))
-        mine = (
-            Attack("a file on the numbers", take_the_numbers, (str(path),), ("exit",)),
-            Attack("a socket on them", put_a_socket_on_the_numbers, (place,), ("exit",)),
-        )
-        listening = socket.socket(socket.AF_UNIX)
-        with listening:
-            listening.bind(place)
-            listening.listen()
-            for _ in range(count):
-                for wrong, took in threads.map(partial(_attacked, executor), (*mine, *attacks)):
-                    failures += wrong
-                    slowest = max(slowest, took)
-                if path.read_bytes() or _received(listening):
-                    failures.append("bytes of ours are in what is the user's")
-    return Found(count * (len(attacks) + 2), failures, f"slowest answer {slowest:.1f} s")
+        yield _Attackers(executor, threads)
 
 
 def _received(listening: socket.socket) -> bytes:
@@ -221,13 +235,30 @@ def _received(listening: socket.socket) -> bytes:
 
 
 def misused_descriptors(count: int) -> Found:
-    """Row 8."""
-    return _attack_all(MISUSES, count)
+    """Row 8: every other round with the standard streams, captured."""
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        socket.socket(socket.AF_UNIX) as listening,
+        _attackers() as attackers,
+    ):
+        path, place = Path(folder, "own"), str(Path(folder, "socket"))
+        listening.bind(place)
+        listening.listen()
+        listening.settimeout(PATIENCE)
+        for number in range(count):
+            captured = number % 2 == 1
+            attackers.attack(_misuses(0 if captured else 3, path, place), captured=captured)
+            if path.read_bytes() or _received(listening):
+                attackers.failures.append("bytes of ours are in what is the user's")
+    return attackers.found
 
 
 def forged_outcomes(count: int) -> Found:
     """Row 9."""
-    return _attack_all(FORGERIES, count)
+    with _attackers() as attackers:
+        for number in range(count):
+            attackers.attack(FORGERIES, captured=number % 2 == 1)
+    return attackers.found
 
 
 CHECKS = (

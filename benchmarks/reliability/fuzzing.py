@@ -164,10 +164,16 @@ class _Supervisor:
     def _watching(self, control: socket.socket, line: socket.socket) -> Watching:
         line.setblocking(False)
         child: Any = SimpleNamespace(
-            pid=self._pid, pidfd=self._pidfd, clock=self._clock, line=line, pipes=None
+            pid=self._pid, pidfd=self._pidfd, clock=self._clock, line=line, pipes=None, rest=None
         )
         limits = Limits(memory=1 << 30, cpu_time=60, wall_time=60, processes=2, startup_time=60)
-        start = {"generation": 1, "limits": limits.as_message, "capture": 0, "private_tmp": ""}
+        start = {
+            "generation": 1,
+            "limits": limits.as_message,
+            "capture": 0,
+            "private_tmp": "",
+            "shared": 0,
+        }
         return Watching(control, self._own, child, start, SlotOptions(), self._group)
 
 

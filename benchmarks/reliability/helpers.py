@@ -7,6 +7,7 @@ import random
 import signal
 import threading
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from benchmarks.processes import descendants, name_of, zombies
@@ -30,9 +31,13 @@ def square(number: int, seconds: float) -> int:
     return number * number
 
 
-def strike_the_supervisor(number: int) -> None:
-    """Kill or stop it, as a task can where Landlock does not bar it."""
-    os.kill(os.getppid(), number)
+def strike(who: str, number: int, seconds: float) -> None:
+    """Kill or stop supervisor or template, as a task can where Landlock does not bar it."""
+    time.sleep(seconds)
+    struck = os.getppid()
+    if who == "template":
+        struck = int(Path(f"/proc/{struck}/stat").read_text().rpartition(")")[2].split()[1])
+    os.kill(struck, number)
     time.sleep(60)
 
 
@@ -77,14 +82,19 @@ class _Attacker:
 
 
 class _Wave:
-    """Tasks at once, two of which strike their own supervisors."""
+    """Tasks at once, some of which strike their own supervisors, or their template."""
 
     SIZE = 40
-    STRIKING: ClassVar[dict[int, int]] = {13: signal.SIGKILL, 27: signal.SIGSTOP}
+    STRIKING: ClassVar[dict[int, tuple[str, int]]] = {
+        13: ("supervisor", signal.SIGKILL),
+        20: ("template", signal.SIGKILL),
+        27: ("supervisor", signal.SIGSTOP),
+        34: ("template", signal.SIGSTOP),
+    }
 
     def __init__(self, executor: LimitedProcessExecutor, chance: random.Random) -> None:
         self.futures = [
-            executor.submit(strike_the_supervisor, self.STRIKING[number])
+            executor.submit(strike, *self.STRIKING[number], chance.uniform(0, 0.1))
             if number in self.STRIKING
             else executor.submit(square, number, chance.uniform(0, 0.05))
             for number in range(self.SIZE)
@@ -121,7 +131,9 @@ def _wrong(number: int, future: LimitedFuture[Any], struck: set[int] | None) -> 
     if report.status == "startup":  # three in turn did not live long enough to take it
         return ""
     if struck is None and report.status == "wall_time":
-        return ""  # it had stopped it, and the kernel had it go on when the template was killed
+        # It had struck its template; or had stopped its supervisor, and the kernel had that go on
+        # when the template was killed.
+        return ""
     right = report.status == "supervisor_lost" and (struck is None or report.pid in struck)
     return "" if right else f"{report.status}, task {report.pid}: {report.message}"
 

@@ -169,6 +169,12 @@ HEAD = """
 from benchmarks.reliability import jails, shortages
 """
 TRUTH = "print(jails.is_true())"
+NO_CGROUPS = """
+shortages.private_mounts()
+for line in open("/proc/self/mounts").read().splitlines():
+    if line.split()[2] in ("cgroup", "cgroup2"):
+        shortages.mount("none", line.split()[1], "", jails.MS_READ_ONLY_BIND)
+"""
 
 
 def _refusing(name: str, calls: str, may_be_soft: str) -> Script:
@@ -183,6 +189,11 @@ ANYWHERE = (
     _refusing(
         "both refused, as in a container",
         "'perf_event_open', 'seccomp'",
+        "'cpu_time', 'processes'",
+    ),
+    _refusing(
+        "all refused, as in a stricter one",
+        "'perf_event_open', 'seccomp', 'kcmp', 'landlock_create_ruleset'",
         "'cpu_time', 'processes'",
     ),
     _refusing("Landlock refused", "'landlock_create_ruleset'", ""),
@@ -204,13 +215,20 @@ AS_ROOT = (
     Script(
         "no cgroup can be made, perf refused",
         HEAD
+        + NO_CGROUPS
         + """
-shortages.private_mounts()
-for line in open("/proc/self/mounts").read().splitlines():
-    if line.split()[2] in ("cgroup", "cgroup2"):
-        shortages.mount("none", line.split()[1], "", jails.MS_READ_ONLY_BIND)
 jails.refuse_calls("perf_event_open")
 print(jails.is_true("cpu_time"), str(jails.supports("cpu_time")))
+""",
+        "True soft\n",
+    ),
+    Script(
+        "no cgroup can be made, perf and filters refused: a container",
+        HEAD
+        + NO_CGROUPS
+        + """
+jails.refuse_calls("perf_event_open", "seccomp")
+print(jails.is_true("cpu_time", "processes"), str(jails.supports("cpu_time")))
 """,
         "True soft\n",
     ),

@@ -20,8 +20,13 @@ VARIABLE = "PYNISHER_EXEC_RELIABILITY"
 class Mark:
     """A value that no other process has. A program has it whose exec was given `environment`."""
 
-    def __init__(self) -> None:
-        self.value = secrets.token_hex(12)
+    def __init__(self, value: str | None = None) -> None:
+        self.value = value or secrets.token_hex(12)
+
+    @classmethod
+    def own(cls) -> Mark:
+        """The one that this process was started with."""
+        return cls(os.environ[VARIABLE])
 
     @property
     def environment(self) -> dict[str, str]:

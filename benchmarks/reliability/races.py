@@ -61,7 +61,11 @@ class _Race:
             thread.join(PATIENCE)
             if thread.is_alive():
                 self.troubles.append("a thread hangs")
-        self._guarded(self._shut_down, 0)
+        last = threading.Thread(target=self._guarded, args=(self._shut_down, 0), daemon=True)
+        last.start()
+        last.join(PATIENCE)
+        if last.is_alive():
+            self.troubles.append("the last shutdown hangs")
         for future in self.futures:
             self._see(future)
 

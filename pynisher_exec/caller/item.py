@@ -125,9 +125,9 @@ class Item:
         """One clear sentence; tells which of the two it was."""
         what = f"call of {name_of(self.call.function)}"
         if self.initializer is not None:
-            # It is the call that cannot, if this raises.
-            with contextlib.suppress(BaseException), references(self.owner):
-                payload.dump_call(tuple(self.call))
+            with contextlib.suppress(BaseException):  # it is the call that cannot
+                with references(self.owner):
+                    payload.dump_call(tuple(self.call))
                 what = "initializer"
         reason = f"{type(error).__name__}: {text_of(error)}"[:500]
         return UnpicklableError(f"the {what} cannot be pickled: {reason}")

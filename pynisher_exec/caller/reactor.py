@@ -64,7 +64,13 @@ os.register_at_fork(after_in_child=_close_private)
 
 
 class Reactor:
-    """One epoll. Everything but `ring` belongs to the monitor thread."""
+    """One epoll. Everything but `ring` belongs to the monitor thread.
+
+    A ring costs a system call, and thousands of submits may ring before the monitor thread gets
+    the interpreter lock: so one rings for each of its waits, and the others only leave a note. The
+    waits are numbered, since a flag could be left standing by an interrupt, or by a thread that
+    sets it when the next wait has begun, and then nobody would ring any more.
+    """
 
     def __init__(self) -> None:
         self._epoll = select.epoll()
@@ -78,15 +84,23 @@ class Reactor:
             self._epoll.close()
             raise
         self._bell_lock = threading.RLock()
+        self._waits = 0
+        self._rung_in = -1
+        self._noted = False
         self._handlers: dict[int, Callable[[], None]] = {}
         self.listen(self._bell, self._answer)
 
     def ring(self) -> None:
         """Wake the monitor thread, from any thread or signal handler; in vain once closed."""
         with self._bell_lock:  # the number of a closed bell may be somebody's file by now
-            if self._bell >= 0:
+            if self._bell < 0:
+                return
+            self._noted = True
+            wait = self._waits
+            if self._rung_in != wait:
                 with contextlib.suppress(BlockingIOError):  # full: it is awake already
                     os.eventfd_write(self._bell, 1)
+                self._rung_in = wait
 
     def _answer(self) -> None:
         with contextlib.suppress(BlockingIOError):
@@ -117,7 +131,12 @@ class Reactor:
 
     def _handle(self, timeout: float | None) -> None:
         wait = None if timeout is None else min(timeout, LONGEST_WAIT)
-        for descriptor, _ in self._epoll.poll(wait):
+        self._waits += 1
+        if self._noted:  # asked after the counting: who rings from now on, rings for this wait
+            wait = 0.0
+        ready = self._epoll.poll(wait)
+        self._noted = False  # what it was about is there to be seen, once this turn is over
+        for descriptor, _ in ready:
             handler = self._handlers.get(descriptor)  # an earlier handler may have dropped it
             if handler is not None:
                 handler()

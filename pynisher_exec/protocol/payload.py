@@ -31,6 +31,7 @@ __all__ = [
     "load_call",
     "load_outcome",
     "looks_plain",
+    "takes_time",
 ]
 
 PROTOCOL = 5
@@ -193,6 +194,16 @@ def dump_outcome(value: object, main_names: frozenset[str] | None) -> list[bytes
 def load_outcome(segments: Sequence[bytes | bytearray | memoryview | mmap.mmap]) -> Any:
     """Load a value or exception. Raises whatever the objects in it raise."""
     return pickle.loads(segments[0], buffers=segments[1:])
+
+
+def takes_time(value: object) -> bool:
+    """Whether to pickle it may take a while, or run code of others: all but small atoms."""
+    kind = type(value)
+    if kind is bytes or kind is str:
+        return len(value) >= OUT_OF_BAND  # type: ignore[arg-type]
+    if kind is int:
+        return value.bit_length() >= 8 * OUT_OF_BAND  # type: ignore[attr-defined,no-any-return]
+    return kind not in ATOMS
 
 
 def looks_plain(pickled: bytes | memoryview) -> bool:

@@ -127,8 +127,7 @@ class _Slot:
 
     def serve_one(self, scope: int | None) -> bool:
         """Have a child ahead, wait for a call, see it through; False when a child is stuck."""
-        # Kept: what is collected while an exception passes would be closed with a warning.
-        child = self._child = self._child or self._fork(scope)
+        child = self._child or self._fork(scope)
         start = self._await_start(child)
         if start is None:  # the idle child has died; another takes its place
             kill.end_tree(kill.ignore, self._options.kill_timeout)
@@ -155,7 +154,10 @@ class _Slot:
                 rehearsal.rehearse()
             gc.freeze()
         most = self._options.max_tasks
-        child = Child(self._pipes, self.forget, scope, self._group, self._inherited, most)
+        # Kept: what is collected while an exception passes would be closed with a warning.
+        child = self._child = Child(
+            self._pipes, self.forget, scope, self._group, self._inherited, most
+        )
         self._generation += 1
         messages.send(
             self._control,

@@ -276,7 +276,7 @@ class Task:
             self._settle(soft)
             return self._deliver_error(error, soft, baseline, classic=classic)
         self._settle(soft)
-        if type(value) not in payload.ATOMS:
+        if payload.takes_time(value):
             self._tell("outcome", at=self._ended_at, what=outcome.type_name(value))
         return self._deliver("value", value, {})
 
