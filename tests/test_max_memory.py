@@ -126,6 +126,20 @@ def test_task_that_was_killed_makes_room(tmp_path: Path) -> None:
     assert running(tmp_path) == {"never"}
 
 
+def test_cancel_of_the_first_in_turn_lets_the_next_one_start(tmp_path: Path) -> None:
+    """At once, and not when the one that runs has ended."""
+    with LimitedProcessExecutor(3, max_memory="300MiB", memory="100MiB") as executor:
+        first = executor.submit(run_until, tmp_path, "a")
+        wait_for(tmp_path, "a")
+        large = executor.limit(memory="250MiB").submit(int)
+        third = executor.submit(int)
+        assert not third.done()
+        assert large.cancel()
+        assert third.result(PATIENCE) == 0
+        (tmp_path / "a").touch()
+        assert first.result(PATIENCE) == "a"
+
+
 @pytest.mark.parametrize("bound", [0, -1, "1kB", "101%", True, 1.5, float("nan")])
 def test_nonsense_is_refused(bound: object) -> None:
     """By name."""

@@ -87,10 +87,10 @@ def test_a_reading_that_waits_for_a_lock_holds_up_no_clock(monkeypatch: pytest.M
     waits = threading.Event()
     kernel = proc.fair_memory
 
-    def read_late(pid: int, spared: int) -> proc.FairMemory | None:
+    def read_late(pid: int) -> proc.FairMemory | None:
         waits.set()
         may_go_on.wait(PATIENCE)
-        return kernel(pid, spared)
+        return kernel(pid)
 
     monkeypatch.setattr(proc, "fair_memory", read_late)
     pids = [os.getpid(), os.getppid()]
@@ -98,6 +98,7 @@ def test_a_reading_that_waits_for_a_lock_holds_up_no_clock(monkeypatch: pytest.M
     gauge = gauges.MemoryGauge(0, pids[0])
     began = time.monotonic()
     assert gauge.read(pids, limit) == limit
+    assert gauge.is_unsure  # a tree that stands still now is looked at again all the same
     assert waits.wait(PATIENCE)
     time.sleep(gauges.QUICK)
     assert gauge.read(pids, limit) == limit

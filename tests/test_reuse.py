@@ -9,6 +9,8 @@ import os
 import random
 import resource
 import signal
+import socket
+import subprocess
 import sys
 import tempfile
 import time
@@ -294,6 +296,7 @@ def test_pools_and_shared_memory_go_with_their_task(
     assert not [name for _, name in found if Path("/dev", "shm", name).exists()]
     said = [report_of(future).stderr or "" for future in futures]
     assert all("leaked shared_memory" in text or not text for text in said), said
+    executor.submit(int).result(PATIENCE)  # at the end of which the last tracker is reaped
     assert executor.submit(lambda: len(child_pids(os.getpid()))).result(PATIENCE) == 0
     assert not recwarn.list
 
@@ -338,6 +341,196 @@ def test_values_of_all_sizes_come_back(executor: LimitedProcessExecutor, length:
         found = executor.submit(np.full, length, number).result(PATIENCE)
         assert np.array_equal(found, np.full(length, number))
     assert len(set(pids(executor, 2))) == 1
+
+
+# What tasks do to the process --------------------------------------------------------------------
+
+
+def shut_the_lines() -> None:
+    """Shut all sockets down."""
+    for name in os.listdir("/proc/self/fd"):
+        with contextlib.suppress(OSError):
+            line = socket.socket(fileno=os.dup(int(name)))
+            line.shutdown(socket.SHUT_WR)
+            line.close()
+
+
+def say_much() -> None:
+    """Say more than anybody listens to."""
+    for name in os.listdir("/proc/self/fd"):
+        for _ in range(300):
+            with contextlib.suppress(OSError):
+                os.set_blocking(int(name), False)
+                os.write(int(name), b"words")
+
+
+def put_a_file_everywhere(path: str) -> None:
+    """Have a file on all numbers but the standard streams'."""
+    own = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    for name in os.listdir("/proc/self/fd"):
+        if int(name) > 2:
+            os.dup2(own, int(name))
+
+
+@pytest.mark.parametrize("captured", [False, True])
+@pytest.mark.parametrize(
+    "deed", [shut_the_lines, say_much, put_a_file_everywhere, lambda: os.closerange(0, 100)]
+)
+def test_process_that_has_lost_its_lines_is_replaced(
+    executor: LimitedProcessExecutor, tmp_path: Path, deed: Any, captured: bool
+) -> None:
+    """The task is answered at once, the next one is well, and no byte of ours is in a file."""
+    path = tmp_path / "own"
+    args = (str(path),) if deed is put_a_file_everywhere else ()
+    view = executor.limit(capture_output=True, wall_time=20)  # else its garbage is on our streams
+    before = pids(executor, 1)
+    report = report_of(view.submit(deed, *args))
+    assert report.status in ("exit", "transfer")
+    after = view.submit(os.getpid) if captured else executor.submit(os.getpid)
+    assert after.result(PATIENCE) != before[0]
+    assert not path.exists() or path.read_bytes() == b""
+
+
+@pytest.mark.parametrize("number", [0, 1, 2])
+def test_standard_streams_that_a_task_closed_are_there_for_the_next(
+    executor: LimitedProcessExecutor, number: int
+) -> None:
+    """By their numbers or as Python's streams; shared objects do not get in between."""
+    handle = executor.share(np.ones(1 << 18))
+    (before,) = pids(executor, 1)
+    captured = executor.limit(capture_output=True)
+    executor.submit(os.close, number).result(PATIENCE)
+    assert executor.submit(float_sum, handle).result(PATIENCE) == 1 << 18
+    executor.submit(lambda: (sys.stdout.close(), sys.stderr.close())).result(PATIENCE)
+    assert report_of(captured.submit(os.write, 2, b"err")).stderr == "err"
+    assert report_of(captured.submit(lambda: sys.stdout.write("out"))).stdout == "out"
+    assert pids(executor, 1) == [before]
+
+
+def float_sum(array: Any) -> float:
+    """Read all of it."""
+    return float(array.sum())
+
+
+def test_timers_and_handlers_end_with_their_task(executor: LimitedProcessExecutor) -> None:
+    """A later one is not struck by them."""
+
+    def leave() -> int:
+        signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+        signal.signal(signal.SIGTERM, lambda *_: None)
+        signal.setitimer(signal.ITIMER_REAL, 0.3)
+        return os.getpid()
+
+    def look() -> tuple[Any, ...]:
+        time.sleep(0.6)
+        return signal.getsignal(signal.SIGCHLD), signal.getsignal(signal.SIGTERM), os.getpid()
+
+    before = executor.submit(leave).result(PATIENCE)
+    found = executor.limit(wall_time=20, grace_period=1).submit(look).result(PATIENCE)
+    assert found == (signal.SIG_DFL, signal.SIG_DFL, before)
+
+
+def test_rlimit_of_one_task_does_not_bind_the_call_of_the_next(
+    executor: LimitedProcessExecutor,
+) -> None:
+    """Its descriptors are received before its own limits are there."""
+    handles = [executor.share(number) for number in range(30)]
+    (before,) = pids(executor, 1)
+    executor.limit(open_files=12).submit(crashes.value).result(PATIENCE)
+    assert executor.submit(lambda *args: len(args), *handles).result(PATIENCE) == 30
+    assert pids(executor, 1) == [before]
+
+
+def test_zombies_are_no_subprocesses(executor: LimitedProcessExecutor) -> None:
+    """Neither a task's own nor those of one before it."""
+
+    def leave_zombies() -> int:
+        for _ in range(6):
+            if os.fork() == 0:
+                os._exit(0)
+        time.sleep(0.5)
+        return os.getpid()
+
+    limited = executor.limit(processes=2)
+    before = executor.submit(leave_zombies).result(PATIENCE)
+    future = limited.submit(time.sleep, 0.5)
+    future.result(PATIENCE)
+    assert report_of(future).peak_processes == 0
+    assert pids(executor, 1) == [before]
+
+
+def test_tracker_whose_line_a_child_holds_delays_nobody(executor: LimitedProcessExecutor) -> None:
+    """The child is ended first."""
+
+    def leave() -> int:
+        from multiprocessing.shared_memory import SharedMemory  # noqa: PLC0415
+
+        SharedMemory(create=True, size=100).close()
+        if os.fork() == 0:
+            time.sleep(60)
+        return os.getpid()
+
+    began = time.monotonic()
+    found = [executor.submit(leave).result(PATIENCE) for _ in range(2)]
+    assert found[0] == found[1]
+    assert time.monotonic() - began < 4
+
+
+def test_shared_object_that_a_task_kept_is_not_charged_to_the_next(
+    executor: LimitedProcessExecutor,
+) -> None:
+    """It was given to the process, whoever reads it there."""
+
+    def keep(array: Any) -> None:
+        logging.kept = array  # type: ignore[attr-defined]
+
+    def use() -> float:
+        return float_sum(logging.kept)  # type: ignore[attr-defined]
+
+    executor.submit(keep, executor.share(np.ones(20 * MIB))).result(PATIENCE)
+    limited = executor.limit(memory=64 * MIB)
+    assert limited.submit(use).result(PATIENCE) == 20 * MIB
+
+
+def test_process_in_which_tasks_leave_much_is_replaced(executor: LimitedProcessExecutor) -> None:
+    """As soon as it has grown by more than a task may take."""
+
+    def leave() -> int:
+        logging.kept = [*getattr(logging, "kept", []), np.ones(60 * MIB // 8)]  # type: ignore[attr-defined]
+        return os.getpid()
+
+    limited = executor.limit(memory=100 * MIB)
+    found = [limited.submit(leave).result(PATIENCE) for _ in range(6)]
+    assert len(set(found)) == 2
+
+
+def test_usage_of_earlier_tasks_is_not_in_the_report_of_the_last(
+    executor: LimitedProcessExecutor,
+) -> None:
+    """Of a process that served others, the kernel's account is not that of one task."""
+    executor.submit(use_cpu, 0.5).result(PATIENCE)
+    report = report_of(executor.submit(os._exit, 3))
+    assert report.exit_code == 3
+    assert report.cpu_time < 0.4
+    assert report.rusage is None
+
+
+def test_initializer_of_the_main_module_shares_globals_with_each_call() -> None:
+    """It travels by value with each, so it is called for each."""
+    script = """
+from pynisher_exec import LimitedProcessExecutor
+def begin():
+    global DATA
+    DATA = [10, 20]
+def look(number):
+    return DATA[number]
+with LimitedProcessExecutor(1, initializer=begin, max_tasks_per_child=None) as executor:
+    print(list(executor.map(look, [0, 1, 0])))
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, check=True, text=True, timeout=PATIENCE
+    )
+    assert done.stdout == "[10, 20, 10]\n"
 
 
 # Ends --------------------------------------------------------------------------------------------

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import mmap
 import os
 import pickle
 import signal
 import sys
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -160,8 +162,9 @@ def test_reading_is_not_charged(executor: LimitedProcessExecutor) -> None:
 
 
 def write(array: Any) -> None:
-    """Write to all of its pages, which copies them."""
+    """Write to all of its pages, which copies them, and stay."""
     array += 1
+    time.sleep(PATIENCE)
 
 
 def test_writing_is_charged(executor: LimitedProcessExecutor) -> None:
@@ -189,6 +192,27 @@ def test_own_memory_is_charged_beside_it(executor: LimitedProcessExecutor) -> No
     assert held * 0.9 < future.report.peak_memory < held + 8 * MIB
     with pytest.raises(MemorylimitException):
         executor.submit(hold_beside, handle, 2 * LIMIT).result(PATIENCE)
+
+
+def hold_shared(_: Any, children: int) -> None:
+    """Hold shared memory of the own, here or in children, for long enough to be found."""
+    for _ in range(children):
+        if os.fork() == 0:
+            break
+    mmap.mmap(-1, 100 * MIB).write(b"x" * 100 * MIB)
+    time.sleep(PATIENCE)
+
+
+@pytest.mark.parametrize("children", [0, 3])
+def test_shared_memory_of_the_own_is_charged_beside_it(
+    executor: LimitedProcessExecutor, children: int
+) -> None:
+    """Only what was given to the task is not."""
+    handle = executor.share(np.ones(LENGTH))
+    with pytest.raises(MemorylimitException):
+        executor.limit(memory=130 * MIB if children else LIMIT).submit(
+            hold_shared, handle, children
+        ).result(PATIENCE)
 
 
 # Where it ends -----------------------------------------------------------------------------------

@@ -164,7 +164,13 @@ class _Supervisor:
     def _watching(self, control: socket.socket, line: socket.socket) -> Watching:
         line.setblocking(False)
         child: Any = SimpleNamespace(
-            pid=self._pid, pidfd=self._pidfd, clock=self._clock, line=line, pipes=None, rest=None
+            pid=self._pid,
+            pidfd=self._pidfd,
+            clock=self._clock,
+            line=line,
+            pipes=None,
+            rest=None,
+            shares=set(),
         )
         limits = Limits(memory=1 << 30, cpu_time=60, wall_time=60, processes=2, startup_time=60)
         start = {
@@ -172,7 +178,7 @@ class _Supervisor:
             "limits": limits.as_message,
             "capture": 0,
             "private_tmp": "",
-            "shared": 0,
+            "shared": [],
         }
         return Watching(control, self._own, child, start, SlotOptions(), self._group)
 

@@ -89,6 +89,8 @@ class LimitedExecutor(Executor):
             answer = never_started(self._refusal, None, Status.REFUSED)
             future.conclude(answer.report, answer.error, cancelled=False)
             return future
+        if self._pool.max_memory is not None:  # others may wait for this one's turn
+            future.add_done_callback(partial(_look_again, self._pool))
         self._pool.submit(item)
         self._note(future)
         return future
@@ -217,6 +219,10 @@ class LimitedExecutor(Executor):
             raise
 
 
+def _look_again(pool: Pool, _: LimitedFuture[Any]) -> None:
+    pool.look_again()
+
+
 class _View(LimitedExecutor):
     """Other limits, same slots. Keeps the executor that it came from alive.
 
@@ -295,11 +301,12 @@ class LimitedProcessExecutor(LimitedExecutor):
         was seen to import, of installed modules, and as far as forks stay safe after it; (): none.
     initializer, initargs: called in every task before its limits begin.
     max_tasks_per_child: how many tasks a process serves, one after the other; None: any number.
-        More than 1 waives what a fresh process gives: a task finds the modules, globals and threads
-        that earlier ones left, `processes` is counted instead of gated, and a task may lift its own
-        rlimits; the limits count anew for each, and a process that met one is replaced.
-        `initializer` is called once in each process, and nothing is imported ahead but what
-        `preload` names. ValueError with `context` or `strict`.
+        More than 1 waives what a fresh process gives: a task finds the modules, their globals and
+        the threads that earlier ones left, `processes` is counted instead of gated, and a task may
+        lift its own rlimits; the limits count anew for each, and a process that met one is
+        replaced. `initializer` is called once in each process (one of `__main__`, which travels
+        with each call: before each), and nothing is imported ahead but what `preload` names.
+        ValueError with `context` or `strict`.
     context: None, or how each task's processes are started: "loky", "spawn", "forkserver", "fork",
         or such a context object.
     strict: ValueError where a limit that is set is less than hard on this machine, see `supports`.

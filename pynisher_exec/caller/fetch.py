@@ -6,8 +6,8 @@ import os
 import threading
 from typing import TYPE_CHECKING
 
-from pynisher_exec.caller.reactor import above_standard
 from pynisher_exec.kernel import memory_copy
+from pynisher_exec.kernel.descriptors import above_standard
 
 if TYPE_CHECKING:
     import mmap

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from pynisher_exec.caller import launch
 from pynisher_exec.caller.lessons import Lesson
-from pynisher_exec.caller.reactor import above_standard
 from pynisher_exec.kernel import pidfd
+from pynisher_exec.kernel.descriptors import above_standard
 from pynisher_exec.protocol import messages
 
 if TYPE_CHECKING:

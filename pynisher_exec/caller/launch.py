@@ -27,8 +27,9 @@ from typing import TYPE_CHECKING, Any
 
 from loky.backend.fork_exec import fork_exec
 
-from pynisher_exec.caller.reactor import above_standard, control_line
+from pynisher_exec.caller.reactor import control_line
 from pynisher_exec.kernel import pidfd
+from pynisher_exec.kernel.descriptors import above_standard
 from pynisher_exec.task.run import Inherited, Packed
 from pynisher_exec.template import loop
 

@@ -73,6 +73,10 @@ class Pool:
             raise
         self._reactor.ring()
 
+    def look_again(self) -> None:
+        """Something has changed for those that wait."""
+        self._reactor.ring()
+
     def _start_thread(self) -> None:
         """Start the monitor. Noted first: an interrupt may strike when it runs already."""
         self._thread = thread = threading.Thread(target=self._serve, name="pynisher_exec monitor")

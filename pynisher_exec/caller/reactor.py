@@ -16,12 +16,13 @@ import time
 import weakref
 from typing import TYPE_CHECKING
 
+from pynisher_exec.kernel.descriptors import above_standard
 from pynisher_exec.protocol import messages
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["READ", "WRITE", "Reactor", "above_standard", "control_line", "private"]
+__all__ = ["READ", "WRITE", "Reactor", "control_line", "private"]
 
 LONGEST_WAIT = 86400.0
 """Seconds: epoll_wait(2) counts milliseconds in an int."""
@@ -35,18 +36,6 @@ def private(line: socket.socket) -> socket.socket:
     """Note a socket as this process's own: a fork of this process closes its copy."""
     _private.add(line)
     return line
-
-
-def above_standard(descriptor: int) -> int:
-    """Move a descriptor off the standard streams' numbers, which a caller may have closed.
-
-    What lies on 1 and 2 is handed to tasks as their output.
-    """
-    if descriptor > 2:  # noqa: PLR2004  (the three standard streams)
-        return descriptor
-    moved = fcntl.fcntl(descriptor, fcntl.F_DUPFD_CLOEXEC, 3)
-    os.close(descriptor)
-    return moved
 
 
 def control_line() -> tuple[socket.socket, socket.socket]:

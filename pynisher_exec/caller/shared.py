@@ -13,8 +13,8 @@ import threading
 import weakref
 from typing import TYPE_CHECKING, Any
 
-from pynisher_exec.caller.reactor import above_standard
 from pynisher_exec.kernel import sealed_memory
+from pynisher_exec.kernel.descriptors import above_standard
 from pynisher_exec.kernel.proc import PAGE
 from pynisher_exec.protocol import payload
 from pynisher_exec.task import shared as attached
@@ -48,6 +48,7 @@ class Memory:
         self.descriptor = above_standard(
             sealed_memory.create(zip(places, segments, strict=True), end)
         )
+        self.inode = os.fstat(self.descriptor).st_ino
         weakref.finalize(self, os.close, self.descriptor).atexit = False
 
 
@@ -88,10 +89,11 @@ class Shared:
         if calls.owner is not self._owner:
             msg = f"{self!r} belongs to another executor"
             raise pickle.PicklingError(msg)
-        if self._memory is None:
+        memory = self._memory
+        if memory is None:
             msg = f"{self!r} cannot be used any more"
             raise pickle.PicklingError(msg)
-        return attached.attach, (calls.number_of(self._memory), self._memory.spans)
+        return attached.attach, (calls.number_of(memory), memory.spans)
 
 
 class References:

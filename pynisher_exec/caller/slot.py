@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from pynisher_exec.caller.account import Ending
 from pynisher_exec.caller.exchange import Exchange
-from pynisher_exec.caller.reactor import Reactor, above_standard, control_line, private
+from pynisher_exec.caller.reactor import Reactor, control_line, private
 from pynisher_exec.kernel import pidfd, proc
+from pynisher_exec.kernel.descriptors import above_standard
 from pynisher_exec.protocol import messages
 
 if TYPE_CHECKING:
@@ -116,7 +117,7 @@ class Slot:
                 limits=item.limits.as_message,
                 capture=item.capture,
                 private_tmp=item.private_tmp,
-                shared=sum(memory.size for memory in item.shared),
+                shared=[memory.inode for memory in item.shared],
             )
         stream, self._stream = self._stream, None
         assert stream is not None  # noqa: S101  (a slot becomes idle by READY, which brings one)

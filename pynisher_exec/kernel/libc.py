@@ -8,7 +8,7 @@ import os
 from functools import cache
 from typing import Final
 
-__all__ = ["machine", "number", "syscall"]
+__all__ = ["flush_streams", "machine", "number", "syscall"]
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _syscall = _libc.syscall
@@ -33,6 +33,11 @@ _NUMBERS: Final[dict[str, tuple[int | None, int | None]]] = {
     "landlock_restrict_self": (446, 446),
 }
 _MACHINES: Final = ("x86_64", "aarch64")
+
+
+def flush_streams() -> None:
+    """Write out what C code has printed and the C library kept (fflush(3) of all streams)."""
+    _libc.fflush(None)
 
 
 @cache

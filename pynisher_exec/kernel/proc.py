@@ -8,11 +8,16 @@ pidfd and looks again (see `pynisher_exec.supervisor.kill`). Sizes are bytes. So
 from __future__ import annotations
 
 import os
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from collections.abc import Collection
 
 __all__ = [
+    "SEALED",
     "FairMemory",
     "OwnMemory",
+    "SealedMaps",
     "Stat",
     "anonymous_memory",
     "children",
@@ -22,6 +27,7 @@ __all__ = [
     "fair_memory",
     "own_memory",
     "resident_memory",
+    "sealed_maps",
     "shared_memory",
     "signal_masks",
     "stat",
@@ -31,6 +37,9 @@ __all__ = [
 
 PAGE = os.sysconf("SC_PAGE_SIZE")
 TICK = os.sysconf("SC_CLK_TCK")
+SEALED = b"/memfd:shared (deleted)"
+"""What a memory file of `kernel.sealed_memory` is called where it is mapped."""
+
 _LINKS_OF_ONE = 3  # a directory has two beside one for each that it holds
 
 
@@ -225,13 +234,44 @@ def _living_task(pid: int) -> str:
     return f"/proc/{pid}/task/{other}"
 
 
-def anonymous_memory(pid: int, spared: int = 0) -> int:
-    """RssAnon + RssShmem: what a process has mapped that no file holds, shared pages in full.
+def anonymous_memory(pid: int) -> int:
+    """RssAnon + RssShmem: what a process has mapped that no file holds, shared pages in full."""
+    return sum(_sizes(f"{_living_task(pid)}/status", (b"RssAnon:", b"RssShmem:")))
 
-    Of shared memory, `spared` bytes do not count.
+
+class SealedMaps(NamedTuple):
+    """What a process has resident of sealed memory files, without the copies that it wrote to.
+
+    `fair`: each page divided by those who map it.
     """
-    anonymous, shared = _sizes(f"{_living_task(pid)}/status", (b"RssAnon:", b"RssShmem:"))
-    return anonymous + max(0, shared - spared)
+
+    resident: int
+    fair: int
+
+
+def sealed_maps(pid: int, inodes: Collection[int], processes: int) -> SealedMaps:
+    """Look through /proc/PID/smaps for files of ours, as `kernel.sealed_memory` makes them.
+
+    smaps gives no fair share of the copies by themselves, which forks may have in common; that is
+    bounded by how many `processes` there are. Takes the lock of the process's memory map.
+    """
+    text = _read(f"/proc/{pid}/smaps", to_its_end=True)
+    if not text:  # the main thread has ended, and the others may be about to
+        text = _read(f"{_living_task(pid)}/smaps", to_its_end=True)
+    resident = fair = 0
+    ours = False
+    sizes: dict[bytes, int] = {}
+    for line in text.splitlines() if SEALED in text else ():
+        name, _, rest = line.partition(b" ")
+        if not name.endswith(b":"):  # the head of the next map
+            ours = line.endswith(SEALED) and int(line.split(None, 5)[4]) in inodes
+        elif ours and name in (b"Rss:", b"Pss:", b"Anonymous:"):
+            sizes[name] = int(rest.split()[0]) << 10
+            if name == b"Anonymous:":  # it comes after the two
+                uncopied = sizes[b"Rss:"] - sizes[name]
+                resident += uncopied
+                fair += max(0, min(uncopied, sizes[b"Pss:"] - sizes[name] // processes))
+    return SealedMaps(resident, fair)
 
 
 class FairMemory(NamedTuple):
@@ -242,10 +282,9 @@ class FairMemory(NamedTuple):
     place: bytes
 
 
-def fair_memory(pid: int, spared: int = 0) -> FairMemory | None:
+def fair_memory(pid: int) -> FairMemory | None:
     """What a process has mapped that no file holds, each page divided by those who map it.
 
-    Of shared memory, `spared` bytes do not count as held.
     None when the kernel does not let us read it (a process that changed its user without exec).
     Costs about 25 ms per GiB, and waits for the lock of the process's memory map.
     """
@@ -256,10 +295,8 @@ def fair_memory(pid: int, spared: int = 0) -> FairMemory | None:
     place, _, rest = text.partition(b"\n")
     held = resident = 0
     for line in rest.splitlines():
-        if line.startswith(b"Pss_Anon:"):
+        if line.startswith((b"Pss_Anon:", b"Pss_Shmem:")):
             held += int(line.split()[1]) << 10
-        elif line.startswith(b"Pss_Shmem:"):
-            held += max(0, (int(line.split()[1]) << 10) - spared)
         elif line.startswith(b"Rss:"):
             resident = int(line.split()[1]) << 10
     return FairMemory(held, resident, place)

@@ -53,8 +53,9 @@ class Child:
     In the process itself `forget` closes what is the supervisor's alone. `scope` is Landlock's
     ruleset for it, if there is one; `group` the supervisor's, in which it is born.
 
-    `rest` is an eventfd by which a process that serves `max_tasks` (None: any number) says that it
-    waits for the next; None where it serves one.
+    `rest` is a pipe by which a process that serves `max_tasks` (None: any number) says that it
+    waits for the next; None where it serves one. `shares`: inodes of all that it has been given to
+    read.
     """
 
     def __init__(
@@ -67,7 +68,11 @@ class Child:
         max_tasks: int | None = 1,
     ) -> None:
         self.pipes = pipes
-        self.rest = None if max_tasks == 1 else os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self.shares: set[int] = set()
+        self.rest: int | None = None
+        rest: int | None = None
+        if max_tasks != 1:
+            self.rest, rest = _pipe()
         self.line, line = messages.pair()
         self.stream, stream = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         self.pid = os.fork()
@@ -76,6 +81,8 @@ class Child:
                 forget()
                 for end in (self.line.detach(), self.stream.detach(), *pipes.read):
                     os.close(end)
+                if self.rest is not None:
+                    os.close(self.rest)
                 run.prepare(scope=scope, inherited=inherited)
                 rehearsal.rehearse_unless_called(stream)
             except BaseException:  # noqa: BLE001  (the fork must not go on as a second supervisor)
@@ -83,9 +90,11 @@ class Child:
                     sys.excepthook(*sys.exc_info())
                 os._exit(1)
             ends = run.Endpoints(line, stream, *pipes.write, inherited)
-            worker.main(ends, self.rest, max_tasks)
+            worker.main(ends, rest, max_tasks)
         line.close()
         stream.close()
+        if rest is not None:
+            os.close(rest)
         self.pidfd = pidfd.open_pidfd(self.pid)
         self.clock = cpu.open_clock(self.pid, group)
         self.line.setblocking(False)

@@ -15,6 +15,7 @@ from pynisher_exec.supervisor.cpu import LivingClocks, own_clock
 from pynisher_exec.supervisor.memory import MemoryGauge
 
 if TYPE_CHECKING:
+    from collections.abc import Collection
     from resource import struct_rusage
 
     from pynisher_exec.limits import Limits
@@ -52,21 +53,25 @@ def number_in(fields: dict[str, Any], name: str) -> float:
 class Account:
     """The evidence on one task, from its START to its end.
 
-    `rests`: its process has not ended by itself, but waits for another task; how that one ends
-    some time does not belong here.
+    `reused`: its process may have served others before, whose usage, and that of the children they
+    had, is not of this task. `rests`: it has not ended by itself, but waits for another; how it
+    ends some time does not belong here. `shares`: inodes of what it may read uncharged.
     """
 
-    def __init__(self, pid: int, clock: CpuClock, limits: Limits, spared: int) -> None:
-        self.gauge = MemoryGauge(0, pid, spared)
+    def __init__(
+        self, pid: int, clock: CpuClock, limits: Limits, shares: Collection[int], *, reused: bool
+    ) -> None:
+        self.gauge = MemoryGauge(0, pid, shares)
         self.living = LivingClocks()
         self.peak_processes = 0
         self.struck = False
         self._pid = pid
         self._clock = clock
         self._limits = limits
-        self._spared = spared
+        self._shares = shares
         self.rests = False
-        self._of_others = 0.0
+        self._reused = reused
+        self._of_others = max(0.0, clock.read() - own_clock(pid)) if reused else 0.0
         self._mechanisms: dict[str, Any] = {}
         self._imported = ""
         self._began: float | None = None
@@ -83,17 +88,13 @@ class Account:
         before = self._of_others + number_in(fields, "cpu_time")
         self._cpu_before = min(before, self._clock.read())
         if self._limits.address_space is None and not self._limits.from_zero:
-            self.gauge = MemoryGauge(int(number_in(fields, "held")), self._pid, self._spared)
+            self.gauge = MemoryGauge(int(number_in(fields, "held")), self._pid, self._shares)
             self._resident_before = int(number_in(fields, "resident"))
         mechanisms = fields.get("mechanisms")
         self._mechanisms = mechanisms if isinstance(mechanisms, dict) else {}
         imported = fields.get("imported")
         self._imported = imported if isinstance(imported, str) else ""
         return self._began
-
-    def allow_for_earlier_tasks(self) -> None:
-        """Its process may have had children before this task, which the tree's clock counts."""
-        self._of_others = max(0.0, self._clock.read() - own_clock(self._pid))
 
     def end(self, at: float) -> None:
         """The function has ended; what comes after it is not counted. The first word stands."""
@@ -115,6 +116,8 @@ class Account:
         if pid == self._pid:
             self._status = status
             self._high_water = usage.ru_maxrss << 10
+            if self._reused:
+                return
         if not self._usage:
             self._usage = tuple(usage)
             return

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from pynisher_exec.kernel import libc, proc
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Collection, Sequence
 
 __all__ = ["FairReader", "FairReading", "tree"]
 
@@ -38,17 +38,20 @@ def tree() -> list[int]:
 class FairReading:
     """What each process of a tree holds, the largest first: Pss_Anon + Pss_Shmem.
 
-    `pids` come in that order. What has been read so far is a lower bound of the whole, if nothing
-    moved from one process to another meanwhile. A shared address space (vfork(2)) counts once.
+    But for what lies in the caller's `shares` (inodes), which nobody is charged with. `pids` come
+    in that order. What has been read so far is a lower bound of the whole, if nothing moved from
+    one process to another meanwhile. A shared address space (vfork(2)) counts once.
     """
 
-    def __init__(self, pids: Sequence[int], baseline: int, spared: int) -> None:
+    def __init__(
+        self, pids: Sequence[int], baseline: int, shares: Collection[int] = frozenset()
+    ) -> None:
         self.pids = pids
         self.held: dict[int, int] = {}
         self.ended: float | None = None
         self._began = time.monotonic()
         self._baseline = baseline
-        self._spared = spared
+        self._shares = shares
         self._left = iter(pids)
         self._present = frozenset(pids)
         self._started: dict[int, int] = {}
@@ -68,7 +71,7 @@ class FairReading:
 
         What one had shared when it ended may have been counted for it, and again for others.
         """
-        if set(tree()) != self._present:
+        if any(_is_alive(pid) for pid in set(tree()) - self._present):
             return False
         return all(self._lives(pid) for pid in self.pids)
 
@@ -100,11 +103,23 @@ class FairReading:
         borrows = None if parent is None else _borrows(pid, parent)
         if borrows:
             return
-        fair = proc.fair_memory(pid, self._spared)
+        uncharged = self._uncharged(pid)
+        fair = proc.fair_memory(pid)
         if fair is None:  # not ours to read: its own share of the baseline is not charged
-            self.held[pid] = max(0, proc.anonymous_memory(pid, self._spared) - self._baseline)
+            self.held[pid] = max(0, proc.anonymous_memory(pid) - self._baseline)
         elif parent is None or borrows is not None or not _are_alike(fair, parent):
-            self.held[pid] = fair.held
+            # Looked at twice: it may be mapped, read or let go of meanwhile.
+            self.held[pid] = fair.held - max(uncharged, self._uncharged(pid))
+
+    def _uncharged(self, pid: int) -> int:
+        if not self._shares:
+            return 0
+        return proc.sealed_maps(pid, self._shares, len(self.pids)).fair
+
+
+def _is_alive(pid: int) -> bool:
+    current = proc.stat(pid)
+    return current is not None and current.alive
 
 
 def _borrows(pid: int, parent: int) -> bool | None:

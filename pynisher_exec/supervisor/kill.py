@@ -35,8 +35,8 @@ HURRY_AFTER = 20
 """Rounds after which a tree counts as a fork bomb: it is stopped first, and outranked."""
 
 
-MOST_ROUNDS = 1000
-"""Rounds after which one process cannot be left alone, and goes with the others."""
+OTHERS_TIME = 0.2
+"""Seconds beyond `TRACKER_TIME` after which one process cannot be left alone: it goes, too."""
 
 TRACKER_TIME = 1.0
 """Seconds that a resource tracker has to remove what the killed have left in /dev/shm."""
@@ -106,13 +106,13 @@ def end_others(spared: int, reaped: Reaped) -> bool:
     find none: the list may have skipped entries. Resource trackers get time, as in `end_tree`.
     """
     killer = _Killer((), TRACKER_TIME, lambda: None)
-    clean, rounds = 1, 0
+    deadline = time.monotonic() + TRACKER_TIME + OTHERS_TIME
+    clean = 1
     while clean < 2:  # noqa: PLR2004  (see above)
         reap(reaped)
         others = [pid for pid in _below(()) if pid != spared and _is_alive(pid)]
         clean = 0 if others else clean + 1
-        rounds += 1
-        if rounds > MOST_ROUNDS:
+        if time.monotonic() >= deadline:
             return False
         for pid in killer.without_trackers(others):
             _send(pid, signal.SIGKILL)

@@ -13,11 +13,14 @@ from __future__ import annotations
 import contextlib
 import math
 import time
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from pynisher_exec.kernel import proc
 from pynisher_exec.supervisor.fair import FairReader, FairReading
 from pynisher_exec.supervisor.state import DEAREST_LOOK, LOOK_SHARE
+
+if TYPE_CHECKING:
+    from collections.abc import Collection
 
 __all__ = ["Holder", "MemoryGauge"]
 
@@ -48,19 +51,23 @@ class Holder(NamedTuple):
 class MemoryGauge:
     """Reads one tree. `baseline` is its first process's RssAnon + RssShmem, 0 for none.
 
-    `spared`: bytes of the caller's shared objects, which each process may have mapped uncharged.
+    `shares`: inodes of the caller's shared objects; what lies there is not charged to anybody who
+    reads it. `living`: how many processes the last look found that were no zombies. `is_unsure`:
+    whether it found the limit passed, perhaps, and nothing is known yet.
 
     `peak` is the largest figure read, counted as the limit counts. `cost` is the seconds of a dear
     reading that ended with the last look. `bell`, once there is one, can be read when to look.
     """
 
-    def __init__(self, baseline: int, first: int, spared: int = 0) -> None:
+    def __init__(self, baseline: int, first: int, shares: Collection[int] = frozenset()) -> None:
         self.peak = 0
         self.largest: Holder | None = None
         self.cost = 0.0
         self._baseline = baseline
         self._first = first
-        self._spared = spared
+        self.living = 0
+        self.is_unsure = False
+        self._shares = shares
         self._divided = 1
         self._no_files: dict[int, tuple[int, int]] = {}
         self._fair_after = 0.0
@@ -86,7 +93,11 @@ class MemoryGauge:
         self._used = used
         if self._reader is not None:
             self._reader.heard()
-        sizes = {pid: proc.resident_memory(pid) for pid in pids}
+        found = {pid: proc.resident_memory(pid) for pid in pids}
+        sizes = {pid: size for pid, size in found.items() if size[0]}  # the others have ended
+        pids = list(sizes)
+        self.living = len(pids)
+        self.is_unsure = False
         bound = max(0, sum(resident for resident, _ in sizes.values()) - self._baseline)
         over = limit is not None and bound > limit
         if not over and bound <= self.peak and self._reading is None:
@@ -96,7 +107,9 @@ class MemoryGauge:
             return self._noted(self._alone(pids[0], exact, limit))
         pids = sorted(pids, key=lambda pid: sizes[pid][0], reverse=True)
         if limit is not None and exact > limit:
-            return self._confirmed(pids, limit)
+            held = self._confirmed(pids, limit)
+            self.is_unsure = held == limit
+            return held
         self._estimate(pids, exact)
         return exact
 
@@ -111,18 +124,29 @@ class MemoryGauge:
         for pid, (resident, shared) in sizes.items():
             before = known.get(pid)
             if before is None or before[0] != shared:
-                before = shared, min(shared, proc.shared_memory(pid))
+                before = shared, self._charged(pid, shared, alone=len(sizes) == 1)
             self._no_files[pid] = before
-            total += resident - shared + max(0, before[1] - self._spared)
+            total += resident - shared + before[1]
         return total
+
+    def _charged(self, pid: int, shared: int, *, alone: bool) -> int:
+        """RssShmem without what is the caller's; with it in a tree, whose maps may be locked."""
+        found = min(shared, proc.shared_memory(pid))
+        return max(0, found - self._sealed(pid)) if alone and found else found
 
     def _alone(self, pid: int, exact: int, limit: int | None) -> int:
         """One process has nothing to divide: looked at twice is confirmed."""
         if limit is None or exact <= limit:
             return exact
         self.largest = Holder(pid, proc.command_name(pid), exact)
-        again = proc.anonymous_memory(pid, self._spared)
+        before = self._sealed(pid)
+        again = proc.anonymous_memory(pid)
+        if self._shares:  # it may be mapped, read or let go of meanwhile
+            again -= max(before, self._sealed(pid))
         return min(exact, max(0, again - self._baseline))
+
+    def _sealed(self, pid: int) -> int:
+        return proc.sealed_maps(pid, self._shares, 1).resident if self._shares else 0
 
     def _confirmed(self, pids: list[int], limit: int) -> int:
         """The charge, once it is known to be over the limit; the limit while it is not.
@@ -182,7 +206,7 @@ class MemoryGauge:
         if self._reading is None:
             if time.monotonic() < self._rest_until:
                 return None
-            self._reading = FairReading(pids, self._baseline, self._spared)
+            self._reading = FairReading(pids, self._baseline, self._shares)
             self._begun_at = self._used
             if self._reader is None:
                 # A fork bomb may have left no room for a thread.

@@ -91,9 +91,9 @@ class Watching:
         self._rests = False
         self._limits = limits = Limits.received(start["limits"])
         self._watch = Watch(limits, _CORES, time.monotonic())
-        self._account = Account(child.pid, child.clock, limits, start["shared"])
-        if child.rest is not None:
-            self._account.allow_for_earlier_tasks()
+        child.shares.update(start["shared"])
+        reused = child.rest is not None
+        self._account = Account(child.pid, child.clock, limits, child.shares, reused=reused)
         self._gate: Gate | None = None
         self._read_at: float | None = None
         self._rung = False
@@ -193,6 +193,7 @@ class Watching:
         Those that were seen are asked, too: one of them may have left the clock of the tree.
         """
         counts = self._watch.counts_processes and self._limits.processes is not None
+        counts = counts or self._account.gauge.is_unsure
         if self._rung or counts or not self._knows_all():
             return True
         if self._account.cpu_time() - self._walked_at >= SHORTEST_CPU_LOOK:
@@ -220,7 +221,7 @@ class Watching:
         bell = account.gauge.bell
         if bell is not None and bell not in self._handlers:
             self._listen(bell, self._hear_gauge)
-        others = max(0, len(pids) - 1)
+        others = max(0, account.gauge.living - 1)
         account.peak_processes = max(account.peak_processes, others)
         cost = max(time.monotonic() - began, account.gauge.cost)
         return Reading(account.cpu_time(), held, others, cost)
@@ -269,9 +270,11 @@ class Watching:
 
     def _hear_rest(self, bell: int) -> None:
         """It has delivered, and waits for the next call; all that it has said is there."""
-        os.eventfd_read(bell)
+        if not os.read(bell, 1):  # it has ended
+            self._ignore(bell)
+            return
         self._hear_task()
-        self._rests = self._watch.stage == "returned"
+        self._rests = True
 
     def _take(self, message: messages.Message) -> None:
         before = self._watch.stage
@@ -345,9 +348,11 @@ class Watching:
 
     def _end_tree(self) -> list[int]:
         """End what is left of the task: all, unless its process serves others after it."""
-        unharmed = self._watch.killed is None and self._watch.limit_reached is None
+        watch = self._watch
+        unharmed = watch.killed is None and watch.limit_reached is None
         if self._rests:
             self._account.rests = True
+            unharmed &= watch.stage == "returned"  # else it has said so much that nobody listens
             self.keeps = unharmed and kill.end_others(self._child.pid, self._account.reaped)
         if self.keeps:
             return []

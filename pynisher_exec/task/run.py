@@ -14,6 +14,7 @@ costs a page to be copied, and that is most of what a small task costs.
 from __future__ import annotations
 
 import array
+import errno
 import io
 import marshal
 import multiprocessing.process
@@ -25,10 +26,12 @@ import time
 import traceback
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pynisher_exec.errors import CpuTimeoutException, SignalException, TimeoutException
 from pynisher_exec.kernel import landlock, prctl
+from pynisher_exec.kernel.descriptors import above_standard
 from pynisher_exec.limits import Limits
 from pynisher_exec.protocol import messages, payload
 from pynisher_exec.protocol.frames import FrameReader
@@ -38,9 +41,19 @@ from pynisher_exec.task.soft import SoftSignals
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from pynisher_exec.task.process import Process
+
     Initializer = tuple[Callable[..., object], tuple[Any, ...]] | None
 
-__all__ = ["Call", "Endpoints", "Header", "Inherited", "Packed", "Task", "prepare"]
+__all__ = [
+    "Call",
+    "Endpoints",
+    "Header",
+    "Inherited",
+    "Packed",
+    "Task",
+    "prepare",
+]
 
 _BOUNDLESS = 1 << 62  # what the caller sends is as large as it is; the task's own memory bounds it
 _HEARD_OF = (MemoryError, CpuTimeoutException, TimeoutException, SignalException)
@@ -134,40 +147,40 @@ def prepare(*, scope: int | None, inherited: Inherited | Packed | None) -> None:
         surroundings.reseed()
 
 
+def _is_of_main(function: Any) -> bool:
+    """Whether a function travels by value with each call, as those of `__main__` do."""
+    while isinstance(function, partial):
+        function = function.func
+    return getattr(function, "__module__", None) == "__main__"
+
+
 def _invoke(call: Call) -> Any:
     """The one frame below which a soft signal may raise: see `SoftSignals`."""
     return call.function(*call.args, **call.kwargs)
 
 
-def _file_of(descriptor: int) -> tuple[int, int]:
-    """What a descriptor is open on, as the kernel tells it from all else."""
-    found = os.fstat(descriptor)
-    return found.st_dev, found.st_ino
-
-
 class Task:
-    """One call, the `nth` of this process: what it is made of as it is learnt, step by step.
+    """One call: what it is made of as it is learnt, step by step.
 
-    `stays`: nothing that happened keeps the process from serving another, unless this `is_last`.
+    `stays`: nothing that happened keeps the process from serving another.
     """
 
-    def __init__(self, ends: Endpoints, *, nth: int, is_last: bool) -> None:
+    def __init__(self, ends: Endpoints, process: Process) -> None:
         self.stays = False
-        self._nth = nth
-        self._is_last = is_last
+        self._process = process
         self._ends = ends
         self._pid = os.getpid()
         self._line, self._stream = ends.line.fileno(), ends.stream.fileno()
-        self._files = {end: _file_of(end) for end in (self._line, self._stream)}
         forked = isinstance(ends.inherited, Inherited)
         self._main_names: frozenset[str] | None = None if forked else frozenset()
         self._baseline: rlimits.Baseline | None = None
         self._ended_at = 0.0
         self._given: list[int] = []
+        self._lacks = False
 
     def serve(self) -> int:
         """Go through the whole life, and say the exit code to end with."""
-        if self._nth > 1:  # since the end of the call before
+        if self._process.served > 1:  # since the end of the call before
             signal.pthread_sigmask(signal.SIG_SETMASK, ())
         segments = self._receive()
         if segments is None:
@@ -190,13 +203,14 @@ class Task:
     def _receive(self) -> list[Any] | None:
         """Wait for the call. Descriptors may come with its first byte."""
         stream = self._ends.stream
-        first, ancillary, _, _ = stream.recvmsg(_FIRST_READ, _RIGHTS, _CLOEXEC)
+        first, ancillary, flags, _ = stream.recvmsg(_FIRST_READ, _RIGHTS, _CLOEXEC)
         if not first:
             return None
         given = array.array("i")
         for _, _, content in ancillary:
             given.frombytes(content)
-        self._given = given.tolist()
+        self._given = list(map(above_standard, given))
+        self._lacks = bool(flags & socket.MSG_CTRUNC)
         return FrameReader(_BOUNDLESS, first, trusted=True).read(stream)
 
     def _redirect(self, given: list[int]) -> None:
@@ -211,7 +225,7 @@ class Task:
             os.dup2(source, number)
         if not given:
             self._keep_lines()
-        for descriptor in {*given, *(pipes if self._is_last else ())}:
+        for descriptor in {*given, *pipes} - self._process.files.keys():
             if descriptor > 2:  # noqa: PLR2004  (the three standard streams)
                 os.close(descriptor)
 
@@ -225,7 +239,13 @@ class Task:
                 stream.reconfigure(line_buffering=True)
 
     def _load(self, header: Header, segments: list[Any]) -> Call:
-        """Take on the caller's surroundings, load the call, run the initializer."""
+        """Take on the caller's surroundings, load the call, run the initializer.
+
+        In a reused process that has been run; not so where it travels by value with each call,
+        whose globals it shares.
+        """
+        if self._lacks:
+            raise OSError(errno.EMFILE, "the task lacks descriptors for what came with its call")
         surroundings.put_on_momentary(surroundings.Momentary(*header.momentary))
         inherited = self._ends.inherited
         surroundings.put_on(segments[1], forked=isinstance(inherited, Inherited))
@@ -237,7 +257,7 @@ class Task:
             packed = segments[2:] if inherited is None else inherited.segments
             initializer, call = self._unpickle(packed)
             shared.release()
-        if initializer is not None and self._nth == 1:
+        if initializer is not None and (self._process.served == 1 or _is_of_main(initializer[0])):
             function, args = initializer
             function(*args)
             self._exit_if_forked()
@@ -257,9 +277,10 @@ class Task:
         self._baseline = baseline = rlimits.measure(shared.size())
         if rlimits.leaves_no_room(self._limits, baseline):
             return self._refuse(baseline)
-        once = self._is_last and self._nth == 1
-        mechanisms, listener = rlimits.impose(self._limits, baseline, for_good=once)
         memory = baseline.memory
+        once = self._process.most == 1
+        mechanisms, listener = rlimits.impose(self._limits, baseline, for_good=once)
+        self._process.note_baseline(memory.held, self._limits.memory)
         self._tell(
             "running",
             listener,
@@ -273,9 +294,9 @@ class Task:
         try:
             value = _invoke(call)
         except BaseException as error:  # noqa: BLE001  (whatever the function raises is its outcome)
-            self._settle(soft)
+            self._settle()
             return self._deliver_error(error, soft, baseline, classic=classic)
-        self._settle(soft)
+        self._settle()
         if payload.takes_time(value):
             self._tell("outcome", at=self._ended_at, what=outcome.type_name(value))
         return self._deliver("value", value, {})
@@ -285,14 +306,12 @@ class Task:
         msg = f"the interpreter alone takes {baseline.memory.address_space} bytes of address space"
         return self._deliver("memory", MemoryError(msg), {})
 
-    def _settle(self, soft: SoftSignals) -> None:
+    def _settle(self) -> None:
         """The function has ended: no signal reaches this thread, a fork of it has no say."""
         self._ended_at = time.monotonic()
         signal.pthread_sigmask(signal.SIG_BLOCK, _ALL_SIGNALS)
         self._exit_if_forked()
         rlimits.lift_memory(self._limits)
-        if not self._is_last:
-            soft.remove()
 
     def _deliver_error(
         self, error: BaseException, soft: SoftSignals, baseline: rlimits.Baseline, *, classic: bool
@@ -324,39 +343,34 @@ class Task:
         peak = 0 if self._baseline is None else rlimits.peak(self._baseline)
         size = packed.size
         self._tell("returned", at=self._ended_at, peak=peak, size=size, **packed.facts)
-        if self._is_last and self._owns(self._line):  # the supervisor hears that by its end
+        last, owns, sent = self._process.is_at_its_last, self._process.owns, False
+        if last and owns(self._line):  # the supervisor hears that by its end
             os.close(self._ends.line.detach())
-        if self._owns(self._stream):
+        if owns(self._stream):
             with suppress(ConnectionError):  # the caller has gone: nobody to tell
                 packed.deliver(self._ends.stream)
-                self.stays = not self._is_last and kind in _HARMLESS
-        self._finish()
+                sent = True
+        self._finish(again=not last)
+        self.stays = sent and not last and kind in _HARMLESS and all(map(owns, self._process.files))
         failed = packed.facts["outcome"] != "value"
         return int(packed.facts.get("exit_code", failed))
 
     def _tell(self, kind: str, descriptor: int | None = None, **fields: Any) -> None:
         """Say something to the supervisor, and hand over `descriptor`."""
-        if self._owns(self._line):
+        if self._process.owns(self._line):
             given = () if descriptor is None else (descriptor,)
             with suppress(ConnectionError):  # it has gone: so shall we, in a moment
                 messages.say(self._ends.line, kind, given, **fields)
         if descriptor is not None:
             os.close(descriptor)
 
-    def _owns(self, end: int) -> bool:
-        """Whether a descriptor is still what it was: the function may have closed and reused it."""
-        try:
-            return _file_of(end) == self._files[end]
-        except OSError:
-            return False
-
     def _exit_if_forked(self) -> None:
         """A fork by the user's code that comes out of it too: only the first process counts."""
         if os.getpid() != self._pid:
             os._exit(0)
 
-    def _finish(self) -> None:
-        """Flush, and let multiprocessing clean up; the caller sets the bound to it."""
+    def _finish(self, *, again: bool) -> None:
+        """Flush, and let multiprocessing clean up, once or `again`; the caller sets the bound."""
         for stream in (sys.stdout, sys.stderr):
             with suppress(Exception):  # closed, or replaced by the function
                 stream.flush()
@@ -366,4 +380,4 @@ class Task:
                 for child in multiprocessing.process.active_children():
                     child.kill()  # else the next line waits for it, and then it is killed anyway
                 util._exit_function()  # noqa: SLF001  (what a multiprocessing child runs at its end)
-                util._exiting = self._is_last  # noqa: SLF001  (or it would not run again)
+                util._exiting = not again  # noqa: SLF001  (or it would not run a second time)

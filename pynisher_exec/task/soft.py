@@ -55,12 +55,6 @@ class SoftSignals:
         if self._on_quit:
             signal.signal(signal.SIGQUIT, self._handle)
 
-    def remove(self) -> None:
-        """Put the usual actions back, for a call after this one."""
-        for signum in _REASONS:
-            if signal.getsignal(signum) == self._handle:
-                signal.signal(signum, signal.SIG_DFL)
-
     def _handle(self, signum: int, frame: FrameType | None) -> None:
         if signum == signal.SIGALRM and time.monotonic() < self._earliest:
             # Not the supervisor's: the function set an alarm and no handler. Let that have its way.

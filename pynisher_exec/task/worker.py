@@ -1,18 +1,22 @@
 """A task process that may serve more than one call, where the user has asked for that.
 
-After each call it tidies up after itself, as far as that is the library's part: multiprocessing's
-exit handlers run, signal handlers of ours go, and the next call brings its surroundings. What the
-function has changed besides (modules, globals, caches, threads) stays; that is the point of it.
+After each call it tidies up, as far as that is the library's part: multiprocessing's exit handlers
+run, timers, signal handlers, rlimits and standard streams are as they were before the first call,
+and the next one brings its surroundings. What a function has changed besides (modules, globals,
+caches, threads) stays; that is the point of it.
 """
 
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from contextlib import suppress
 from typing import TYPE_CHECKING, NoReturn
 
+from pynisher_exec.kernel import libc
 from pynisher_exec.task import run, shared, surroundings
+from pynisher_exec.task.process import Process
 
 if TYPE_CHECKING:
     from pynisher_exec.task.run import Endpoints
@@ -22,14 +26,14 @@ __all__ = ["main"]
 _INTERNAL_ERROR = 70  # EX_SOFTWARE, sysexits.h
 
 
-def main(ends: Endpoints, rest: int | None, max_tasks: int | None) -> NoReturn:
+def main(ends: Endpoints, bell: int | None, max_tasks: int | None) -> NoReturn:
     """Serve calls and exit; never returns, whatever they do.
 
-    `rest` and `max_tasks`: see `supervisor.child.Child`.
+    `max_tasks` (None: any number) with a `bell`, a pipe to ring each time it waits for another.
     """
     code = _INTERNAL_ERROR
     try:
-        code = _serve(ends, rest, max_tasks)
+        code = _serve(ends, bell, max_tasks)
     except BaseException:  # noqa: BLE001  (a task must never fall back into its supervisor's loop)
         with suppress(BaseException):  # stderr may be closed
             sys.excepthook(*sys.exc_info())
@@ -37,14 +41,25 @@ def main(ends: Endpoints, rest: int | None, max_tasks: int | None) -> NoReturn:
         os._exit(code)
 
 
-def _serve(ends: Endpoints, rest: int | None, max_tasks: int | None) -> int:
-    served = 0
+def _serve(ends: Endpoints, bell: int | None, max_tasks: int | None) -> int:
+    kept = [] if bell is None else [bell, ends.stdout, ends.stderr]
+    process = Process([ends.line.fileno(), ends.stream.fileno(), *kept], max_tasks)
+    usual = {} if bell is None else surroundings.dispositions()
     while True:
-        served += 1
-        task = run.Task(ends, nth=served, is_last=rest is None or served == max_tasks)
+        process.served += 1
+        task = run.Task(ends, process)
         code = task.serve()
-        if rest is None or not task.stays:
+        if bell is None or not task.stays:
             return code
-        surroundings.end_of_call()
-        shared.forget()
-        os.eventfd_write(rest, 1)
+        _tidy_up(usual)
+        os.write(bell, b".")
+
+
+def _tidy_up(usual: surroundings.Dispositions) -> None:
+    """Before the bell is rung: what was started is ended then, and output counted as the task's."""
+    for timer in (signal.ITIMER_REAL, signal.ITIMER_VIRTUAL, signal.ITIMER_PROF):
+        signal.setitimer(timer, 0)
+    surroundings.restore_dispositions(usual)
+    surroundings.end_of_call()
+    libc.flush_streams()
+    shared.forget()
