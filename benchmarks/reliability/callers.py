@@ -97,7 +97,8 @@ def lateness(disturb):
     seen = float(open(path).read())
     os.unlink(path)
     late = wall.report.wall_time - 0.5, cpu.report.cpu_time - 0.5
-    good = all(0 <= each < 0.2 for each in late) and -0.01 < seen < 0.2
+    # The task tells its first moment when it has a core, and four of them begin at once on two.
+    good = all(0 <= each < 0.2 for each in late) and -0.1 < seen < 0.2
     prompt = memory.report.wall_time < 0.9 and forks.report.wall_time < 0.9
     print(good, prompt, *(str(future.report.status) for future in futures))
     print("late", max(seen, *late), "seen, wall, CPU:", seen, *late, file=sys.stderr)

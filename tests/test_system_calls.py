@@ -1,0 +1,71 @@
+"""What a small task costs in system calls, on each side: a number that shall not grow unseen."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import child_pids
+
+from pynisher_exec import LimitedProcessExecutor
+
+PATIENCE = 40
+CALLS = 40
+MOST = {"caller": 60, "supervisor": 52, "task": 105}
+"""52, 44 and 71 to 78 were measured: some calls are made again where the other side is late. That of
+a task is its whole life, with its rehearsal, which not every one comes to."""
+
+
+def threads_of_this_process() -> list[str]:
+    """All of them, the monitor's among them."""
+    return os.listdir("/proc/self/task")
+
+
+def supervisor_of(executor: LimitedProcessExecutor) -> int:
+    """Pid of the one there is."""
+    (template,) = child_pids(os.getpid())
+    (supervisor,) = child_pids(template)
+    assert executor.submit(int).result(PATIENCE) == 0
+    return supervisor
+
+
+def counted(executor: LimitedProcessExecutor) -> dict[str, Counter[str]]:
+    """System calls for one no-op, by whom and by their numbers."""
+    for _ in range(20):
+        executor.submit(int).result(PATIENCE)
+    supervisor = supervisor_of(executor)
+    roles = [f"supervisor={supervisor}", *(f"caller={tid}" for tid in threads_of_this_process())]
+    program = Path(__file__).with_name("tracing.py")
+    with subprocess.Popen(
+        [sys.executable, str(program), *roles],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as tracer:
+        assert tracer.stdout is not None
+        assert tracer.stderr is not None
+        if tracer.stdout.readline() != "ready\n":
+            pytest.skip(f"ptrace(2) is refused here: {tracer.stderr.read().splitlines()[-1]}")
+        for _ in range(CALLS):
+            executor.submit(int).result(PATIENCE)
+        tracer.terminate()
+        found: dict[str, Any] = json.loads(tracer.stdout.readline())
+    return {role: Counter(numbers) for role, numbers in found.items()}
+
+
+def test_small_task_makes_few_system_calls() -> None:
+    """On each of the three sides."""
+    with LimitedProcessExecutor(
+        1, memory="1GiB", cpu_time=60, wall_time=60, preload=[]
+    ) as executor:
+        found = counted(executor)
+    totals = {role: numbers.total() / CALLS for role, numbers in found.items()}
+    assert totals.keys() == MOST.keys()
+    detail = {role: numbers.most_common(12) for role, numbers in found.items()}
+    assert all(totals[role] <= most for role, most in MOST.items()), (totals, detail)
