@@ -164,7 +164,7 @@ def send_much(seconds: float) -> bytes:
 def return_much(seconds: float) -> bytes:
     """Return at a moment what takes longer to be pickled than the limit is away."""
     began = time.monotonic()
-    value = bytes(384 * MIB)
+    value = bytes(224 * MIB)
     time.sleep(max(0.0, seconds - (time.monotonic() - began)))
     return value
 

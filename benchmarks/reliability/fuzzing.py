@@ -171,6 +171,7 @@ class _Supervisor:
             pipes=None,
             rest=None,
             shares=set(),
+            trackers=set(),
         )
         limits = Limits(memory=1 << 30, cpu_time=60, wall_time=60, processes=2, startup_time=60)
         start = {

@@ -279,6 +279,8 @@ def _other_sentence(status: Status, evidence: Evidence, verdict: Verdict) -> str
         case Status.SIGNAL if verdict.signal is not None:
             return f"ended by {signal_name(verdict.signal)}"
         case Status.EXIT:
+            if verdict.exit_code is None:  # of a process that serves several tasks, and lives
+                return "its word that it returned did not reach its supervisor"
             return f"exited with code {verdict.exit_code} before the function returned"
         case Status.TRANSFER:
             return "the outcome could not be delivered"

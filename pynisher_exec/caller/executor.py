@@ -90,7 +90,7 @@ class LimitedExecutor(Executor):
             future.conclude(answer.report, answer.error, cancelled=False)
             return future
         if self._pool.max_memory is not None:  # others may wait for this one's turn
-            future.add_done_callback(partial(_look_again, self._pool))
+            future.add_done_callback(partial(_look_again, weakref.ref(self._pool)))
         self._pool.submit(item)
         self._note(future)
         return future
@@ -219,8 +219,11 @@ class LimitedExecutor(Executor):
             raise
 
 
-def _look_again(pool: Pool, _: LimitedFuture[Any]) -> None:
-    pool.look_again()
+def _look_again(pool: weakref.ref[Pool], _: LimitedFuture[Any]) -> None:
+    """A done future keeps its callbacks, and shall keep no pool."""
+    known = pool()
+    if known is not None:
+        known.look_again()
 
 
 class _View(LimitedExecutor):

@@ -68,10 +68,10 @@ class Pool:
                 if self._thread is None:
                     self._start_thread()
                 self._inbox.put(item)
+            self._reactor.ring()
         except BaseException:
             item.future.cancel()  # an interrupt may strike when it is queued already
             raise
-        self._reactor.ring()
 
     def look_again(self) -> None:
         """Something has changed for those that wait."""

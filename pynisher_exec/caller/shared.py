@@ -13,9 +13,8 @@ import threading
 import weakref
 from typing import TYPE_CHECKING, Any
 
-from pynisher_exec.kernel import sealed_memory
+from pynisher_exec.kernel import proc, sealed_memory
 from pynisher_exec.kernel.descriptors import above_standard
-from pynisher_exec.kernel.proc import PAGE
 from pynisher_exec.protocol import payload
 from pynisher_exec.task import shared as attached
 
@@ -42,13 +41,15 @@ class Memory:
         end = 0
         for segment in segments:
             self.spans.append((end, len(segment)))
-            end = -(-(end + len(segment)) // PAGE) * PAGE  # so each buffer is as aligned as can be
+            end = (
+                -(-(end + len(segment)) // proc.PAGE) * proc.PAGE
+            )  # so each buffer is as aligned as can be
         self.size = end
         places = [start for start, _ in self.spans]
         self.descriptor = above_standard(
             sealed_memory.create(zip(places, segments, strict=True), end)
         )
-        self.inode = os.fstat(self.descriptor).st_ino
+        self.place = proc.place_of(self.descriptor)
         weakref.finalize(self, os.close, self.descriptor).atexit = False
 
 

@@ -117,7 +117,7 @@ class Slot:
                 limits=item.limits.as_message,
                 capture=item.capture,
                 private_tmp=item.private_tmp,
-                shared=[memory.inode for memory in item.shared],
+                shared=[memory.place for memory in item.shared],
             )
         stream, self._stream = self._stream, None
         assert stream is not None  # noqa: S101  (a slot becomes idle by READY, which brings one)

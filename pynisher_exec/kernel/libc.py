@@ -8,7 +8,7 @@ import os
 from functools import cache
 from typing import Final
 
-__all__ = ["flush_streams", "machine", "number", "syscall"]
+__all__ = ["flush_output", "machine", "number", "syscall"]
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _syscall = _libc.syscall
@@ -35,9 +35,13 @@ _NUMBERS: Final[dict[str, tuple[int | None, int | None]]] = {
 _MACHINES: Final = ("x86_64", "aarch64")
 
 
-def flush_streams() -> None:
-    """Write out what C code has printed and the C library kept (fflush(3) of all streams)."""
-    _libc.fflush(None)
+def flush_output() -> None:
+    """Write out what C code has printed and the C library kept.
+
+    Of the two standard streams only: another one may be locked by a thread that reads from it.
+    """
+    for name in ("stdout", "stderr"):
+        _libc.fflush(ctypes.c_void_p.in_dll(_libc, name))
 
 
 @cache

@@ -14,10 +14,8 @@ if TYPE_CHECKING:
     from collections.abc import Collection
 
 __all__ = [
-    "SEALED",
     "FairMemory",
     "OwnMemory",
-    "SealedMaps",
     "Stat",
     "anonymous_memory",
     "children",
@@ -26,8 +24,9 @@ __all__ = [
     "descendants",
     "fair_memory",
     "own_memory",
+    "place_of",
     "resident_memory",
-    "sealed_maps",
+    "sealed_memory",
     "shared_memory",
     "signal_masks",
     "stat",
@@ -37,7 +36,7 @@ __all__ = [
 
 PAGE = os.sysconf("SC_PAGE_SIZE")
 TICK = os.sysconf("SC_CLK_TCK")
-SEALED = b"/memfd:shared (deleted)"
+_SEALED = b"/memfd:shared (deleted)"
 """What a memory file of `kernel.sealed_memory` is called where it is mapped."""
 
 _LINKS_OF_ONE = 3  # a directory has two beside one for each that it holds
@@ -70,14 +69,13 @@ def _read(path: str, *, to_its_end: bool = False) -> bytes:
     except OSError:
         return b""
     try:
-        text = part = os.read(descriptor, 1 << 16)
-        while to_its_end and part:
-            part = os.read(descriptor, 1 << 16)
-            text += part
+        parts = [os.read(descriptor, 1 << 16)]
+        while to_its_end and parts[-1]:
+            parts.append(os.read(descriptor, 1 << 16))
     except OSError:  # ESRCH: it went between open and read
         return b""
     else:
-        return text
+        return b"".join(parts)
     finally:
         os.close(descriptor)
 
@@ -239,39 +237,37 @@ def anonymous_memory(pid: int) -> int:
     return sum(_sizes(f"{_living_task(pid)}/status", (b"RssAnon:", b"RssShmem:")))
 
 
-class SealedMaps(NamedTuple):
-    """What a process has resident of sealed memory files, without the copies that it wrote to.
+def sealed_memory(pid: int, places: Collection[bytes], processes: int) -> int:
+    """Bytes of sealed memory files that a process has resident, each page divided by its users.
 
-    `fair`: each page divided by those who map it.
-    """
-
-    resident: int
-    fair: int
-
-
-def sealed_maps(pid: int, inodes: Collection[int], processes: int) -> SealedMaps:
-    """Look through /proc/PID/smaps for files of ours, as `kernel.sealed_memory` makes them.
-
-    smaps gives no fair share of the copies by themselves, which forks may have in common; that is
-    bounded by how many `processes` there are. Takes the lock of the process's memory map.
+    Without the copies that were made by writing. `places` of those files are device and inode as
+    /proc/PID/smaps has them. It gives no fair share of copies that forks have in common; that is
+    bounded by how many `processes` there are. Takes long where there are many maps, and waits for
+    their lock.
     """
     text = _read(f"/proc/{pid}/smaps", to_its_end=True)
     if not text:  # the main thread has ended, and the others may be about to
         text = _read(f"{_living_task(pid)}/smaps", to_its_end=True)
-    resident = fair = 0
+    found = 0
     ours = False
     sizes: dict[bytes, int] = {}
-    for line in text.splitlines() if SEALED in text else ():
+    for line in text.splitlines() if _SEALED in text else ():
         name, _, rest = line.partition(b" ")
         if not name.endswith(b":"):  # the head of the next map
-            ours = line.endswith(SEALED) and int(line.split(None, 5)[4]) in inodes
+            ours = line.endswith(_SEALED) and b" ".join(line.split(None, 5)[3:5]) in places
         elif ours and name in (b"Rss:", b"Pss:", b"Anonymous:"):
             sizes[name] = int(rest.split()[0]) << 10
             if name == b"Anonymous:":  # it comes after the two
                 uncopied = sizes[b"Rss:"] - sizes[name]
-                resident += uncopied
-                fair += max(0, min(uncopied, sizes[b"Pss:"] - sizes[name] // processes))
-    return SealedMaps(resident, fair)
+                found += max(0, min(uncopied, sizes[b"Pss:"] - sizes[name] // processes))
+    return found
+
+
+def place_of(descriptor: int) -> bytes:
+    """Device and inode of a file, as the maps of a process tell them."""
+    found = os.fstat(descriptor)
+    device = found.st_dev
+    return b"%02x:%02x %d" % (os.major(device), os.minor(device), found.st_ino)
 
 
 class FairMemory(NamedTuple):

@@ -43,7 +43,7 @@ def create(parts: Iterable[tuple[int, bytes | memoryview]], length: int) -> int:
 
     OSError where there is no memory for it, no descriptor, or where RLIMIT_FSIZE forbids it.
     """
-    # The name is what `proc.sealed_maps` looks for.
+    # The name is what `proc.sealed_memory` looks for.
     descriptor = os.memfd_create("shared", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     try:
         os.ftruncate(descriptor, length)

@@ -54,8 +54,8 @@ class Child:
     ruleset for it, if there is one; `group` the supervisor's, in which it is born.
 
     `rest` is a pipe by which a process that serves `max_tasks` (None: any number) says that it
-    waits for the next; None where it serves one. `shares`: inodes of all that it has been given to
-    read.
+    waits for the next; None where it serves one. `shares`: places of all that it has been given to
+    read. `trackers`: resource trackers that tasks have left to it.
     """
 
     def __init__(
@@ -68,7 +68,8 @@ class Child:
         max_tasks: int | None = 1,
     ) -> None:
         self.pipes = pipes
-        self.shares: set[int] = set()
+        self.shares: set[bytes] = set()
+        self.trackers: set[int] = set()
         self.rest: int | None = None
         rest: int | None = None
         if max_tasks != 1:

@@ -6,6 +6,7 @@ they can be: a number of the wrong kind counts as none.
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
 from typing import TYPE_CHECKING, Any, Final
@@ -55,11 +56,11 @@ class Account:
 
     `reused`: its process may have served others before, whose usage, and that of the children they
     had, is not of this task. `rests`: it has not ended by itself, but waits for another; how it
-    ends some time does not belong here. `shares`: inodes of what it may read uncharged.
+    ends some time does not belong here. `shares`: places of what it may read uncharged.
     """
 
     def __init__(
-        self, pid: int, clock: CpuClock, limits: Limits, shares: Collection[int], *, reused: bool
+        self, pid: int, clock: CpuClock, limits: Limits, shares: Collection[bytes], *, reused: bool
     ) -> None:
         self.gauge = MemoryGauge(0, pid, shares)
         self.living = LivingClocks()
@@ -71,7 +72,10 @@ class Account:
         self._shares = shares
         self.rests = False
         self._reused = reused
-        self._of_others = max(0.0, clock.read() - own_clock(pid)) if reused else 0.0
+        self._of_others = 0.0
+        if reused:
+            with contextlib.suppress(OSError):  # it has died while it waited: this ends unstarted
+                self._of_others = max(0.0, clock.read() - own_clock(pid))
         self._mechanisms: dict[str, Any] = {}
         self._imported = ""
         self._began: float | None = None

@@ -38,13 +38,13 @@ def tree() -> list[int]:
 class FairReading:
     """What each process of a tree holds, the largest first: Pss_Anon + Pss_Shmem.
 
-    But for what lies in the caller's `shares` (inodes), which nobody is charged with. `pids` come
+    But for what lies in the caller's `shares` (places), which nobody is charged with. `pids` come
     in that order. What has been read so far is a lower bound of the whole, if nothing moved from
     one process to another meanwhile. A shared address space (vfork(2)) counts once.
     """
 
     def __init__(
-        self, pids: Sequence[int], baseline: int, shares: Collection[int] = frozenset()
+        self, pids: Sequence[int], baseline: int, shares: Collection[bytes] = frozenset()
     ) -> None:
         self.pids = pids
         self.held: dict[int, int] = {}
@@ -109,12 +109,12 @@ class FairReading:
             self.held[pid] = max(0, proc.anonymous_memory(pid) - self._baseline)
         elif parent is None or borrows is not None or not _are_alike(fair, parent):
             # Looked at twice: it may be mapped, read or let go of meanwhile.
-            self.held[pid] = fair.held - max(uncharged, self._uncharged(pid))
+            self.held[pid] = max(0, fair.held - max(uncharged, self._uncharged(pid)))
 
     def _uncharged(self, pid: int) -> int:
         if not self._shares:
             return 0
-        return proc.sealed_maps(pid, self._shares, len(self.pids)).fair
+        return proc.sealed_memory(pid, self._shares, len(self.pids))
 
 
 def _is_alive(pid: int) -> bool:

@@ -35,8 +35,8 @@ HURRY_AFTER = 20
 """Rounds after which a tree counts as a fork bomb: it is stopped first, and outranked."""
 
 
-OTHERS_TIME = 0.2
-"""Seconds beyond `TRACKER_TIME` after which one process cannot be left alone: it goes, too."""
+OTHERS_TIME = 0.5
+"""Seconds after which one process cannot be left alone: it goes with the others."""
 
 TRACKER_TIME = 1.0
 """Seconds that a resource tracker has to remove what the killed have left in /dev/shm."""
@@ -99,31 +99,43 @@ def end_tree(
     return []
 
 
-def end_others(spared: int, reaped: Reaped) -> bool:
-    """Kill and reap every process below this one but one; False where it cannot be alone.
+def end_others(spared: int, reaped: Reaped) -> set[int] | None:
+    """Kill and reap every process below this one but one, which goes on; None where that fails.
 
-    Those whose parent it is are its own to reap. Where there were others, two looks in turn have to
-    find none: the list may have skipped entries. Resource trackers get time, as in `end_tree`.
+    Gives its resource trackers, which are left to it: what it has registered there may still be in
+    use, and they end with it. Other children that it has are its own to reap. Where there were
+    others, two looks in turn have to find none: the list may have skipped entries.
     """
-    killer = _Killer((), TRACKER_TIME, lambda: None)
-    deadline = time.monotonic() + TRACKER_TIME + OTHERS_TIME
+    deadline = time.monotonic() + OTHERS_TIME
+    trackers: set[int] = set()
     clean = 1
     while clean < 2:  # noqa: PLR2004  (see above)
         reap(reaped)
         others = [pid for pid in _below(()) if pid != spared and _is_alive(pid)]
+        trackers = {pid for pid in others if _is_child(pid, spared) and _is_tracker(pid)}
+        others = [pid for pid in others if pid not in trackers]
         clean = 0 if others else clean + 1
         if time.monotonic() >= deadline:
-            return False
-        for pid in killer.without_trackers(others):
+            return None
+        for pid in others:
             _send(pid, signal.SIGKILL)
         if others:
-            killer.wait()
-    return True
+            signal.sigtimedwait({signal.SIGCHLD}, ROUND)
+    return trackers
 
 
 def _is_alive(pid: int) -> bool:
     current = proc.stat(pid)
     return current is not None and current.alive
+
+
+def _is_child(pid: int, parent: int) -> bool:
+    current = proc.stat(pid)
+    return current is not None and current.parent == parent
+
+
+def _is_tracker(pid: int) -> bool:
+    return _TRACKER in proc.command_line(pid)
 
 
 class _Killer:
@@ -150,7 +162,7 @@ class _Killer:
         if len(below) > MOST_WITH_TRACKERS:
             self._at_once()
         self._unseen = 0 if below else self._unseen + 1
-        targets = self.without_trackers(below)
+        targets = self._without_trackers(below)
         if targets or not below:
             self.rounds += 1
         if targets and self.rounds > HURRY_AFTER:
@@ -159,8 +171,7 @@ class _Killer:
             _send(pid, signal.SIGKILL)
         return below
 
-    def without_trackers(self, pids: list[int]) -> list[int]:
-        """Those that are to be killed now."""
+    def _without_trackers(self, pids: list[int]) -> list[int]:
         if len(pids) > MOST_WITH_TRACKERS:
             return pids
         return [pid for pid in pids if not self._is_tracker(pid)]
@@ -170,7 +181,7 @@ class _Killer:
         if time.monotonic() >= self._trackers_until:
             return False
         if pid not in self._are_trackers:
-            self._are_trackers[pid] = _TRACKER in proc.command_line(pid)
+            self._are_trackers[pid] = _is_tracker(pid)
         return self._are_trackers[pid]
 
     def _stop_all(self, targets: list[int]) -> None:
@@ -183,7 +194,7 @@ class _Killer:
             for pid in fresh:
                 _send(pid, signal.SIGSTOP)
             stopped.update(fresh)
-            targets = self.without_trackers(_below(self._spared))
+            targets = self._without_trackers(_below(self._spared))
 
     @property
     def sees_nothing(self) -> bool:
@@ -228,7 +239,7 @@ def _send(pid: int, signum: int) -> None:
     except (
         OSError
     ):  # it has gone, or no descriptor is free: a child of ours can be named by its pid
-        if _is_own_child(pid):
+        if _is_child(pid, os.getpid()):
             with contextlib.suppress(OSError):
                 os.kill(pid, signum)
         return
@@ -238,11 +249,6 @@ def _send(pid: int, signum: int) -> None:
                 pidfd.send_signal(descriptor, signum)
     finally:
         os.close(descriptor)
-
-
-def _is_own_child(pid: int) -> bool:
-    current = proc.stat(pid)
-    return current is not None and current.parent == os.getpid()
 
 
 def _descends(pid: int) -> bool:

@@ -51,7 +51,7 @@ class Holder(NamedTuple):
 class MemoryGauge:
     """Reads one tree. `baseline` is its first process's RssAnon + RssShmem, 0 for none.
 
-    `shares`: inodes of the caller's shared objects; what lies there is not charged to anybody who
+    `shares`: places of the caller's shared objects; what lies there is not charged to anybody who
     reads it. `living`: how many processes the last look found that were no zombies. `is_unsure`:
     whether it found the limit passed, perhaps, and nothing is known yet.
 
@@ -59,7 +59,7 @@ class MemoryGauge:
     reading that ended with the last look. `bell`, once there is one, can be read when to look.
     """
 
-    def __init__(self, baseline: int, first: int, shares: Collection[int] = frozenset()) -> None:
+    def __init__(self, baseline: int, first: int, shares: Collection[bytes] = frozenset()) -> None:
         self.peak = 0
         self.largest: Holder | None = None
         self.cost = 0.0
@@ -103,7 +103,7 @@ class MemoryGauge:
         if not over and bound <= self.peak and self._reading is None:
             return bound  # no more than what has been seen already
         exact = max(0, self._anonymous(sizes) - self._baseline)
-        if len(pids) == 1:
+        if len(pids) == 1 and not self._shares:  # what is read of those has to be looked up
             return self._noted(self._alone(pids[0], exact, limit))
         pids = sorted(pids, key=lambda pid: sizes[pid][0], reverse=True)
         if limit is not None and exact > limit:
@@ -124,29 +124,17 @@ class MemoryGauge:
         for pid, (resident, shared) in sizes.items():
             before = known.get(pid)
             if before is None or before[0] != shared:
-                before = shared, self._charged(pid, shared, alone=len(sizes) == 1)
+                before = shared, min(shared, proc.shared_memory(pid))
             self._no_files[pid] = before
             total += resident - shared + before[1]
         return total
-
-    def _charged(self, pid: int, shared: int, *, alone: bool) -> int:
-        """RssShmem without what is the caller's; with it in a tree, whose maps may be locked."""
-        found = min(shared, proc.shared_memory(pid))
-        return max(0, found - self._sealed(pid)) if alone and found else found
 
     def _alone(self, pid: int, exact: int, limit: int | None) -> int:
         """One process has nothing to divide: looked at twice is confirmed."""
         if limit is None or exact <= limit:
             return exact
         self.largest = Holder(pid, proc.command_name(pid), exact)
-        before = self._sealed(pid)
-        again = proc.anonymous_memory(pid)
-        if self._shares:  # it may be mapped, read or let go of meanwhile
-            again -= max(before, self._sealed(pid))
-        return min(exact, max(0, again - self._baseline))
-
-    def _sealed(self, pid: int) -> int:
-        return proc.sealed_maps(pid, self._shares, 1).resident if self._shares else 0
+        return min(exact, max(0, proc.anonymous_memory(pid) - self._baseline))
 
     def _confirmed(self, pids: list[int], limit: int) -> int:
         """The charge, once it is known to be over the limit; the limit while it is not.

@@ -221,7 +221,7 @@ class Watching:
         bell = account.gauge.bell
         if bell is not None and bell not in self._handlers:
             self._listen(bell, self._hear_gauge)
-        others = max(0, account.gauge.living - 1)
+        others = max(0, account.gauge.living - 1 - len(self._child.trackers.intersection(pids)))
         account.peak_processes = max(account.peak_processes, others)
         cost = max(time.monotonic() - began, account.gauge.cost)
         return Reading(account.cpu_time(), held, others, cost)
@@ -274,7 +274,10 @@ class Watching:
             self._ignore(bell)
             return
         self._hear_task()
-        self._rests = True
+        # Unless it has lost its line, or has said so much that nobody listens, it was somebody else
+        # who has rung before that.
+        deaf = self._child.line.fileno() not in self._handlers
+        self._rests = deaf or self._watch.stage == "returned"
 
     def _take(self, message: messages.Message) -> None:
         before = self._watch.stage
@@ -352,8 +355,10 @@ class Watching:
         unharmed = watch.killed is None and watch.limit_reached is None
         if self._rests:
             self._account.rests = True
-            unharmed &= watch.stage == "returned"  # else it has said so much that nobody listens
-            self.keeps = unharmed and kill.end_others(self._child.pid, self._account.reaped)
+            if unharmed and watch.stage == "returned":
+                trackers = kill.end_others(self._child.pid, self._account.reaped)
+                self.keeps = trackers is not None
+                self._child.trackers = trackers or set()
         if self.keeps:
             return []
         return kill.end_tree(

@@ -11,7 +11,6 @@ import multiprocessing.process
 import os
 import pickle
 import resource
-import signal
 import sys
 import time
 import types
@@ -20,12 +19,10 @@ from typing import Any, NamedTuple
 from pynisher_exec.kernel import proc
 
 __all__ = [
-    "Dispositions",
     "Momentary",
     "Surroundings",
     "become_fresh_process",
     "begin_with",
-    "dispositions",
     "end_imports",
     "end_of_call",
     "momentary",
@@ -34,7 +31,6 @@ __all__ = [
     "put_on",
     "put_on_momentary",
     "reseed",
-    "restore_dispositions",
     "snapshot",
 ]
 
@@ -44,13 +40,6 @@ _TRACKERS = (
     "joblib.externals.loky.backend.resource_tracker",
 )
 _RLIMITS = sorted({number for name, number in vars(resource).items() if name.startswith("RLIMIT_")})
-
-
-Dispositions = dict[int, Any]
-"""Handlers of signals by their numbers."""
-
-_let_go: list[int] = []
-"""Trackers of earlier calls, to be reaped."""
 
 
 class Surroundings(NamedTuple):
@@ -173,18 +162,6 @@ def _wear(pickled: bytes | bytearray) -> str | None:
     return directory
 
 
-def dispositions() -> Dispositions:
-    """How this process handles each signal; None where C code has set that."""
-    return {number: signal.getsignal(number) for number in signal.valid_signals()}
-
-
-def restore_dispositions(usual: Dispositions) -> None:
-    """Have each signal handled as it was."""
-    for number, handler in usual.items():
-        if handler is not None and signal.getsignal(number) is not handler:
-            signal.signal(number, handler)
-
-
 def end_of_call() -> None:
     """Another call comes to this process, and what that one brings is put on whole.
 
@@ -194,45 +171,9 @@ def end_of_call() -> None:
     _worn = b"", None
     if _own is not None:
         _put_on_momentary(_own)
-    _let_trackers_go()
-    _reopen_streams()
     tempfile: Any = sys.modules.get("tempfile")
     if tempfile is not None:
         tempfile.tempdir = None  # the task's own may be about to go
-
-
-def _let_trackers_go() -> None:
-    """Have resource trackers end, when they have removed what was left to them: they see our end.
-
-    They are not waited for: children that have the line, too, have not been killed yet.
-    """
-    for name in _TRACKERS:
-        module: Any = sys.modules.get(name)
-        tracker = None if module is None else module._resource_tracker  # noqa: SLF001
-        if tracker is not None and tracker._fd is not None:  # noqa: SLF001
-            with contextlib.suppress(OSError):  # the function may have closed it
-                os.close(tracker._fd)  # noqa: SLF001
-            _let_go.append(tracker._pid)  # noqa: SLF001
-            tracker._fd = tracker._pid = None  # noqa: SLF001
-    for pid in list(_let_go):
-        with contextlib.suppress(ChildProcessError):
-            if os.waitpid(pid, os.WNOHANG)[0] == 0:
-                continue
-        _let_go.remove(pid)
-
-
-def _reopen_streams() -> None:
-    """Have descriptors 0 to 2 open, and Python's streams on them, whatever the function closed."""
-    for number, name in enumerate(("stdin", "stdout", "stderr")):
-        try:
-            os.fstat(number)
-        except OSError:
-            os.open(os.devnull, os.O_RDWR)  # the lowest number that is free: this one
-            os.set_inheritable(number, True)
-        stream: Any = getattr(sys, name)
-        if stream is None or stream.closed:
-            mode = "w" if number else "r"
-            setattr(sys, name, open(number, mode, closefd=False))  # noqa: SIM115
 
 
 def put_on_momentary(values: Momentary) -> None:
