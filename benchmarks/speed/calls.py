@@ -83,8 +83,8 @@ def against_fresh_workers(rounds: int) -> Measured:
     """The same call in the standard library's pool, a worker for each task."""
     context = get_context("spawn")
     with ProcessPoolExecutor(1, mp_context=context, max_tasks_per_child=1) as pool:  # type: ignore[call-overload]
-        pool.submit(nothing).result()
-        return _against_peer(lambda: pool.submit(nothing).result(), max(2, rounds // 4), 5)
+        pool.submit(os.getpid).result()
+        return _against_peer(lambda: pool.submit(os.getpid).result(), max(2, rounds // 4), 5)
 
 
 def _against_peer(theirs: Callable[[], object], rounds: int, calls: int = 10) -> Measured:
@@ -99,7 +99,7 @@ def reuse_against_loky(rounds: int) -> Measured:
 
     pool = Loky(1)
     try:
-        return _reuse(lambda: pool.submit(nothing).result(), rounds)
+        return _reuse(lambda: pool.submit(os.getpid).result(), rounds)
     finally:
         pool.shutdown(kill_workers=True)
 
@@ -107,7 +107,7 @@ def reuse_against_loky(rounds: int) -> Measured:
 def reuse_against_stdlib(rounds: int) -> Measured:
     """The same against the standard library's pool."""
     with ProcessPoolExecutor(1) as pool:
-        return _reuse(lambda: pool.submit(nothing).result(), rounds)
+        return _reuse(lambda: pool.submit(os.getpid).result(), rounds)
 
 
 def _reuse(theirs: Callable[[], object], rounds: int) -> Measured:
@@ -115,7 +115,7 @@ def _reuse(theirs: Callable[[], object], rounds: int) -> Measured:
     with LimitedProcessExecutor(1, **LIMITS, max_tasks_per_child=None) as executor:
         pids = {executor.submit(os.getpid).result(PATIENCE) for _ in range(20)}
         assert len(pids) == 1
-        return compare(lambda: executor.submit(nothing).result(PATIENCE), theirs, rounds, CALLS)
+        return compare(lambda: executor.submit(os.getpid).result(PATIENCE), theirs, rounds, CALLS)
 
 
 def throughput(rounds: int) -> Measured:

@@ -14,7 +14,7 @@ from importlib import import_module
 from multiprocessing import get_context
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from benchmarks.speed.calls import LIMITS, PATIENCE, nothing
+from benchmarks.speed.calls import LIMITS, PATIENCE
 from benchmarks.speed.measure import Measured, Row, compare
 from pynisher_exec import LimitedProcessExecutor
 
@@ -38,13 +38,15 @@ class Peer(NamedTuple):
     batch: int = 1
 
 
-NOTHING = "no limits, the worker is reused, a crash breaks the pool"
+NO_LIMITS = "no limits, the worker is reused, a crash breaks the pool"
+NOTHING = os.getpid
+"""What is called: of the standard library, so that no task has to import anything for it."""
 
 
 @contextlib.contextmanager
 def _stdlib() -> Iterator[Callable[[], object]]:
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
-        yield lambda: pool.submit(nothing).result(PATIENCE)
+        yield lambda: pool.submit(NOTHING).result(PATIENCE)
 
 
 @contextlib.contextmanager
@@ -52,7 +54,7 @@ def _loky() -> Iterator[Callable[[], object]]:
     from loky import ProcessPoolExecutor as Loky  # noqa: PLC0415 - each needs one peer only
 
     pool = Loky(1)
-    yield lambda: pool.submit(nothing).result(PATIENCE)
+    yield lambda: pool.submit(NOTHING).result(PATIENCE)
     pool.shutdown(kill_workers=True)
 
 
@@ -63,7 +65,7 @@ def _loky_process() -> Iterator[Callable[[], object]]:
     context = loky_context("loky")
 
     def call() -> None:
-        process = context.Process(target=nothing)
+        process = context.Process(target=NOTHING)
         process.start()
         process.join()
 
@@ -75,7 +77,7 @@ def _joblib() -> Iterator[Callable[[], object]]:
     from joblib import Parallel, delayed  # noqa: PLC0415
 
     with Parallel(n_jobs=2, batch_size=1) as parallel:
-        yield lambda: parallel(delayed(nothing)() for _ in range(BATCH))
+        yield lambda: parallel(delayed(NOTHING)() for _ in range(BATCH))
 
 
 @contextlib.contextmanager
@@ -83,7 +85,7 @@ def _billiard(**options: Any) -> Iterator[Callable[[], object]]:
     from billiard import Pool  # noqa: PLC0415
 
     pool = Pool(1, timeout=10, **options)
-    yield lambda: pool.apply(nothing)
+    yield lambda: pool.apply(NOTHING)
     pool.terminate()
     pool.join()
 
@@ -93,7 +95,7 @@ def _deadpool(**options: Any) -> Iterator[Callable[[], object]]:
     from deadpool import Deadpool  # noqa: PLC0415
 
     with Deadpool(max_workers=1, **options) as pool:
-        yield lambda: pool.submit(nothing, deadpool_timeout=10).result(PATIENCE)
+        yield lambda: pool.submit(NOTHING, deadpool_timeout=10).result(PATIENCE)
 
 
 @contextlib.contextmanager
@@ -101,7 +103,7 @@ def _pebble(**options: Any) -> Iterator[Callable[[], object]]:
     from pebble import ProcessPool  # noqa: PLC0415
 
     with ProcessPool(1, **options) as pool:
-        yield lambda: pool.schedule(nothing, timeout=10).result()
+        yield lambda: pool.schedule(NOTHING, timeout=10).result()
 
 
 @contextlib.contextmanager
@@ -109,14 +111,14 @@ def _pynisher_1() -> Iterator[Callable[[], object]]:
     """From a folder of its own: both lines of pynisher have one import name."""
     sys.path.insert(0, os.environ["PYNISHER_1"])
     pynisher = import_module("pynisher")
-    yield pynisher.limit(nothing, memory=(8, "GB"), cpu_time=(10, "s"), wall_time=(10, "s"))
+    yield pynisher.limit(NOTHING, memory=(8, "GB"), cpu_time=(10, "s"), wall_time=(10, "s"))
 
 
 PEERS = (
-    Peer("stdlib", "ProcessPoolExecutor, reused", NOTHING, _stdlib),
-    Peer("loky", "loky's executor, reused", NOTHING, _loky),
+    Peer("stdlib", "ProcessPoolExecutor, reused", NO_LIMITS, _stdlib),
+    Peer("loky", "loky's executor, reused", NO_LIMITS, _loky),
     Peer("loky-process", "a LokyProcess for each", "no limits, the exit code", _loky_process),
-    Peer("joblib", f"joblib, {BATCH} calls on 2 workers, reused", NOTHING, _joblib, BATCH),
+    Peer("joblib", f"joblib, {BATCH} calls on 2 workers, reused", NO_LIMITS, _joblib, BATCH),
     Peer(
         "billiard",
         "billiard's pool, reused",
@@ -170,7 +172,7 @@ def _measure(peer: Peer, rounds: int) -> Measured:
 
         def ours() -> None:
             for _ in range(peer.batch):
-                executor.submit(nothing).result(PATIENCE)
+                executor.submit(NOTHING).result(PATIENCE)
 
         ours()
         call()
