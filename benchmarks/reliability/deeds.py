@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from benchmarks.reliability.endings import burn, crash, fail
@@ -169,8 +170,9 @@ def return_much(seconds: float) -> bytes:
     return value
 
 
-def after(seconds: float, function: Callable[[], object]) -> object:
-    """Wait, then call."""
+def after(path: str, seconds: float, function: Callable[[], object]) -> object:
+    """Tell that it has begun, wait, then call."""
+    Path(path).touch()
     time.sleep(seconds)
     return function()
 
