@@ -34,6 +34,8 @@ PYTEST = (
     "--color=no",
     "-o",
     "timeout=600",
+    "-o",
+    "faulthandler_timeout=600",
     "-p",
     "no:cacheprovider",
     "--rootdir=/tests",
