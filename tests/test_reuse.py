@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import crashes
 import numpy as np
 import pytest
-from conftest import child_pids, wait_until, wait_until_running
+from conftest import child_pids, stat_fields, wait_until, wait_until_running
 
 from pynisher_exec import (
     CpuTimeoutException,
@@ -263,16 +263,11 @@ def leave_children(folder: str) -> int:
 def test_nothing_but_the_process_is_left(executor: LimitedProcessExecutor, tmp_path: Path) -> None:
     """When a future resolves, what its task had started has gone."""
     served = executor.submit(leave_children, str(tmp_path)).result(PATIENCE)
-    alive = [pid for pid in map(int, os.listdir(tmp_path)) if is_running(pid)]
+    alive = [
+        pid for pid in map(int, os.listdir(tmp_path)) if stat_fields(pid)[:1] not in ([], ["Z"])
+    ]
     assert alive == []
     assert pids(executor, 1) == [served]
-
-
-def is_running(pid: int) -> bool:
-    """Whether it is there, and no zombie."""
-    with contextlib.suppress(FileNotFoundError):
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    return False
 
 
 def use_pool() -> tuple[int, str]:
@@ -548,13 +543,8 @@ def test_cancel_ends_the_process_of_the_task(executor: LimitedProcessExecutor) -
     future = executor.submit(time.sleep, 60)
     wait_until_running(future)
     assert future.cancel()
-    assert report_of_cancelled(future).status == "cancelled"
+    assert future.wait_for_report().status == "cancelled"
     assert pids(executor, 1) != [before]
-
-
-def report_of_cancelled(future: LimitedFuture[Any]) -> Report:
-    """Give the report of a future that is being cancelled."""
-    return future.wait_for_report()
 
 
 def test_process_that_dies_while_it_rests_is_replaced(executor: LimitedProcessExecutor) -> None:

@@ -19,8 +19,7 @@ from benchmarks.processes import descendants, name_of, zombies
 from benchmarks.reliability.check import Check, Found
 from benchmarks.reliability.marks import Mark
 from benchmarks.reliability.scripts import Script, run_all
-from benchmarks.rows import fork_and_wait
-from benchmarks.speed.measure import seconds
+from benchmarks.rows import fork_and_wait, timed
 from pynisher_exec import LimitedProcessExecutor
 
 if TYPE_CHECKING:
@@ -287,8 +286,8 @@ def soak(count: int) -> Found:
             took = time.monotonic() - began
             time.sleep(0.2)  # the children forked ahead are there again
             # In forks of this process: the pace of the machine itself comes and goes.
-            forks = seconds(fork_often) / FORKS
-            marks.append({f"forks for {WAVE}": took / forks, **_held()})
+            forks = timed(fork_often) / FORKS
+            marks.append({f"forks for {WAVE}": took * 1000 / forks, **_held()})
     half = len(marks) // 2
     worst = []
     for what in marks[0]:

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import statistics
-import time
 from typing import TYPE_CHECKING, NamedTuple
 
-from benchmarks.rows import percentile
+from benchmarks.rows import percentile, timed
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["Measured", "Row", "compare", "seconds"]
+__all__ = ["Measured", "Row", "compare"]
 
 
 class Measured(NamedTuple):
@@ -65,13 +64,6 @@ class Row(NamedTuple):
         return self.must is not None and low < self.must < high
 
 
-def seconds(action: Callable[[], object]) -> float:
-    """How long a call takes."""
-    began = time.perf_counter()
-    action()
-    return time.perf_counter() - began
-
-
 def compare(
     ours: Callable[[], object], theirs: Callable[[], object], rounds: int, calls: int = 1
 ) -> Measured:
@@ -80,7 +72,7 @@ def compare(
     peers: list[float] = []
     ratios = []
     for _ in range(rounds):
-        pairs = [(seconds(ours) * 1000, seconds(theirs) * 1000) for _ in range(calls)]
+        pairs = [(timed(ours), timed(theirs)) for _ in range(calls)]
         mine += [one for one, _ in pairs]
         peers += [other for _, other in pairs]
         ratios.append(statistics.median(mine[-calls:]) / statistics.median(peers[-calls:]))

@@ -10,6 +10,7 @@ import contextlib
 import os
 import sys
 from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from importlib import import_module
 from multiprocessing import get_context
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -109,6 +110,9 @@ def _pebble(**options: Any) -> Iterator[Callable[[], object]]:
 @contextlib.contextmanager
 def _pynisher_1() -> Iterator[Callable[[], object]]:
     """From a folder of its own: both lines of pynisher have one import name."""
+    if "PYNISHER_1" not in os.environ:
+        msg = "pynisher 1.0 is not there: PYNISHER_1 names no folder that has it"
+        raise ModuleNotFoundError(msg)
     sys.path.insert(0, os.environ["PYNISHER_1"])
     pynisher = import_module("pynisher")
     yield pynisher.limit(NOTHING, memory=(8, "GB"), cpu_time=(10, "s"), wall_time=(10, "s"))
@@ -165,9 +169,6 @@ PEERS = (
 
 
 def _measure(peer: Peer, rounds: int) -> Measured:
-    if peer.open is _pynisher_1 and "PYNISHER_1" not in os.environ:
-        msg = "pynisher 1.0 is not there: PYNISHER_1 names no folder that has it"
-        raise ModuleNotFoundError(msg)
     with LimitedProcessExecutor(1, **LIMITS) as executor, peer.open() as call:
 
         def ours() -> None:
@@ -181,15 +182,8 @@ def _measure(peer: Peer, rounds: int) -> Measured:
 
 
 def _row(peer: Peer) -> Row:
-    against = peer.what
-    return Row(
-        peer.name,
-        "no-op under three limits",
-        against,
-        None,
-        None,
-        lambda rounds: _measure(peer, rounds),
-    )
+    measure = partial(_measure, peer)
+    return Row(peer.name, "no-op under three limits", peer.what, None, None, measure)
 
 
 ROWS = tuple(map(_row, PEERS))

@@ -94,12 +94,5 @@ def first_reading(rounds: int) -> Measured:
 ROWS = (
     Row("share-memory", "1,000 tasks on 1 GiB that is shared", "", 5, 1, memory),
     Row("share-attach", "1 GiB taken, not read", "a small array taken", 1.2, 1.05, attach),
-    Row(
-        "share-read",
-        "1 GiB read in a fresh task",
-        "read in the caller",
-        1.3,
-        1.05,
-        first_reading,
-    ),
+    Row("share-read", "1 GiB read in a fresh task", "read in the caller", 1.3, 1.05, first_reading),
 )

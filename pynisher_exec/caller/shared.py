@@ -41,9 +41,8 @@ class Memory:
         end = 0
         for segment in segments:
             self.spans.append((end, len(segment)))
-            end = (
-                -(-(end + len(segment)) // proc.PAGE) * proc.PAGE
-            )  # so each buffer is as aligned as can be
+            # Each buffer begins a page, so it is as aligned as any array wants to be.
+            end = -(-(end + len(segment)) // proc.PAGE) * proc.PAGE
         self.size = end
         places = [start for start, _ in self.spans]
         self.descriptor = above_standard(

@@ -202,8 +202,7 @@ class Slot:
                 self._supervisor = pidfd.open_pidfd(message.fields["supervisor"])
         if self.state == "busy":  # the child died before START reached it: that will be told
             return
-        self._generation = message.fields["generation"]
-        self.state, self.deadline, self.idle_since = "idle", None, time.monotonic()
+        self._become_idle(message.fields["generation"])
 
     def _take_tidying(self) -> None:
         """The tree has gone, and what it left is being removed, which may take its time."""
@@ -221,8 +220,7 @@ class Slot:
             return
         if fields.get("unstarted"):
             exchange.close()
-            self._generation = fields["next_generation"]  # the child after it is there already
-            self.state, self.deadline, self.idle_since = "idle", None, time.monotonic()
+            self._become_idle(fields["next_generation"])  # the child after it is there already
             self._keeper.requeue(item, self)
             return
         exchange.read_rest()
@@ -242,8 +240,12 @@ class Slot:
             self.kill_supervisor()
             return
         self._stream = exchange.let_go()
-        self._generation += 1
-        self.state, self.idle_since = "idle", time.monotonic()
+        self._become_idle(self._generation + 1)
+
+    def _become_idle(self, generation: int) -> None:
+        """A child waits for the call of this number."""
+        self._generation = generation
+        self.state, self.deadline, self.idle_since = "idle", None, time.monotonic()
 
     # -- the end ---------------------------------------------------------------------------------
 

@@ -13,10 +13,13 @@ from pynisher_exec.kernel import libc
 if TYPE_CHECKING:
     Buffer = bytes | bytearray | memoryview | mmap.mmap
 
-__all__ = ["address_of", "copy_from", "room"]
+__all__ = ["HUGE_PAGE", "PIECE", "address_of", "copy_from", "room"]
 
-_PIECE = 1 << 26
+PIECE = 1 << 26
 """Bytes copied by one call, so that a signal or an end is met before too long."""
+
+HUGE_PAGE = 1 << 21
+"""Bytes, on the machines that there are numbers for."""
 
 
 class _View(ctypes.Structure):
@@ -61,7 +64,7 @@ def copy_from(pid: int, address: int, into: mmap.mmap, at: int) -> int:
     Gives how much: a piece, or what was left. The interpreter lock is free meanwhile. OSError where
     this process may not trace that one, where it has gone, and where nothing is there.
     """
-    length = min(_PIECE, len(into) - at)
+    length = min(PIECE, len(into) - at)
     here = ctypes.create_string_buffer(struct.pack("PN", address_of(into) + at, length))
     there = ctypes.create_string_buffer(struct.pack("PN", address, length))
     number = libc.number("process_vm_readv")

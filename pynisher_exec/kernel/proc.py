@@ -10,6 +10,8 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, NamedTuple
 
+from pynisher_exec.kernel.descriptors import file_of
+
 if TYPE_CHECKING:
     from collections.abc import Collection
 
@@ -23,6 +25,7 @@ __all__ = [
     "command_name",
     "descendants",
     "fair_memory",
+    "is_alive",
     "own_memory",
     "place_of",
     "resident_memory",
@@ -128,6 +131,12 @@ def stat(pid: int) -> Stat | None:
         threads=int(fields[17]),
         started=int(fields[19]),
     )
+
+
+def is_alive(pid: int) -> bool:
+    """Whether a process is there, and no zombie."""
+    current = stat(pid)
+    return current is not None and current.alive
 
 
 def command_line(pid: int) -> bytes:
@@ -265,9 +274,8 @@ def sealed_memory(pid: int, places: Collection[bytes], processes: int) -> int:
 
 def place_of(descriptor: int) -> bytes:
     """Device and inode of a file, as the maps of a process tell them."""
-    found = os.fstat(descriptor)
-    device = found.st_dev
-    return b"%02x:%02x %d" % (os.major(device), os.minor(device), found.st_ino)
+    device, inode = file_of(descriptor)
+    return b"%02x:%02x %d" % (os.major(device), os.minor(device), inode)
 
 
 class FairMemory(NamedTuple):

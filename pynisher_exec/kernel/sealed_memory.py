@@ -19,16 +19,13 @@ import weakref
 from typing import TYPE_CHECKING, Final
 
 from pynisher_exec.kernel import libc
+from pynisher_exec.kernel.memory_copy import HUGE_PAGE, PIECE
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
 __all__ = ["create", "view"]
 
-_PIECE = 1 << 26
-"""Bytes written by one call, so that a signal is met before too long."""
-
-_HUGE = 1 << 21
 _MADV_COLLAPSE = 25
 _PROT_NONE = 0
 _MAP_FIXED = 0x10
@@ -49,9 +46,9 @@ def create(parts: Iterable[tuple[int, bytes | memoryview]], length: int) -> int:
         os.ftruncate(descriptor, length)
         for place, part in parts:
             _write(descriptor, place, memoryview(part).cast("B"))
-        if length >= _HUGE:
+        if length >= HUGE_PAGE:
             with contextlib.suppress(OSError):  # before Linux 6.1, or no huge page to be had
-                _collapse(descriptor, length // _HUGE * _HUGE)
+                _collapse(descriptor, length // HUGE_PAGE * HUGE_PAGE)
         fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, _SEALS)
     except BaseException:
         os.close(descriptor)
@@ -72,7 +69,7 @@ def view(descriptor: int, length: int) -> memoryview:
 def _write(descriptor: int, place: int, part: memoryview) -> None:
     done = 0
     while done < len(part):
-        done += os.pwrite(descriptor, part[done : done + _PIECE], place + done)
+        done += os.pwrite(descriptor, part[done : done + PIECE], place + done)
 
 
 def _collapse(descriptor: int, length: int) -> None:
@@ -90,7 +87,7 @@ def _unmap(address: int, length: int) -> None:
 def _map(descriptor: int, length: int, kind: int) -> int:
     """Map it at a multiple of a huge page, where the kernel can use those; give the address."""
     call, access = libc.number("mmap"), mmap.PROT_READ | mmap.PROT_WRITE
-    room, flags = length + _HUGE, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_NORESERVE
+    room, flags = length + HUGE_PAGE, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_NORESERVE
     address = libc.syscall(call, 0, room, _PROT_NONE, flags, -1)
-    aligned = -(-address // _HUGE) * _HUGE
+    aligned = -(-address // HUGE_PAGE) * HUGE_PAGE
     return libc.syscall(call, aligned, length, access, kind | _MAP_FIXED, descriptor)

@@ -41,9 +41,6 @@ _MAX_SEGMENTS = 1 << 16
 _CHUNK = 1 << 24
 """Bytes by which the room for a large segment grows as it arrives."""
 
-_HUGE = 1 << 21
-"""Bytes of a huge page."""
-
 _LOOK = 1 << 16
 """Bytes taken by one look at the stream."""
 
@@ -193,7 +190,7 @@ class FrameReader:
             part = self._seen[self._at : self._at + length]
             self._at += len(part)
             self._room, self._filled, self._wanted = bytearray(part), len(part), length
-            if self._trusted and length >= _HUGE:
+            if self._trusted and length >= memory_copy.HUGE_PAGE:
                 self._room = memory_copy.room(length)
                 self._room[: len(part)] = part
         if self._filled < self._wanted:

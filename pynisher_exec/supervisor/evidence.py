@@ -115,13 +115,11 @@ class Account:
 
     def reaped(self, pid: int, status: int, usage: struct_rusage) -> None:
         """Take note of a process of the tree that has been reaped."""
-        if pid == self._pid and self.rests:
-            return
-        if pid == self._pid:
+        if pid == self._pid and not self.rests:
             self._status = status
             self._high_water = usage.ru_maxrss << 10
-            if self._reused:
-                return
+        if pid == self._pid and self._reused:
+            return
         if not self._usage:
             self._usage = tuple(usage)
             return

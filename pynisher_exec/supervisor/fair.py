@@ -71,7 +71,7 @@ class FairReading:
 
         What one had shared when it ended may have been counted for it, and again for others.
         """
-        if any(_is_alive(pid) for pid in set(tree()) - self._present):
+        if any(proc.is_alive(pid) for pid in set(tree()) - self._present):
             return False
         return all(self._lives(pid) for pid in self.pids)
 
@@ -115,11 +115,6 @@ class FairReading:
         if not self._shares:
             return 0
         return proc.sealed_memory(pid, self._shares, len(self.pids))
-
-
-def _is_alive(pid: int) -> bool:
-    current = proc.stat(pid)
-    return current is not None and current.alive
 
 
 def _borrows(pid: int, parent: int) -> bool | None:

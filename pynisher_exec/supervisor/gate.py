@@ -76,11 +76,8 @@ class Gate:
 
     def _count(self) -> int:
         """Subprocesses alive; each one not seen before settles a grant."""
-        alive = set()
-        for pid in proc.descendants(os.getpid()):
-            current = proc.stat(pid)
-            if pid != self._first and current is not None and current.alive:
-                alive.add(pid)
+        below = proc.descendants(os.getpid())
+        alive = {pid for pid in below if pid != self._first and proc.is_alive(pid)}
         del self._grants[: len(alive - self._known)]
         self._known = alive
         now = time.monotonic()

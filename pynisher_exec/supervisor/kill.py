@@ -111,9 +111,10 @@ def end_others(spared: int, reaped: Reaped) -> set[int] | None:
     clean = 1
     while clean < 2:  # noqa: PLR2004  (see above)
         reap(reaped)
-        others = [pid for pid in _below(()) if pid != spared and _is_alive(pid)]
+        below = proc.descendants(os.getpid())
+        others = {pid for pid in below if pid != spared and proc.is_alive(pid)}
         trackers = {pid for pid in others if _is_child(pid, spared) and _is_tracker(pid)}
-        others = [pid for pid in others if pid not in trackers]
+        others -= trackers
         clean = 0 if others else clean + 1
         if time.monotonic() >= deadline:
             return None
@@ -122,11 +123,6 @@ def end_others(spared: int, reaped: Reaped) -> set[int] | None:
         if others:
             signal.sigtimedwait({signal.SIGCHLD}, ROUND)
     return trackers
-
-
-def _is_alive(pid: int) -> bool:
-    current = proc.stat(pid)
-    return current is not None and current.alive
 
 
 def _is_child(pid: int, parent: int) -> bool:

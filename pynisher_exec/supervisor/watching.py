@@ -193,8 +193,8 @@ class Watching:
         Those that were seen are asked, too: one of them may have left the clock of the tree.
         """
         counts = self._watch.counts_processes and self._limits.processes is not None
-        counts = counts or self._account.gauge.is_unsure
-        if self._rung or counts or not self._knows_all():
+        undecided = self._rung or self._account.gauge.is_unsure
+        if undecided or counts or not self._knows_all():
             return True
         if self._account.cpu_time() - self._walked_at >= SHORTEST_CPU_LOOK:
             return True

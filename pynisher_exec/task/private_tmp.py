@@ -13,7 +13,7 @@ import stat
 import sys
 from typing import Any
 
-__all__ = ["new_path", "remove", "use"]
+__all__ = ["forget_answer", "new_path", "remove", "use"]
 
 _VARIABLES = ("TMPDIR", "TEMP", "TMP")
 """Where programs look for it, in Python's order (tempfile.gettempdir)."""
@@ -44,9 +44,14 @@ def use(path: str) -> None:
         os.mkdir(path, 0o700)
     for name in _VARIABLES:
         os.environ[name] = path
+    forget_answer()
+
+
+def forget_answer() -> None:
+    """Have tempfile look for its directory again: it looks once, and keeps the answer."""
     module: Any = sys.modules.get("tempfile")
     if module is not None:
-        module.tempdir = None  # it asks once, and keeps the answer
+        module.tempdir = None
 
 
 def remove(path: str) -> bool:

@@ -25,9 +25,11 @@ __all__ = [
     "begin_with",
     "end_imports",
     "end_of_call",
+    "hard_limits",
     "momentary",
     "note_imports",
     "note_own",
+    "open_standard_streams",
     "put_on",
     "put_on_momentary",
     "reseed",
@@ -162,6 +164,27 @@ def _wear(pickled: bytes | bytearray) -> str | None:
     return directory
 
 
+def open_standard_streams() -> None:
+    """Where the caller, or a function, has closed its own: open them on nothing, to have them."""
+    for number, (name, mode) in enumerate((("stdin", "r"), ("stdout", "w"), ("stderr", "w"))):
+        try:
+            os.fstat(number)
+        except OSError:
+            null = os.open(os.devnull, os.O_RDWR)
+            if null != number:
+                os.dup2(null, number)
+                os.close(null)
+            os.set_inheritable(number, True)
+        if getattr(sys, name) is None:  # as the interpreter leaves it
+            errors = "backslashreplace" if number == 2 else "strict"  # noqa: PLR2004  (stderr)
+            setattr(sys, name, open(number, mode, errors=errors, closefd=False))  # noqa: SIM115
+
+
+def hard_limits() -> list[int]:
+    """The hard rlimits of this process, each of which it can only lower."""
+    return [resource.getrlimit(kind)[1] for kind in _RLIMITS]
+
+
 def end_of_call() -> None:
     """Another call comes to this process, and what that one brings is put on whole.
 
@@ -171,9 +194,6 @@ def end_of_call() -> None:
     _worn = b"", None
     if _own is not None:
         _put_on_momentary(_own)
-    tempfile: Any = sys.modules.get("tempfile")
-    if tempfile is not None:
-        tempfile.tempdir = None  # the task's own may be about to go
 
 
 def put_on_momentary(values: Momentary) -> None:

@@ -109,7 +109,7 @@ def serve_in_context(control: int, caller: int, inherited: Inherited | Packed) -
 
 def _begin(*, keep_streams: bool) -> None:
     """Leave the terminal's job, take signals as a fresh process does, adopt orphans from now on."""
-    _open_standard_streams()  # before anything else takes their numbers
+    surroundings.open_standard_streams()  # before anything else takes their numbers
     # No session of its own: with autogroups (sched(7)) a caller that keeps its processor busy held
     # up a template in another session by seconds, on Linux 6.18.
     with contextlib.suppress(PermissionError):  # a context has made it the leader of a session
@@ -135,22 +135,6 @@ def _close_streams() -> None:
     os.dup2(null, 0)
     os.dup2(null, 1)
     os.close(null)
-
-
-def _open_standard_streams() -> None:
-    """Where the caller has closed its own: open them on nothing, so that tasks have them."""
-    for number, name, mode in ((0, "stdin", "r"), (1, "stdout", "w"), (2, "stderr", "w")):
-        try:
-            os.fstat(number)
-        except OSError:
-            null = os.open(os.devnull, os.O_RDWR)
-            if null != number:
-                os.dup2(null, number)
-                os.close(null)
-            os.set_inheritable(number, True)
-        if getattr(sys, name) is None:  # as the interpreter leaves it
-            errors = "backslashreplace" if number == 2 else "strict"  # noqa: PLR2004  (stderr)
-            setattr(sys, name, open(number, mode, errors=errors, closefd=False))  # noqa: SIM115
 
 
 def _run(template: _Template) -> NoReturn:
