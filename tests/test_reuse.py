@@ -516,20 +516,32 @@ def test_usage_of_earlier_tasks_is_not_in_the_report_of_the_last(
     assert report.rusage is None
 
 
-def test_initializer_of_the_main_module_shares_globals_with_each_call() -> None:
-    """It travels by value with each, so it is called for each."""
-    script = """
+@pytest.mark.parametrize("call", ["work()", "in_a_spawned_process(work)"])
+def test_initializer_of_the_main_module_shares_globals_with_each_call(
+    tmp_path: Path, call: str
+) -> None:
+    """It travels by value with each, so it is called for each; of `__mp_main__`, too."""
+    program = tmp_path / "program.py"
+    program.write_text(f"""
+import multiprocessing
 from pynisher_exec import LimitedProcessExecutor
 def begin():
     global DATA
     DATA = [10, 20]
 def look(number):
     return DATA[number]
-with LimitedProcessExecutor(1, initializer=begin, max_tasks_per_child=None) as executor:
-    print(list(executor.map(look, [0, 1, 0])))
-"""
+def work():
+    with LimitedProcessExecutor(1, initializer=begin, max_tasks_per_child=None) as executor:
+        print(list(executor.map(look, [0, 1, 0])), flush=True)
+def in_a_spawned_process(function):
+    process = multiprocessing.get_context("spawn").Process(target=function)
+    process.start()
+    process.join()
+if __name__ == "__main__":
+    {call}
+""")
     done = subprocess.run(
-        [sys.executable, "-c", script], capture_output=True, check=True, text=True, timeout=PATIENCE
+        [sys.executable, program], capture_output=True, check=True, text=True, timeout=PATIENCE
     )
     assert done.stdout == "[10, 20, 10]\n"
 

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "ATOMS",
+    "MAINS",
     "dump_call",
     "dump_outcome",
     "is_being_imported",
@@ -38,7 +39,7 @@ PROTOCOL = 5
 OUT_OF_BAND = 1 << 16
 """Bytes: smaller buffers stay in the pickle, where they cost less than a segment of their own."""
 
-_MAINS = ("__main__", "__mp_main__")
+MAINS = ("__main__", "__mp_main__")
 """What a caller's main module calls itself: the second in a child that multiprocessing spawned."""
 
 ATOMS = (type(None), bool, int, float, str, bytes)
@@ -69,7 +70,7 @@ class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
 
 def _in_main(thing: object) -> str | None:
     """Tell under which name a function or class stands in this process's `__main__`, if any."""
-    if not isinstance(thing, (type, FunctionType)) or thing.__module__ not in _MAINS:
+    if not isinstance(thing, (type, FunctionType)) or thing.__module__ not in MAINS:
         return None
     name = thing.__qualname__
     return name if getattr(sys.modules["__main__"], name, None) is thing else None
@@ -87,7 +88,7 @@ def _wrapper_of(function: FunctionType) -> object | None:
     Such a function is not found by its name, so cloudpickle would send it by value, with all the
     globals that it refers to; its wrapper is found.
     """
-    if function.__module__ in _MAINS:
+    if function.__module__ in MAINS:
         return None
     found: Any = sys.modules.get(function.__module__)
     for part in function.__qualname__.split("."):

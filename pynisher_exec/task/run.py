@@ -151,7 +151,7 @@ def _is_of_main(function: Any) -> bool:
     """Whether a function travels by value with each call, as those of `__main__` do."""
     while isinstance(function, partial):
         function = function.func
-    return getattr(function, "__module__", None) == "__main__"
+    return getattr(function, "__module__", None) in payload.MAINS
 
 
 def _invoke(call: Call) -> Any:
