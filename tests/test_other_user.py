@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     ("arguments", "fewest"),
     [
         (("test_crash_table.py", "-kNone or spawn"), 100),
-        (("test_limits_held.py",), 15),
+        (("test_limits_held.py", "test_slots.py"), 21),
     ],
 )
 def test_suite_passes_as_a_normal_user(

@@ -185,7 +185,7 @@ SCENARIOS = (
     Scenario("exits at the limit", _near(deeds.then, "exit"), WALL, ("exit", "wall_time")),
     Scenario("dies at the limit", _near(deeds.then, "kill"), WALL, ("signal", "wall_time")),
     Scenario("crashes at the limit", _near(deeds.then, "segfault"), WALL, ("signal", "wall_time")),
-    Scenario("in time, but large", _call(deeds.return_much, 0.9), {"wall_time": 1}, ("ok",)),
+    Scenario("in time, but large", _call(deeds.return_much, 1.8), {"wall_time": 2}, ("ok",)),
     Scenario("sends at the limit", _near(deeds.send_much), WALL, ("ok", "wall_time")),
     Scenario("killed at the limit", _telling, WALL, ("signal", "wall_time"), meanwhile=_kill),
     Scenario(

@@ -165,7 +165,7 @@ def send_much(seconds: float) -> bytes:
 def return_much(seconds: float) -> bytes:
     """Return at a moment what takes longer to be pickled than the limit is away."""
     began = time.monotonic()
-    value = bytes(224 * MIB)
+    value = bytes(352 * MIB)
     time.sleep(max(0.0, seconds - (time.monotonic() - began)))
     return value
 

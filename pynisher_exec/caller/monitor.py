@@ -164,7 +164,7 @@ class Monitor:
 
     def _give_out(self, item: Item) -> bool:
         """Start an item, or a slot for it; False when it has to wait."""
-        if not self._slots.has_memory_for(item):
+        if self._slots.all_work() or not self._slots.has_memory_for(item):
             return False
         key = () if self._bound else key_of(item.surroundings)
         if not self._bound:
@@ -324,8 +324,8 @@ class Monitor:
             self._fail_next(reason, hopeless=slot.hopeless)
 
     def _fail_next(self, reason: str, *, hopeless: bool) -> None:
-        """A slot did not come up: while none works, and tries were made, the next item fails."""
-        if self._slots.has_any("busy", "idle"):
+        """A slot did not come up: where no other has, and tries were made, the next item fails."""
+        if self._slots.some_came_up:
             self._retry_at = time.monotonic() + RETRY_AFTER
             return
         item = self._inbox.take()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from operator import attrgetter
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -24,6 +25,8 @@ class Roster:
 
     def __init__(self, options: PoolOptions, hosts: Hosts) -> None:
         self._most = options.max_workers
+        # A process that is kept needs no other to be forked, and one of a context has its call.
+        self._spare = int(options.max_tasks == 1 and options.context is None)
         self._max_memory = options.max_memory
         self._linger = options.linger
         self._hosts = hosts
@@ -49,10 +52,23 @@ class Roster:
         """Whether one is in such a state."""
         return any(slot.state in states for slot in self._slots.values())
 
+    @property
+    def some_came_up(self) -> bool:
+        """Whether one has had a child that waited for a call, and may have one again."""
+        return any(slot.idle_since for slot in self._slots.values())
+
     def idle(self, key: Key) -> Slot | None:
-        """Give a slot that waits for a call of this key."""
-        waiting = (slot for slot in self._slots.values() if slot.state == "idle")
-        return next((slot for slot in waiting if slot.key == key), None)
+        """Give the slot that has waited longest for a call of this key: its child is readiest."""
+        waiting = [slot for slot in self._slots.values() if slot.state == "idle"]
+        fitting = (slot for slot in waiting if slot.key == key)
+        return min(fitting, key=attrgetter("idle_since"), default=None)
+
+    def all_work(self) -> bool:
+        """Whether as many tasks run as may, or what they have left may still be there."""
+        if self._most is None:
+            return False
+        taken = [slot.item is not None or slot.state == "lost" for slot in self._slots.values()]
+        return sum(taken) >= self._most
 
     def enough_are_coming(self, waiting: int) -> bool:
         """Whether slots that start, or prepare their next child, will serve all who wait.
@@ -65,8 +81,15 @@ class Roster:
         return new >= min(waiting, STARTING_AT_ONCE) or len(starting) > waiting
 
     def make_room(self, key: Key) -> bool:
-        """Whether one more slot may be; an idle one of another key gives way."""
+        """Whether one more slot may be; an idle one of another key gives way.
+
+        There may be one more than work at a time: while that runs a task, the one before it forks
+        its next child. It is not started with the others, but when a call has to wait for a fork.
+        """
         if self._most is None or len(self._slots) < self._most:
+            return True
+        all_came_up = all(slot.idle_since for slot in self._slots.values())
+        if all_came_up and len(self._slots) < self._most + self._spare:
             return True
         for slot in self:
             if slot.state == "idle" and slot.key != key:

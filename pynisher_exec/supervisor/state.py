@@ -48,10 +48,11 @@ MEMORY_FOR_RETURNING = 64 << 20
 """Seconds and bytes beyond the limits that a task may use once its function has ended: seconds to
 pickle, flush, clean up and send, as many as the CPU limit allows at least; bytes after RETURNED."""
 
-OUTCOME_TIME = 1.0
+OUTCOME_TIME = 5.0
 """Seconds that an outcome may take to be pickled and tried though the wall limit passes meanwhile.
 
-The function was in time: that the machine was busy then shall not be told as a fault of its.
+The function was in time: that the machine was busy then shall not be told as a fault of its. Some
+200 MB took more than one second now and then, with two busy processes for each core.
 """
 
 _LONGEST_NAME = 200

@@ -1,0 +1,83 @@
+"""How many processes an executor has for so many workers, and how many tasks they run at once."""
+
+from __future__ import annotations
+
+import os
+import resource
+import time
+from itertools import repeat
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from conftest import child_pids, descendant_pids, name_of
+
+from pynisher_exec import LimitedProcessExecutor
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+PATIENCE = 40
+
+
+def span(seconds: float) -> tuple[float, float]:
+    """When it began, and when it ended."""
+    began = time.monotonic()
+    time.sleep(seconds)
+    return began, time.monotonic()
+
+
+def most_at_once(spans: Iterable[tuple[float, float]]) -> int:
+    """How many of them overlap at most."""
+    events = sorted(event for began, ended in spans for event in ((began, 1), (ended, -1)))
+    now = most = 0
+    for _, change in events:
+        now += change
+        most = max(most, now)
+    return most
+
+
+def templates() -> list[int]:
+    """Give the processes that fork supervisors."""
+    return [pid for pid in descendant_pids() if name_of(pid) == "limit-template"]
+
+
+def slots() -> int:
+    """Count supervisors. Not by their name, which a fresh fork of one has as well."""
+    return sum(len(child_pids(template)) for template in templates())
+
+
+def test_one_call_starts_one_slot() -> None:
+    """What is needed for calls that come later is not started before them."""
+    with LimitedProcessExecutor(1) as executor:
+        assert executor.submit(abs, -1).result(PATIENCE) == 1
+        assert slots() == 1
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_one_more_slot_than_workers_prepares_and_no_more_tasks_run(workers: int) -> None:
+    """While one task runs the next process is forked, and still they run one after the other."""
+    with LimitedProcessExecutor(workers) as executor:
+        spans = list(executor.map(span, repeat(0.01, 30), timeout=PATIENCE))
+        assert slots() == workers + 1
+    assert most_at_once(spans) <= workers
+
+
+@pytest.mark.parametrize("options", [{"max_tasks_per_child": None}, {"context": "fork"}])
+def test_no_slot_is_added_where_it_would_be_of_no_use(options: dict[str, Any]) -> None:
+    """A process that is kept needs no successor; one of a context is started for its very call."""
+    with LimitedProcessExecutor(2, **options) as executor:
+        futures = [executor.submit(span, 0.01) for _ in range(20)]
+        seen = [slots() for future in futures if future.result(PATIENCE)]
+    assert max(seen) <= 2
+
+
+@pytest.mark.skipif(os.getuid() == 0, reason="no limit of processes holds for root")
+def test_a_slot_that_cannot_be_added_costs_no_task() -> None:
+    """Where the template may fork no more, all goes on with what there is."""
+    with LimitedProcessExecutor(1) as executor:
+        assert executor.submit(abs, -1).result(PATIENCE) == 1
+        (template,) = templates()
+        resource.prlimit(template, resource.RLIMIT_NPROC, (1, 1))
+        values = [executor.submit(abs, -n).result(PATIENCE) for n in range(5)]
+        assert slots() == 1
+    assert values == list(range(5))
