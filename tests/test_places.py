@@ -11,6 +11,7 @@ import textwrap
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from importlib import import_module
 from typing import TYPE_CHECKING
 
 import pytest
@@ -405,15 +406,20 @@ def test_task_takes_on_directory_environment_path_and_umask(
     assert found == (str(tmp_path), "caf\udce9", "/nowhere", 0o027, "Asia/Tokyo")
 
 
-def test_two_tasks_never_draw_the_same_random_numbers() -> None:
+@pytest.mark.parametrize(
+    ("library", "function"),
+    [("random", "random.random"), ("numpy", "numpy.random.random"), ("torch", "torch.rand")],
+)
+def test_two_tasks_never_draw_the_same_random_numbers(library: str, function: str) -> None:
     """All tasks come from one template, and yet their generators are fresh."""
+    pytest.importorskip(library)
+    module, _, name = function.rpartition(".")
 
     def draw() -> tuple[float, int]:
-        import random  # noqa: PLC0415
+        arguments = [1] if library == "torch" else []
+        return float(getattr(import_module(module), name)(*arguments)), os.getpid()
 
-        return random.random(), os.getpid()  # noqa: S311
-
-    with LimitedProcessExecutor(2, preload=["random"]) as executor:
+    with LimitedProcessExecutor(2, preload=[library]) as executor:
         futures = [executor.submit(draw) for _ in range(20)]
         drawn = [future.result(30) for future in futures]
     assert len({number for number, _ in drawn}) == 20

@@ -26,13 +26,15 @@ MODULES = {
         "pynisher",
         "pebble",
         "fresh",
+        "by-value",
         "reuse-loky",
         "reuse",
         "throughput",
         "everything",
         "first",
     ),
-    "data": ("result", "argument", "sklearn"),
+    "data": ("result", "argument"),
+    "libraries": ("sklearn", "numpy", "pandas", "torch"),
     "shares": ("share-memory", "share-attach", "share-read"),
     "peers": (
         "stdlib",
@@ -58,7 +60,10 @@ def measure(name: str, rounds: int) -> dict[str, Any]:
     # Under a name that no task can import, as a script's: its functions travel by value.
     module = run_module(f"benchmarks.speed.{ROWS[name]}", run_name=f"<{ROWS[name]}>")
     row: Row = next(each for each in module["ROWS"] if each.name == name)
-    found = row.run(rounds)
+    try:
+        found = row.run(rounds)
+    except ModuleNotFoundError as error:
+        return {"name": name, "kept": row.must is None, "absent": str(error)}
     shown = {
         "name": name,
         "what": row.what,
@@ -101,6 +106,8 @@ def show(found: dict[str, Any]) -> str:
     """One line of the table, and a second one for what it is compared with."""
     if found.get("broken"):
         return f"BROKEN {found['name']}"
+    if "absent" in found:
+        return f"absent {found['name']}: {found['absent']}"
     word = "kept  " if found["kept"] else "MISSED"
     if found["must"] is None:
         word = "told  "

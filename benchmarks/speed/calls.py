@@ -3,30 +3,39 @@
 from __future__ import annotations
 
 import os
+import time
 from concurrent.futures import ProcessPoolExecutor
 from importlib import import_module
 from itertools import repeat
 from multiprocessing import get_context
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from benchmarks.rows import fork_and_wait, hold
 from benchmarks.speed.measure import Measured, Row, compare
-from pynisher_exec import LimitedProcessExecutor
+from pynisher_exec import CpuTimeoutException, LimitedProcessExecutor
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["ROWS"]
+__all__ = ["LIMITS", "NOTHING", "PATIENCE", "ROWS"]
 
 PATIENCE = 60
 CALLS = 40
 LIMITS: dict[str, Any] = {"memory": "1GiB", "cpu_time": 10, "wall_time": 10}
-# What runs ---------------------------------------------------------------------------------------
+
+NOTHING = os.getpid
+"""What is called: of the standard library, so that nothing has to travel or be imported for it."""
+
+ONE_BY_ONE = "max_workers=1, one call after the other, turn by turn with what it is compared with"
+
+
+# What runs, and whether it is the real thing ------------------------------------------------------
 
 
 def nothing() -> None:
-    """Do nothing."""
+    """Do nothing; travels by value."""
 
 
 def look() -> tuple[int, str]:
@@ -34,11 +43,28 @@ def look() -> tuple[int, str]:
     return os.getpid(), Path("/proc/self/limits").read_text()
 
 
+def disown(path: str) -> None:
+    """Have a process that no longer descends from this one use a core; tell its pid in a file."""
+    if os.fork() == 0:
+        if os.fork() == 0:
+            os.setsid()
+            Path(path).write_text(str(os.getpid()))
+            while True:
+                pass
+        os._exit(0)
+    time.sleep(PATIENCE)
+
+
 def check_that_it_is_real(executor: LimitedProcessExecutor) -> None:
-    """A process of its own for every task, and its limits in the kernel's own list."""
-    found = [executor.submit(look).result(PATIENCE) for _ in range(20)]
-    assert len({pid for pid, _ in found}) == len(found)
-    for pid, limits in found:
+    """What is timed has a process for every task, and the limits, on all that it starts.
+
+    Back to back and, where there are several workers, at once.
+    """
+    one_by_one = [executor.submit(look).result(PATIENCE) for _ in range(20)]
+    at_once = [future.result(PATIENCE) for future in [executor.submit(look) for _ in range(20)]]
+    for found in (one_by_one, at_once):
+        assert len({pid for pid, _ in found}) == len(found)
+    for pid, limits in one_by_one + at_once:
         data, cpu_time = (
             next(line for line in limits.splitlines() if line.startswith(name))
             for name in ("Max data size", "Max cpu time")
@@ -46,6 +72,16 @@ def check_that_it_is_real(executor: LimitedProcessExecutor) -> None:
         assert "unlimited" not in data.split()[3]
         assert "unlimited" not in cpu_time.split()[3]
         assert not Path(f"/proc/{pid}").exists()
+    _check_that_a_disowned_process_counts(executor)
+
+
+def _check_that_a_disowned_process_counts(executor: LimitedProcessExecutor) -> None:
+    """It uses up its task's CPU time, and has gone by the time that the future resolves."""
+    with TemporaryDirectory() as folder:
+        path = Path(folder, "pid")
+        future = executor.limit(cpu_time=0.2).submit(disown, str(path))
+        assert isinstance(future.exception(PATIENCE), CpuTimeoutException)
+        assert not Path("/proc", path.read_text()).exists()
 
 
 # The rows ----------------------------------------------------------------------------------------
@@ -61,13 +97,13 @@ def against_fork_of_much(rounds: int) -> Measured:
     held: list[bytes] = []
     hold(held, 2048)
     measured = against_fork(max(2, rounds // 4))
-    return measured._replace(note=f"{len(held)} objects held")
+    return measured._replace(note=f"{len(held)} objects held; {ONE_BY_ONE}")
 
 
 def against_pynisher(rounds: int) -> Measured:
     """The same call with pynisher 0.6's decorator."""
     pynisher = import_module("pynisher")
-    limited = pynisher.enforce_limits(mem_in_mb=8192, cpu_time_in_s=10, wall_time_in_s=10)(nothing)
+    limited = pynisher.enforce_limits(mem_in_mb=8192, cpu_time_in_s=10, wall_time_in_s=10)(NOTHING)
     return _against_peer(limited, rounds)
 
 
@@ -75,7 +111,7 @@ def against_pebble(rounds: int) -> Measured:
     """The same call in pebble's process for one function."""
     from pebble.concurrent import process  # noqa: PLC0415 - only here
 
-    wrapped: Any = process(timeout=10)(nothing)
+    wrapped: Any = process(timeout=10)(NOTHING)
     return _against_peer(lambda: wrapped().result(), rounds)
 
 
@@ -83,14 +119,27 @@ def against_fresh_workers(rounds: int) -> Measured:
     """The same call in the standard library's pool, a worker for each task."""
     context = get_context("spawn")
     with ProcessPoolExecutor(1, mp_context=context, max_tasks_per_child=1) as pool:  # type: ignore[call-overload]
-        pool.submit(os.getpid).result()
-        return _against_peer(lambda: pool.submit(os.getpid).result(), max(2, rounds // 4), 5)
+        pool.submit(NOTHING).result()
+        return _against_peer(lambda: pool.submit(NOTHING).result(), max(2, rounds // 4), 5)
 
 
 def _against_peer(theirs: Callable[[], object], rounds: int, calls: int = 10) -> Measured:
     with LimitedProcessExecutor(1, **LIMITS) as executor:
         check_that_it_is_real(executor)
-        return compare(lambda: executor.submit(nothing).result(PATIENCE), theirs, rounds, calls)
+        found = compare(lambda: executor.submit(NOTHING).result(PATIENCE), theirs, rounds, calls)
+    return found._replace(note=ONE_BY_ONE)
+
+
+def by_value(rounds: int) -> Measured:
+    """What it adds that a function of the caller's `__main__` has to travel itself."""
+    with LimitedProcessExecutor(1, **LIMITS) as executor:
+        found = compare(
+            lambda: executor.submit(nothing).result(PATIENCE),
+            lambda: executor.submit(NOTHING).result(PATIENCE),
+            rounds,
+            CALLS,
+        )
+    return found._replace(note=ONE_BY_ONE)
 
 
 def reuse_against_loky(rounds: int) -> Measured:
@@ -99,7 +148,7 @@ def reuse_against_loky(rounds: int) -> Measured:
 
     pool = Loky(1)
     try:
-        return _reuse(lambda: pool.submit(os.getpid).result(), rounds)
+        return _reuse(lambda: pool.submit(NOTHING).result(), rounds)
     finally:
         pool.shutdown(kill_workers=True)
 
@@ -107,15 +156,15 @@ def reuse_against_loky(rounds: int) -> Measured:
 def reuse_against_stdlib(rounds: int) -> Measured:
     """The same against the standard library's pool."""
     with ProcessPoolExecutor(1) as pool:
-        return _reuse(lambda: pool.submit(os.getpid).result(), rounds)
+        return _reuse(lambda: pool.submit(NOTHING).result(), rounds)
 
 
 def _reuse(theirs: Callable[[], object], rounds: int) -> Measured:
     theirs()
     with LimitedProcessExecutor(1, **LIMITS, max_tasks_per_child=None) as executor:
-        pids = {executor.submit(os.getpid).result(PATIENCE) for _ in range(20)}
-        assert len(pids) == 1
-        return compare(lambda: executor.submit(os.getpid).result(PATIENCE), theirs, rounds, CALLS)
+        assert len({executor.submit(os.getpid).result(PATIENCE) for _ in range(20)}) == 1
+        found = compare(lambda: executor.submit(NOTHING).result(PATIENCE), theirs, rounds, CALLS)
+    return found._replace(note=ONE_BY_ONE)
 
 
 def throughput(rounds: int) -> Measured:
@@ -134,7 +183,7 @@ def throughput(rounds: int) -> Measured:
 
         measured = compare(map_all, fork_all, max(3, rounds // 3))
     rates = [1 / ratio for ratio in measured.ratios]
-    return measured._replace(ratios=rates, note=f"ms for {count}, max_workers=2")
+    return measured._replace(ratios=rates, note=f"ms for {count} by map, max_workers=2")
 
 
 def with_everything(rounds: int) -> Measured:
@@ -144,12 +193,13 @@ def with_everything(rounds: int) -> Measured:
         LimitedProcessExecutor(1, **LIMITS, no_new_privs=False) as bare,
     ):
         check_that_it_is_real(full)
-        return compare(
-            lambda: full.submit(nothing).result(PATIENCE),
-            lambda: bare.submit(nothing).result(PATIENCE),
+        found = compare(
+            lambda: full.submit(NOTHING).result(PATIENCE),
+            lambda: bare.submit(NOTHING).result(PATIENCE),
             rounds,
             CALLS,
         )
+    return found._replace(note=ONE_BY_ONE)
 
 
 def first_result(rounds: int) -> Measured:
@@ -160,11 +210,11 @@ def first_result(rounds: int) -> Measured:
 
     def ours() -> None:
         executor = LimitedProcessExecutor(1, **LIMITS)
-        executor.submit(nothing).result(PATIENCE)
+        executor.submit(NOTHING).result(PATIENCE)
         executor.shutdown(wait=False)
 
     def theirs() -> None:
-        process = context.Process(target=nothing)
+        process = context.Process(target=NOTHING)
         process.start()
         process.join()
 
@@ -184,6 +234,7 @@ ROWS = (
         0.08,
         against_fresh_workers,
     ),
+    Row("by-value", "no-op of the caller's own", "one of a module", None, None, by_value),
     Row("reuse-loky", "no-op, reused process", "loky, reused", 1.0, 0.6, reuse_against_loky),
     Row("reuse", "no-op, reused process", "the stdlib's pool", 1.5, 1.0, reuse_against_stdlib),
     Row("throughput", "no-ops a second, 2 workers", "a serial forker", 0.7, 1.2, throughput, True),

@@ -1,13 +1,11 @@
-"""Arrays that travel, and libraries that tasks need."""
+"""Arrays that travel."""
 
 from __future__ import annotations
 
-import time
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from benchmarks.speed import fitting
 from benchmarks.speed.measure import Measured, Row, compare
 from pynisher_exec import LimitedProcessExecutor
 
@@ -55,23 +53,7 @@ def _in_copies(
         )
 
 
-def sklearn(rounds: int) -> Measured:
-    """A small fit by a function whose module imports scikit-learn, once that is imported ahead."""
-    fitting.fit(3)
-    with LimitedProcessExecutor(1, memory="1GiB", wall_time=60) as executor:
-        deadline = time.monotonic() + PATIENCE
-        while not executor.submit(fitting.was_imported_ahead).result(PATIENCE):
-            assert time.monotonic() < deadline
-        return compare(
-            lambda: executor.submit(fitting.fit, 3).result(PATIENCE),
-            lambda: fitting.fit(3),
-            max(5, rounds),
-            3,
-        )
-
-
 ROWS = (
     Row("result", "256 MB array as result", "a copy", 3, 2, result),
     Row("argument", "256 MB array as argument", "a copy", 2.5, 1.2, argument),
-    Row("sklearn", "fit on digits by a module's function", "in this process", 1.5, 1.1, sklearn),
 )

@@ -15,7 +15,7 @@ from importlib import import_module
 from multiprocessing import get_context
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from benchmarks.speed.calls import LIMITS, PATIENCE
+from benchmarks.speed.calls import LIMITS, NOTHING, PATIENCE
 from benchmarks.speed.measure import Measured, Row, compare
 from pynisher_exec import LimitedProcessExecutor
 
@@ -40,8 +40,6 @@ class Peer(NamedTuple):
 
 
 NO_LIMITS = "no limits, the worker is reused, a crash breaks the pool"
-NOTHING = os.getpid
-"""What is called: of the standard library, so that no task has to import anything for it."""
 
 
 @contextlib.contextmanager

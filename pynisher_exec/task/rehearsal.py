@@ -48,7 +48,7 @@ def rehearse() -> None:
     """Receive, load, measure, pickle, say and send; set nothing of this process."""
     line, supervisor = messages.pair()
     stream, caller = socket.socketpair()
-    own = surroundings.momentary()
+    own = surroundings.noted()
     with line, supervisor, stream, caller:
         head = run.Header(limits=_LIMITS, momentary=tuple(own), classic=False)
         FrameWriter([head.encode(), *_CALL]).write(caller)

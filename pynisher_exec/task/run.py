@@ -93,7 +93,7 @@ class Call(NamedTuple):
 class Inherited(NamedTuple):
     """What a task that was forked from the caller has by memory: its call, and the initializer.
 
-    `reseed`: whether numpy's global generator shall be a fresh one there, too.
+    `reseed`: whether global random generators shall be fresh ones there, too.
     """
 
     initializer: Initializer

@@ -29,6 +29,7 @@ __all__ = [
     "momentary",
     "note_imports",
     "note_own",
+    "noted",
     "open_standard_streams",
     "put_on",
     "put_on_momentary",
@@ -120,6 +121,11 @@ def note_own() -> None:
     """Remember what this process has, so that a task forked from it need not ask again."""
     global _own  # noqa: PLW0603  (of this process, as what it describes)
     _own = momentary()
+
+
+def noted() -> Momentary:
+    """What `note_own` has noted, asked for where it has not."""
+    return _own or momentary()
 
 
 def begin_with(pickled: bytes) -> None:
@@ -229,10 +235,16 @@ def become_fresh_process(*, keep_main: bool) -> None:
 
 
 def reseed() -> None:
-    """Make numpy's global generator a fresh one; it would draw the same numbers in every fork."""
-    random = sys.modules.get("numpy.random")
+    """Make global generators fresh ones: they would draw the same numbers in every fork.
+
+    numpy's and torch's. Python's own sees to that itself; those of devices begin with their first
+    use, which is never in a template.
+    """
+    random, torch_random = sys.modules.get("numpy.random"), sys.modules.get("torch.random")
     if random is not None:
         random.seed()
+    if torch_random is not None:
+        torch_random.default_generator.seed()
 
 
 def end_imports() -> None:

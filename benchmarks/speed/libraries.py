@@ -1,0 +1,54 @@
+"""Calls that need a library, once a template has imported it ahead."""
+
+from __future__ import annotations
+
+import os
+import time
+from functools import partial
+from importlib import import_module
+from pathlib import Path
+
+from benchmarks.speed.measure import Measured, Row, compare
+from pynisher_exec import LimitedProcessExecutor
+
+__all__ = ["ROWS"]
+
+PATIENCE = 60
+SIZE = 3
+
+
+def was_imported_ahead(library: str) -> bool:
+    """Whether the process that forked this one has it mapped."""
+    return f"/{library}/" in Path(f"/proc/{os.getppid()}/maps").read_text()
+
+
+def call(library: str, rounds: int) -> Measured:
+    """A function of a module that imports it, against the same call in this process, warm."""
+    work = import_module(f"benchmarks.speed.users.with_{library}").work
+    work(SIZE)
+    with LimitedProcessExecutor(1, memory="2GiB", wall_time=60) as executor:
+        deadline = time.monotonic() + PATIENCE
+        executor.submit(work, SIZE).result(PATIENCE)
+        while not executor.submit(was_imported_ahead, library).result(PATIENCE):
+            assert time.monotonic() < deadline
+            executor.submit(work, SIZE).result(PATIENCE)
+        return compare(
+            lambda: executor.submit(work, SIZE).result(PATIENCE),
+            lambda: work(SIZE),
+            max(5, rounds),
+            3,
+        )
+
+
+WHAT = {
+    "numpy": "solve 120 equations",
+    "pandas": "means of groups",
+    "torch": "20 steps of descent",
+}
+ROWS = (
+    Row("sklearn", "fit on digits", "in this process", 1.5, 1.1, partial(call, "sklearn")),
+    *(
+        Row(name, what, "in this process", None, None, partial(call, name))
+        for name, what in WHAT.items()
+    ),
+)
