@@ -7,6 +7,7 @@ emulated system of its own, by `tests/guest/boot.py`.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
 import signal
 import time
@@ -20,6 +21,7 @@ from pynisher_exec.kernel import cgroup
 __all__ = ["CHECKS"]
 
 PATIENCE = 10
+IN_MODIFY = 2
 
 
 # Called by the scripts ---------------------------------------------------------------------------
@@ -38,6 +40,24 @@ def are_gone(names: set[str]) -> bool:
     while any(map(os.path.exists, names)) and time.monotonic() < deadline:
         time.sleep(0.01)
     return bool(names) and not any(map(os.path.exists, names))
+
+
+def watch_for_kills(names: set[str]) -> int:
+    """Have inotify(7) note who writes to cgroup.kill."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    watch: int = libc.inotify_init1(os.O_NONBLOCK)
+    for name in names:
+        if libc.inotify_add_watch(watch, f"{name}/cgroup.kill".encode(), IN_MODIFY) < 0:
+            raise OSError(ctypes.get_errno(), "inotify_add_watch")
+    return watch
+
+
+def wrote(watch: int) -> bool:
+    """Whether somebody has."""
+    try:
+        return bool(os.read(watch, 4096))
+    except BlockingIOError:
+        return False
 
 
 def kill_with_all_below(pid: int) -> None:
@@ -104,10 +124,12 @@ print(good == ("cpu_time", "cgroup cpu.stat") and groups.are_gone(made))
         + """
 jails.refuse_calls("perf_event_open")
 with LimitedProcessExecutor(1, wall_time=1) as executor:
+    answers(executor)
+    made = groups.of(os.getpid())
+    watch = groups.watch_for_kills(made)
     future = executor.submit(groups.fork_many, 150)
     future.exception(60)
-    made = groups.of(os.getpid())
-    good = answers(executor) and str(future.report.status) == "wall_time"
+    good = answers(executor) and str(future.report.status) == "wall_time" and groups.wrote(watch)
 print(good and groups.are_gone(made))
 """,
     ),
@@ -135,10 +157,26 @@ print(good and groups.are_gone(made))
 )
 
 
+def _refusal() -> str:
+    """What the kernel says to it."""
+    mounts = Path("/proc/self/mountinfo").read_text().splitlines()
+    points = [line.split()[4] for line in mounts if " - cgroup2 " in line]
+    if not points:
+        return "none is mounted"
+    own = Path("/proc/self/cgroup").read_text().rpartition("0::")[2].strip()
+    trial = Path(f"{points[0]}{own}", f"trial-{os.getpid()}")
+    try:
+        trial.mkdir()
+    except OSError as error:
+        return str(error)
+    trial.rmdir()
+    return "one can be, by mkdir"
+
+
 def groups(count: int) -> Found:
     """Row 18."""
     if not cgroup.find():
-        return Found(0, [], "", "no cgroup of version 2 can be made here")
+        return Found(0, [], "", f"no cgroup of version 2 can be made here: {_refusal()}")
     return run_all(SCRIPTS, count)
 
 

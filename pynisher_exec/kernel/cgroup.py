@@ -6,7 +6,8 @@ somebody has set is left; what it forks is in it from birth. To move each task w
 a busy machine, and to fork into another group needs a system call that Python's fork does not make.
 
 memory.max is left alone for that reason: a group that tasks and supervisor share would charge each
-task with its loading, with its captured output and with what earlier tasks have left.
+task with its loading, with its captured output and with what earlier tasks have left. So is
+pids.max, which counts threads, as `processes` does not.
 """
 
 from __future__ import annotations
