@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-__all__ = ["cpu_time_of", "descendants", "name_of", "pss", "state_of", "zombies"]
+if TYPE_CHECKING:
+    from collections.abc import Collection
+
+__all__ = ["cpu_time_of", "descendants", "name_of", "pids_with", "pss", "state_of", "zombies"]
 
 
 def descendants(pid: int) -> list[int]:
@@ -24,6 +29,20 @@ def _children(pid: int) -> list[int]:
             found += map(int, (thread / "children").read_text().split())
     except OSError:  # it, or one of its threads, has gone meanwhile
         pass
+    return found
+
+
+def pids_with(variable: str, values: Collection[str]) -> list[int]:
+    """Processes whose program was started with one of these values in its environment.
+
+    Not zombies, which have none any more.
+    """
+    wanted = {f"{variable}={value}".encode() for value in values}
+    found = []
+    for name in filter(str.isdecimal, os.listdir("/proc")):
+        with contextlib.suppress(OSError):  # it has gone, or is another user's
+            if not wanted.isdisjoint(Path(f"/proc/{name}/environ").read_bytes().split(b"\0")):
+                found.append(int(name))
     return found
 
 

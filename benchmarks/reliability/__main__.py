@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import os
+import secrets
 import signal
+import subprocess
 import sys
 import time
 import traceback
@@ -11,11 +14,21 @@ from importlib import import_module
 from itertools import chain
 from typing import TYPE_CHECKING
 
+from benchmarks.processes import pids_with
 from benchmarks.reliability.check import Found
 from benchmarks.rows import print_environment
 
 if TYPE_CHECKING:
     from benchmarks.reliability.check import Check
+
+LONGEST = 3600
+"""Seconds after which a row is given up: it hangs."""
+
+PATIENCE = 5
+"""Seconds that what has been told to end has for it."""
+
+ROW = "PYNISHER_EXEC_RELIABILITY_ROW"
+"""Variable by which all that a row has started is known."""
 
 MODULES = (
     "bombs",
@@ -58,17 +71,42 @@ def run(check: Check, *, quick: bool) -> bool:
     return not found.failures
 
 
+def run_apart(number: int, *, quick: bool) -> bool:
+    """Try one promise in a process of its own, which leaves none behind and comes to an end."""
+    flags = ["--quick"] if quick else []
+    command = [sys.executable, "-m", "benchmarks.reliability", *flags, "--here", str(number)]
+    mark = secrets.token_hex(12)
+    trouble = ""
+    try:
+        kept = not subprocess.run(
+            command, check=False, env={**os.environ, ROW: mark}, timeout=LONGEST
+        ).returncode
+    except subprocess.TimeoutExpired:
+        kept, trouble = False, f"no end within {LONGEST} s"
+    deadline = time.monotonic() + PATIENCE
+    while (left := pids_with(ROW, [mark])) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    if left:
+        trouble += f" {len(left)} processes left: {left[:10]}"
+    if trouble:
+        print(f"{number:2} {trouble}", flush=True)
+    return kept and not trouble
+
+
 def main() -> int:
     """Run all, or those named; 1 when a promise was not kept."""
     parser = argparse.ArgumentParser(prog="benchmarks.reliability", description=__doc__)
     parser.add_argument("--quick", action="store_true", help="try each promise less often")
+    parser.add_argument("--here", type=int, help=argparse.SUPPRESS)
     parser.add_argument("numbers", nargs="*", type=int, help="rows to run; default: all")
     options = parser.parse_args()
     # A shell that starts this in the background has it ignore Ctrl-C, which callers are sent here.
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    by_number = {check.number: check for check in CHECKS}
+    if options.here:
+        return int(not run(by_number[options.here], quick=options.quick))
     print_environment()
-    chosen = [each for each in CHECKS if not options.numbers or each.number in options.numbers]
-    kept = [run(check, quick=options.quick) for check in chosen]
+    kept = [run_apart(each, quick=options.quick) for each in options.numbers or by_number]
     return int(not all(kept))
 
 
