@@ -37,6 +37,9 @@ class TaskError(Exception):
     travelling inside the task), and `os_errno` the error number where the ending has one.
     """
 
+    report: Report | None = None  # a subclass need not call what follows
+    os_errno: int | None = None
+
     def __init__(
         self,
         message: str = "",

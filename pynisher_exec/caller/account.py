@@ -62,7 +62,11 @@ def conclude(item: Item, ending: Ending) -> None:
 
     In this order: a handler's lock may be held by whoever waits for the future.
     """
-    answer = _account(item, ending)
+    try:
+        answer = _account(item, ending)
+    except Exception as problem:  # noqa: BLE001  (no memory, say: this costs one future, not all)
+        message = f"the outcome could not be taken: {text_of(problem)}"
+        answer = never_started(message, problem, Status.TRANSFER)
     item.future.conclude(answer.report, answer.error, cancelled=answer.cancelled)
     with contextlib.suppress(Exception):  # a handler may raise, and this thread goes on
         if ending.told.get("left"):
@@ -88,22 +92,29 @@ def _account(item: Item, ending: Ending) -> Answer:
             raise
         made.refuse(problem)
     report = made.report()
-    if isinstance(made.error, errors.TaskError) and made.error.report is None:
-        made.error.report = report
+    if made.error is not None:
+        _hand_over(report, made.error)
     return Answer(report, made.error, verdict.status is Status.CANCELLED)
 
 
+def _hand_over(report: Report, error: BaseException) -> None:
+    """Give an error the report of its task, unless it is another task's, inside this one."""
+    if issubclass(type(error), errors.TaskError):
+        with contextlib.suppress(Exception):  # a subclass may have attributes of its own making
+            if error.report is None:  # type: ignore[attr-defined]
+                error.report = report  # type: ignore[attr-defined]
+
+
 def never_started(message: str, cause: BaseException | None, status: Status) -> Answer:
-    """The answer for a call that could not be sent to any task."""
+    """The answer for a call that could not be sent to any task, or whose end could not be told."""
     error: BaseException
-    if status in (Status.STARTUP, Status.REFUSED):
+    if status in (Status.STARTUP, Status.REFUSED, Status.TRANSFER):
         error = errors.PynisherError(message)
         error.__cause__ = cause
     else:
         error = cause if cause is not None else errors.AnythingException(message)
     report = Report(status, exception=error, message=message)
-    if isinstance(error, errors.TaskError):
-        error.report = report
+    _hand_over(report, error)
     return Answer(report, error, cancelled=False)
 
 
@@ -120,6 +131,11 @@ def _evidence(item: Item, told: dict[str, Any]) -> Evidence:
         survivors=tuple(told.get("survivors", ())),
         limits=limits,
     )
+
+
+def _set_cause(error: BaseException, cause: BaseException | None) -> None:
+    """Set it past a class that forbids attributes to be set: a frozen data class, for one."""
+    BaseException.__setattr__(error, "__cause__", cause)
 
 
 class _Made:
@@ -153,14 +169,14 @@ class _Made:
         else:
             self.error = self._own_exception()
             if self._status is Status.STARTUP and isinstance(sent, BaseException):
-                self.error.__cause__ = sent
-                sent.__cause__ = self._remote_traceback()
+                _set_cause(self.error, sent)
+                _set_cause(sent, self._remote_traceback())
 
     def _take_exception(self, sent: Any) -> None:
         if not isinstance(sent, BaseException):
             msg = "what the task sent as its exception is none"
             raise TypeError(msg)
-        sent.__cause__ = self._remote_traceback()
+        _set_cause(sent, self._remote_traceback())
         self.error = sent
 
     def refuse(self, problem: BaseException) -> None:

@@ -13,7 +13,7 @@ from loky import cpu_count
 from loky.backend import context as loky_context
 
 from pynisher_exec.caller.item import CAPTURE_BOUND
-from pynisher_exec.limits import MINIMUM_MEMORY, is_bool, size
+from pynisher_exec.limits import MINIMUM_MEMORY, duration, is_bool, size
 
 if TYPE_CHECKING:
     from multiprocessing.context import BaseContext
@@ -104,6 +104,15 @@ def take_context(value: object) -> BaseContext | None:
         raise TypeError(msg)
     found: BaseContext = value.get_context()
     return found
+
+
+def kill_timeout(value: object) -> float:
+    """Check how long a process may take to die, in seconds."""
+    seconds = duration("kill_timeout", value)
+    if not seconds:
+        msg = f"kill_timeout={value!r} must be more than 0: no process ends at once"
+        raise ValueError(msg)
+    return seconds
 
 
 def workers(value: object) -> int:

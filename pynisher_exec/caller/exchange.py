@@ -15,7 +15,7 @@ from pynisher_exec.protocol.frames import TAKEN, FrameError, FrameReader
 if TYPE_CHECKING:
     import mmap
     import socket
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     from pynisher_exec.caller.item import Item, Segments
 
@@ -77,14 +77,21 @@ class Exchange:
             self._writer = None
             self._reactor.ignore(self._stream.fileno())
         else:
-            self._reactor.listen(self._stream.fileno(), self.write, WRITE)
+            self._listen(self.write, WRITE)
 
     def begin_to_read(self) -> None:
         """The task has returned: take its outcome as it arrives."""
         self.deadline = time.monotonic() + TRANSFER_TIME
         self._writer = None
-        self._reactor.listen(self._stream.fileno(), self._take, READ)
+        self._listen(self._take, READ)
         self._take()
+
+    def _listen(self, handler: Callable[[], None], events: int) -> None:
+        """Be told of the stream; where the kernel has no room for that, its deadline has passed."""
+        try:
+            self._reactor.listen(self._stream.fileno(), handler, events)
+        except OSError as error:
+            self.trouble, self.deadline = str(error), time.monotonic()
 
     def read_rest(self) -> None:
         """The task has gone: what it sent is in the socket, and no more will come."""
@@ -148,7 +155,7 @@ class Exchange:
         with contextlib.suppress(OSError):  # it has gone, which the next reading will tell
             self._stream.send(b"S" if fetch.failed else TAKEN)
         self.deadline = time.monotonic() + TRANSFER_TIME
-        self._reactor.listen(self._stream.fileno(), self._take, READ)
+        self._listen(self._take, READ)
 
     def _take_word(self) -> int:
         """The task says that it was there until all had been copied."""

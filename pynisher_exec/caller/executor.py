@@ -16,7 +16,7 @@ from pynisher_exec.caller.future import LimitedFuture
 from pynisher_exec.caller.item import Item, refuse_unfit
 from pynisher_exec.caller.pool import Pool, PoolOptions
 from pynisher_exec.caller.shared import Shared
-from pynisher_exec.limits import UNSET, Limits, Unset, duration
+from pynisher_exec.limits import UNSET, Limits, Unset
 from pynisher_exec.report import Status
 from pynisher_exec.task.private_tmp import new_path
 from pynisher_exec.task.run import Call
@@ -360,7 +360,7 @@ class LimitedProcessExecutor(LimitedExecutor):
         options = PoolOptions(
             max_workers=arguments.workers(max_workers),
             no_new_privs=bool(no_new_privs),
-            kill_timeout=duration("kill_timeout", kill_timeout),
+            kill_timeout=arguments.kill_timeout(kill_timeout),
             startup_time=limits.startup_time or 60.0,
             # A reused process keeps its imports, and would have to end for another template.
             preload=arguments.module_names(() if preload is None and reuses else preload),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import threading
 from typing import TYPE_CHECKING
@@ -60,7 +61,9 @@ class Fetch:
     def _copy(self, length: int, address: int) -> mmap.mmap:
         room = memory_copy.room(length)
         done = 0
-        while done < length and not self._stopped:
+        while done < length:
+            if self._stopped:  # nobody may take for whole what is not
+                raise InterruptedError(errno.EINTR, os.strerror(errno.EINTR))
             done += memory_copy.copy_from(self._pid, address + done, room, done)
         return room
 

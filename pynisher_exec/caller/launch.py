@@ -142,7 +142,8 @@ def start_interpreter(
     setup = os.memfd_create("pynisher_exec setup", os.MFD_CLOEXEC)
     passed: list[int] = []
     try:
-        passed = [_above_standard(descriptor) for descriptor in (setup, *descriptors)]
+        for descriptor in (setup, *descriptors):
+            passed.append(_above_standard(descriptor))  # noqa: PERF401  (what there is gets closed)
         entries = [str(entry) for entry in path]  # some put a `pathlib.Path` there
         data = marshal.dumps((entries, module, [*passed[1:], *arguments]))
         os.write(setup, data)
@@ -173,14 +174,25 @@ def start_template(
             (list(modules), around.pickled, scout),
             around.path,
         )
+        held = _hold(pid)
     except BaseException:
         line.close()
         raise
     finally:
         far_end.close()
     line.setblocking(False)
-    ahead = tuple(modules) if scout else ()
-    return Host(pid, above_standard(pidfd.open_pidfd(pid)), line, ahead=ahead)
+    return Host(pid, held, line, ahead=tuple(modules) if scout else ())
+
+
+def _hold(pid: int) -> int:
+    """A pidfd of what has just been started; where none is to be had, it is ended, and OSError."""
+    try:
+        return above_standard(pidfd.open_pidfd(pid))
+    except OSError:
+        with contextlib.suppress(ProcessLookupError, ChildProcessError):  # a fork server's, perhaps
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
+        raise
 
 
 _WITH_MAIN = {
@@ -242,9 +254,11 @@ def start_in_context(context: BaseContext, caller: int, item: Item) -> Host:
     forks = is_fork(context)
     inherited = item.inherited() if forks else _Carrier(item)
     line, far_end = control_line()
-    descriptors = [_above_standard(descriptor) for descriptor in (far_end.fileno(), caller)]
-    far_end.close()
+    descriptors: list[int] = []
     try:
+        for descriptor in (far_end.fileno(), caller):
+            descriptors.append(_above_standard(descriptor))  # noqa: PERF401  (as above)
+        far_end.close()  # a fork shall have one copy
         process = context.Process(  # type: ignore[attr-defined]
             target=_target, args=(*map(_Passed, descriptors), inherited), daemon=False
         )
@@ -255,11 +269,12 @@ def start_in_context(context: BaseContext, caller: int, item: Item) -> Host:
             popen = _starter(process)(process)  # past `start`, which refuses daemonic processes
         # What `start` would have done as well: the arguments must not outlive the start.
         del process._target, process._args, process._kwargs  # noqa: SLF001
-        host = Host(popen.pid, above_standard(pidfd.open_pidfd(popen.pid)), line, popen)
+        host = Host(popen.pid, _hold(popen.pid), line, popen)
     except BaseException:
         line.close()
         raise
     finally:
+        far_end.close()
         for descriptor in descriptors:
             os.close(descriptor)
     line.setblocking(False)

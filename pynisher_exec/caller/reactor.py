@@ -41,7 +41,11 @@ def private(line: socket.socket) -> socket.socket:
 def control_line() -> tuple[socket.socket, socket.socket]:
     """Make a control line: this process's private end, and the end to give away."""
     near, far = messages.pair()
-    return private(socket.socket(fileno=above_standard(near.detach()))), far
+    try:
+        return private(socket.socket(fileno=above_standard(near.detach()))), far
+    except OSError:
+        far.close()
+        raise
 
 
 def _close_private() -> None:
@@ -123,11 +127,11 @@ class Reactor:
         self._waits += 1
         if self._noted:  # asked after the counting: who rings from now on, rings for this wait
             wait = 0.0
-        ready = self._epoll.poll(wait)
+        ready = [(end, self._handlers.get(end)) for end, _ in self._epoll.poll(wait)]
         self._noted = False  # what it was about is there to be seen, once this turn is over
-        for descriptor, _ in ready:
-            handler = self._handlers.get(descriptor)  # an earlier handler may have dropped it
-            if handler is not None:
+        for descriptor, handler in ready:
+            # An earlier handler may have dropped it, and the number may be another file's by now.
+            if handler is not None and self._handlers.get(descriptor) is handler:
                 handler()
 
     def close(self) -> None:

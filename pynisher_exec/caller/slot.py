@@ -191,7 +191,12 @@ class Slot:
             self.kill_supervisor()
 
     def _take_ready(self, message: messages.Message) -> None:
-        stream = private(socket.socket(fileno=above_standard(message.descriptors[0])))
+        try:
+            stream = private(socket.socket(fileno=above_standard(message.descriptors[0])))
+        except OSError as error:  # the last number that is free is a standard stream's
+            self.failure = f"no descriptor is free in the calling process: {error}"
+            self._lose()
+            return
         stream.setblocking(False)
         if self._stream is not None:
             self._stream.close()
@@ -324,7 +329,10 @@ def _output_of(message: messages.Message) -> tuple[str, str] | None:
         return None
     if not message.descriptors:
         return "", "[output lost: no descriptor was free to receive it]"
-    with open(message.descriptors[0], "rb") as file:
-        file.seek(0)
-        out, err = (file.read(size).decode(errors="replace") for size in sizes)
+    try:
+        with open(message.descriptors[0], "rb") as file:
+            file.seek(0)
+            out, err = (file.read(size).decode(errors="replace") for size in sizes)
+    except MemoryError:
+        return "", "[output lost: no memory was free to receive it]"
     return out, err

@@ -5,13 +5,13 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import socket
 import sys
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from pynisher_exec.caller.launch import start_interpreter
 from pynisher_exec.errors import PynisherError
+from pynisher_exec.protocol import messages
 from pynisher_exec.template import probe
 
 if TYPE_CHECKING:
@@ -128,7 +128,7 @@ def remarks() -> dict[str, str]:
 
 @lru_cache(maxsize=2)
 def _probed(no_new_privs: bool) -> tuple[tuple[str, str], ...]:  # noqa: FBT001  (internal)
-    near, far = socket.socketpair()
+    near, far = messages.stream_pair()
     with near:
         try:
             pid = start_interpreter(probe.__name__, (far.fileno(),), (no_new_privs,), sys.path)

@@ -15,13 +15,14 @@ def above_standard(descriptor: int) -> int:
     """Move a descriptor off the standard streams' numbers, which may have been closed.
 
     What lies on 1 and 2 of a caller is handed to tasks as their output; on those of a task, other
-    descriptors are put.
+    descriptors are put. OSError when no other number is free; the descriptor is closed then, too.
     """
     if descriptor >= _FIRST_FREE:
         return descriptor
-    moved = fcntl.fcntl(descriptor, fcntl.F_DUPFD_CLOEXEC, _FIRST_FREE)
-    os.close(descriptor)
-    return moved
+    try:
+        return fcntl.fcntl(descriptor, fcntl.F_DUPFD_CLOEXEC, _FIRST_FREE)
+    finally:
+        os.close(descriptor)
 
 
 def file_of(descriptor: int) -> tuple[int, int]:

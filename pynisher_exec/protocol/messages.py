@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-__all__ = ["Message", "hear", "pair", "receive", "say", "send"]
+__all__ = ["Message", "hear", "pair", "patient", "receive", "say", "send", "stream_pair"]
 
 MAX_BYTES = 1 << 16
 MAX_DESCRIPTORS = 4
@@ -49,7 +49,21 @@ class Message(NamedTuple):
 
 def pair() -> tuple[socket.socket, socket.socket]:
     """Two ends of a control line; datagrams keep their bounds, and the end of it can be seen."""
-    return socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    near, far = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    return patient(near), patient(far)
+
+
+def stream_pair() -> tuple[socket.socket, socket.socket]:
+    """Two ends of a stream."""
+    near, far = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+    return patient(near), patient(far)
+
+
+def patient(line: socket.socket) -> socket.socket:
+    """Have a new socket wait for as long as it takes, whatever `socket.setdefaulttimeout` says."""
+    if line.gettimeout() is not None:
+        line.settimeout(None)
+    return line
 
 
 def send(line: socket.socket, kind: str, descriptors: Sequence[int] = (), **fields: Any) -> None:

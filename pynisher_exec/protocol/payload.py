@@ -33,6 +33,7 @@ __all__ = [
     "load_outcome",
     "looks_plain",
     "takes_time",
+    "try_outcome",
 ]
 
 PROTOCOL = 5
@@ -195,6 +196,21 @@ def dump_outcome(value: object, main_names: frozenset[str] | None) -> list[bytes
 def load_outcome(segments: Sequence[bytes | bytearray | memoryview | mmap.mmap]) -> Any:
     """Load a value or exception. Raises whatever the objects in it raise."""
     return pickle.loads(segments[0], buffers=segments[1:])
+
+
+def try_outcome(segments: Sequence[bytes | memoryview]) -> None:
+    """Load an outcome as its receiver will, and leave its bytes as they are.
+
+    What works in place on its buffers when it is loaded must not do so before they are sent. So
+    they are lent for reading only; where that is not enough, copies are.
+    """
+    pickled, *buffers = segments
+    try:
+        load_outcome([pickled, *(memoryview(each).toreadonly() for each in buffers)])
+    except Exception:  # whatever foreign code makes of that
+        if not buffers:
+            raise
+        load_outcome([pickled, *map(bytearray, buffers)])
 
 
 def takes_time(value: object) -> bool:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import socket
 import sys
 from typing import TYPE_CHECKING
 
@@ -75,7 +74,7 @@ class Child:
         if max_tasks != 1:
             self.rest, rest = _pipe()
         self.line, line = messages.pair()
-        self.stream, stream = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+        self.stream, stream = messages.stream_pair()
         self.pid = os.fork()
         if self.pid == 0:
             try:

@@ -136,10 +136,10 @@ class Watch:
         elif kind == "outcome":
             self.what = str(fields.get("what", ""))[:_LONGEST_NAME]
         elif kind == "returned":
-            self.returned = self._judged(fields)
+            self.returned = self._judged(fields, now)
             self._kill_at = None
 
-    def _judged(self, fields: dict[str, Any]) -> dict[str, Any]:
+    def _judged(self, fields: dict[str, Any], now: float) -> dict[str, Any]:
         """What the task says of its end; late, if its function ended after its wall limit.
 
         Without a grace period the limit then holds, though this watch had not noticed yet: whether
@@ -150,7 +150,7 @@ class Watch:
             return fields
         if self.running_at is None or not isinstance(at, float) or not math.isfinite(at):
             return fields
-        elapsed = at - self.running_at
+        elapsed = min(at, now) - self.running_at  # what is to come is no moment of an end
         if elapsed < limits.wall_time:
             return fields
         self.limit_reached, self.used = "wall_time", elapsed

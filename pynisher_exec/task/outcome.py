@@ -31,18 +31,18 @@ if TYPE_CHECKING:
 __all__ = [
     "SENT",
     "Outcome",
-    "classify",
-    "comes_from_fork",
-    "exit_code_of",
+    "describe",
     "pack",
     "text_of",
     "type_name",
+    "untold",
 ]
 
 _STAYS = 1 << 20
 """Bytes from which on a segment is copied by the caller, from memory to memory."""
 
 _MAX_TEXT = 1 << 15
+_MAX_ERRNO = (1 << 31) - 1
 _FORKING = frozenset(
     ("fork", "forkpty", "fork_exec", "_fork_exec", "posix_spawn", "posix_spawnp", "system")
 )
@@ -86,8 +86,11 @@ def _left(segment: bytes | memoryview) -> Left:
 def type_name(value: object) -> str:
     """Name a value's type as a person would: `train.Model`, `list`."""
     kind = type(value)
-    plain = kind.__module__ == "builtins"
-    name = kind.__qualname__ if plain else f"{kind.__module__}.{kind.__qualname__}"
+    try:
+        plain = kind.__module__ == "builtins"
+        name = kind.__qualname__ if plain else f"{kind.__module__}.{kind.__qualname__}"
+    except BaseException:  # noqa: BLE001  (a foreign metaclass may raise anything)
+        name = "one that does not tell its name"
     return name[:200]
 
 
@@ -95,12 +98,32 @@ def text_of(error: BaseException) -> str:
     """Format an exception with its traceback, cut to a bound; never raises."""
     try:
         text = "".join(traceback.format_exception(type(error), error, error.__traceback__))
-    except Exception as problem:  # noqa: BLE001  (a foreign __str__ may raise anything)
+    except BaseException as problem:  # noqa: BLE001  (a foreign __str__ may raise anything)
         text = f"{type(error).__name__} (its text raises {type(problem).__name__})\n"
     return text if len(text) <= _MAX_TEXT else text[:2000] + "\n[...]\n" + text[-_MAX_TEXT + 2100 :]
 
 
-def classify(
+def describe(
+    error: BaseException, limits: Limits, soft: SoftSignals, baseline: rlimits.Baseline
+) -> tuple[str, dict[str, Any]]:
+    """Say which kind of ending an exception that escaped the function is, and what is to be told.
+
+    Its class may answer for itself, and raise: then it is an exception, and no more is known.
+    """
+    facts: dict[str, Any] = {"traceback": text_of(error)}
+    try:
+        kind = _classify(error, limits, soft, baseline)
+        if isinstance(error, SystemExit):
+            facts["exit_code"] = _exit_code_of(error)
+        if isinstance(error, OSError) and type(error.errno) is int:
+            facts["os_errno"] = max(-_MAX_ERRNO, min(error.errno, _MAX_ERRNO))
+            facts["forking"] = _comes_from_fork(error)
+    except BaseException:  # noqa: BLE001  (foreign code)
+        kind = "exception"
+    return kind, facts
+
+
+def _classify(
     error: BaseException, limits: Limits, soft: SoftSignals, baseline: rlimits.Baseline
 ) -> str:
     """Say which kind of ending an exception that escaped the function is."""
@@ -127,7 +150,7 @@ def _refused_memory(error: BaseException, limits: Limits, baseline: rlimits.Base
     )
 
 
-def comes_from_fork(error: BaseException) -> bool:
+def _comes_from_fork(error: BaseException) -> bool:
     """Whether an error left a function that makes processes, as its code names such a call.
 
     A refused fork is told by EAGAIN, but so is a socket that has nothing to read. Without a frame
@@ -141,7 +164,7 @@ def comes_from_fork(error: BaseException) -> bool:
     return not _FORKING.isdisjoint(trace.tb_frame.f_code.co_names)
 
 
-def exit_code_of(error: SystemExit) -> int:
+def _exit_code_of(error: SystemExit) -> int:
     """Tell the exit code of `sys.exit(...)` as the interpreter would: text goes to stderr."""
     if error.code is None:
         return 0
@@ -163,7 +186,7 @@ def pack(
     try:
         segments = _attempt(noun, "pickled", value, lambda: payload.dump_outcome(value, main_names))
         if type(value) not in payload.ATOMS and not payload.looks_plain(segments[0]):
-            _attempt(noun, "loaded again", value, lambda: payload.load_outcome(segments))
+            _attempt(noun, "loaded again", value, lambda: payload.try_outcome(segments))
     except _Untravelled as problem:
         facts["message"] = str(problem)
         if kind != "startup":
@@ -172,6 +195,13 @@ def pack(
         segments = []
     head = json.dumps(facts).encode()
     return Outcome([head, *segments], _without_traceback(facts))
+
+
+def untold(problem: BaseException) -> Outcome:
+    """What is sent where not even the failure can be said: that there was one."""
+    message = f"what came of the function cannot be told: {type(problem).__name__}"
+    facts = {"outcome": "unpicklable", "message": message}
+    return Outcome([json.dumps(facts).encode()], facts)
 
 
 def _without_traceback(facts: dict[str, Any]) -> dict[str, Any]:

@@ -10,16 +10,18 @@ from __future__ import annotations
 import marshal
 import os
 import select
-import socket
-import time
 from types import FunctionType
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
+from pynisher_exec.kernel import clock
 from pynisher_exec.limits import Limits
 from pynisher_exec.protocol import messages, payload
 from pynisher_exec.protocol.frames import FrameReader, FrameWriter
 from pynisher_exec.task import outcome, rlimits, run, surroundings
 from pynisher_exec.task.soft import SoftSignals
+
+if TYPE_CHECKING:
+    import socket
 
 __all__ = ["rehearse", "rehearse_unless_called"]
 
@@ -47,7 +49,7 @@ def rehearse_unless_called(stream: socket.socket) -> None:
 def rehearse() -> None:
     """Receive, load, measure, pickle, say and send; set nothing of this process."""
     line, supervisor = messages.pair()
-    stream, caller = socket.socketpair()
+    stream, caller = messages.stream_pair()
     own = surroundings.noted()
     with line, supervisor, stream, caller:
         head = run.Header(limits=_LIMITS, momentary=tuple(own), classic=False)
@@ -64,5 +66,5 @@ def rehearse() -> None:
         packed = outcome.pack("value", function(*args, **kwargs), frozenset(), {})
         os.fstat(line.fileno())
         peak = rlimits.peak(baseline)
-        messages.say(line, "returned", at=time.monotonic(), peak=peak, **packed.facts)
+        messages.say(line, "returned", at=clock.monotonic(), peak=peak, **packed.facts)
         FrameWriter(packed.segments).write(stream)

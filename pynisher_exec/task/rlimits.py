@@ -13,7 +13,7 @@ import time
 from contextlib import suppress
 from typing import NamedTuple
 
-from pynisher_exec.kernel import proc, seccomp
+from pynisher_exec.kernel import clock, proc, seccomp
 from pynisher_exec.limits import FORK_FILTER, RLIMITS, Limits
 
 __all__ = [
@@ -40,6 +40,8 @@ LEAST_ADDRESS_SPACE = 16 << 20
 SMALL_GROWTH = 1 << 18
 """Bytes: a peak of less is told without another look at /proc."""
 
+_LARGEST = (1 << 63) - 1
+
 CPU_BACKSTOP = 2
 """Seconds after which the kernel ends a process by itself, should its supervisor be gone.
 
@@ -58,7 +60,7 @@ class Baseline(NamedTuple):
 def measure(spared: int = 0) -> Baseline:
     """Read the baseline of this process, with its high-water mark at what it holds now.
 
-    `spared`: bytes of shared objects that it has mapped.
+    `spared`: bytes of shared objects that it has mapped. OSError where it cannot be read.
     """
     memory = proc.own_memory(spared)
     if memory.high_water > memory.resident:
@@ -66,7 +68,7 @@ def measure(spared: int = 0) -> Baseline:
         # clear_refs): the peak is then an upper bound.
         with suppress(OSError), open("/proc/self/clear_refs", "wb", buffering=0) as file:
             file.write(b"5")
-    return Baseline(time.monotonic(), time.process_time(), memory)
+    return Baseline(clock.monotonic(), time.process_time(), memory)
 
 
 def peak(baseline: Baseline) -> int:
@@ -75,7 +77,10 @@ def peak(baseline: Baseline) -> int:
     grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10) - then.resident
     if grown < SMALL_GROWTH:  # as for most small tasks; files cannot have had a part in it
         return max(0, grown)
-    now = proc.own_memory()
+    try:
+        now = proc.own_memory()
+    except OSError:  # the function has left no descriptor, or another root
+        return max(0, grown)
     grown = now.high_water - then.resident
     return max(0, grown - max(0, now.file_backed - then.file_backed))
 
@@ -88,6 +93,11 @@ def impose(
     Not `for_good`, in a process that serves other calls, only what can be taken back.
     """
     mechanisms: dict[str, str] = {}
+    listener = None
+    if limits.processes is not None and not for_good:
+        mechanisms["processes"] = "counted"
+    elif limits.processes is not None:  # first: it needs a descriptor
+        listener, mechanisms["processes"] = _close_gate(limits.processes)
     for name, kind in RLIMITS.items():
         value = getattr(limits, name)
         if value is not None:
@@ -99,11 +109,6 @@ def impose(
         seconds = baseline.cpu_time + limits.cpu_time + (limits.grace_period or 0)
         behind = math.ceil(seconds) + CPU_BACKSTOP
         _lower(resource.RLIMIT_CPU, behind, behind if for_good else None)
-    listener = None
-    if limits.processes is not None and not for_good:
-        mechanisms["processes"] = "counted"
-    elif limits.processes is not None:
-        listener, mechanisms["processes"] = _close_gate(limits.processes)
     return mechanisms, listener
 
 
@@ -116,6 +121,8 @@ def _bound_memory(limits: Limits, memory: int, baseline: Baseline, *, for_good: 
     if limits.from_zero:
         return "tree sampled and confirmed by PSS"
     soft = baseline.memory.reserved + memory + MEMORY_SLACK
+    if soft + MEMORY_RESERVE > _LARGEST:  # more than any machine has, or setrlimit(2) can take
+        return "tree sampled and confirmed by PSS"
     _lower(resource.RLIMIT_DATA, soft, soft + MEMORY_RESERVE if for_good else None)
     return "RLIMIT_DATA, tree sampled and confirmed by PSS"
 
@@ -168,7 +175,10 @@ def memory_is_short(limits: Limits, baseline: Baseline) -> bool:
         return False
     stack = resource.getrlimit(resource.RLIMIT_STACK)[0]
     room = 8 << 20 if stack == resource.RLIM_INFINITY else stack
-    now = proc.own_memory()
+    try:
+        now = proc.own_memory()
+    except OSError:  # the function has left no descriptor: nobody can say
+        return False
     if limits.address_space is not None:
         return now.address_space + room >= limits.address_space
     return now.reserved + room >= baseline.memory.reserved + limits.memory + MEMORY_SLACK

@@ -22,7 +22,6 @@ import os
 import signal
 import socket
 import sys
-import time
 import traceback
 from contextlib import suppress
 from dataclasses import dataclass
@@ -30,7 +29,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pynisher_exec.errors import CpuTimeoutException, SignalException, TimeoutException
-from pynisher_exec.kernel import landlock, prctl
+from pynisher_exec.kernel import clock, landlock, prctl
 from pynisher_exec.kernel.descriptors import above_standard
 from pynisher_exec.limits import Limits
 from pynisher_exec.protocol import messages, payload
@@ -170,6 +169,7 @@ class Task:
         self._process = process
         self._ends = ends
         self._pid = os.getpid()
+        self._recursion_limit = sys.getrecursionlimit()
         self._line, self._stream = ends.line.fileno(), ends.stream.fileno()
         forked = isinstance(ends.inherited, Inherited)
         self._main_names: frozenset[str] | None = None if forked else frozenset()
@@ -194,11 +194,12 @@ class Task:
         try:
             call = self._load(header, segments)
             imported = imports.installed_since(before)
+            segments.clear()  # what has been loaded holds what it needs of them
+            self._baseline = rlimits.measure(shared.size())
         except BaseException as error:  # noqa: BLE001  (imports and __setstate__ may raise anything)
             self._exit_if_forked()
             return self._deliver("startup", error, {"traceback": outcome.text_of(error)})
-        segments.clear()  # what has been loaded holds what it needs of them
-        return self._run(call, imported, classic=header.classic)
+        return self._run(call, self._baseline, imported, classic=header.classic)
 
     def _receive(self) -> list[Any] | None:
         """Wait for the call. Descriptors may come with its first byte."""
@@ -265,16 +266,16 @@ class Task:
 
     def _unpickle(self, segments: list[Any]) -> tuple[Initializer, Call]:
         (initializer, call), names = payload.load_call(segments)
+        self._exit_if_forked()
         if names:
             surroundings.adopt_main_names(names)
         self._main_names = frozenset(shared.names.union(names))
         return initializer, Call(*call)
 
-    def _run(self, call: Call, imported: str, *, classic: bool) -> int:
-        """Take the baseline and the limits, run the function, deliver what came of it."""
+    def _run(self, call: Call, baseline: rlimits.Baseline, imported: str, *, classic: bool) -> int:
+        """Take the limits, run the function, deliver what came of it."""
         soft = SoftSignals(self._limits, on_quit=classic, below=_invoke.__code__)
         soft.install()
-        self._baseline = baseline = rlimits.measure(shared.size())
         if rlimits.leaves_no_room(self._limits, baseline):
             return self._refuse(baseline)
         memory = baseline.memory
@@ -308,7 +309,9 @@ class Task:
 
     def _settle(self) -> None:
         """The function has ended: no signal reaches this thread, a fork of it has no say."""
-        self._ended_at = time.monotonic()
+        if sys.getrecursionlimit() < self._recursion_limit:
+            sys.setrecursionlimit(self._recursion_limit)
+        self._ended_at = clock.monotonic()
         signal.pthread_sigmask(signal.SIG_BLOCK, _ALL_SIGNALS)
         self._exit_if_forked()
         rlimits.lift_memory(self._limits)
@@ -317,17 +320,11 @@ class Task:
         self, error: BaseException, soft: SoftSignals, baseline: rlimits.Baseline, *, classic: bool
     ) -> int:
         """Classify what escaped from the function, and deliver it."""
-        trace = error.__traceback__
+        trace = sys.exc_info()[2]  # its own attribute may be of a subclass's making
         for _ in range(2):  # our own frames say nothing to the user
             trace = trace.tb_next if trace is not None else None
-        error.__traceback__ = trace
-        facts: dict[str, Any] = {"traceback": outcome.text_of(error)}
-        kind = outcome.classify(error, self._limits, soft, baseline)
-        if isinstance(error, SystemExit):
-            facts["exit_code"] = outcome.exit_code_of(error)
-        if isinstance(error, OSError) and isinstance(error.errno, int):
-            facts["os_errno"] = error.errno
-            facts["forking"] = outcome.comes_from_fork(error)
+        BaseException.with_traceback(error, trace)
+        kind, facts = outcome.describe(error, self._limits, soft, baseline)
         if classic and kind == "exception" and not isinstance(error, _HEARD_OF):
             with suppress(Exception):  # stderr closed, or replaced by the function
                 traceback.print_exception(type(error), error, trace)
@@ -338,7 +335,10 @@ class Task:
 
     def _deliver(self, kind: str, value: object, facts: dict[str, Any]) -> int:
         """Pickle and try, say RETURNED, send, flush; give the exit code."""
-        packed = outcome.pack(kind, value, self._main_names, facts)
+        try:
+            packed = outcome.pack(kind, value, self._main_names, facts)
+        except BaseException as problem:  # noqa: BLE001  (foreign code, asked for its own failure)
+            packed = outcome.untold(problem)
         self._exit_if_forked()
         peak = 0 if self._baseline is None else rlimits.peak(self._baseline)
         size = packed.size

@@ -10,10 +10,10 @@ from __future__ import annotations
 
 import os
 import signal
-import time
 from typing import TYPE_CHECKING, Final
 
 from pynisher_exec.errors import CpuTimeoutException, SignalException, TaskError, TimeoutException
+from pynisher_exec.kernel import clock
 
 if TYPE_CHECKING:
     from types import CodeType, FrameType
@@ -46,7 +46,7 @@ class SoftSignals:
 
     def install(self) -> None:
         """Set the handlers that the limits ask for."""
-        self._earliest = time.monotonic() + (self._limits.wall_time or 0)
+        self._earliest = clock.monotonic() + (self._limits.wall_time or 0)
         if self._limits.grace_period is not None:
             if self._limits.cpu_time is not None:
                 signal.signal(signal.SIGXCPU, self._handle)
@@ -56,7 +56,7 @@ class SoftSignals:
             signal.signal(signal.SIGQUIT, self._handle)
 
     def _handle(self, signum: int, frame: FrameType | None) -> None:
-        if signum == signal.SIGALRM and time.monotonic() < self._earliest:
+        if signum == signal.SIGALRM and clock.monotonic() < self._earliest:
             # Not the supervisor's: the function set an alarm and no handler. Let that have its way.
             signal.signal(signum, signal.SIG_DFL)
             os.kill(os.getpid(), signum)

@@ -66,7 +66,7 @@ def serve(
     """
     _begin(keep_streams=False)
     surroundings.begin_with(around)
-    line = socket.socket(fileno=control)
+    line = messages.patient(socket.socket(fileno=control))
     try:
         if scout:
             _import_as_scout(modules)
@@ -103,7 +103,8 @@ def serve_in_context(control: int, caller: int, inherited: Inherited | Packed) -
     """
     with contextlib.suppress(BaseException):  # never back into what a fork has of the caller's code
         _begin(keep_streams=True)
-        _run(_Template(socket.socket(fileno=control), caller, single=True, inherited=inherited))
+        line = messages.patient(socket.socket(fileno=control))
+        _run(_Template(line, caller, single=True, inherited=inherited))
     os._exit(1)
 
 
@@ -222,7 +223,7 @@ class _Template:
             self._line.close()
             for _, descriptor in self._supervisors.values():
                 os.close(descriptor)
-            line = socket.socket(fileno=control)
+            line = messages.patient(socket.socket(fileno=control))
             loop.serve(line, self._caller, options, self._place, self._inherited)
         except BaseException:  # noqa: BLE001  (a supervisor must never fall back into this loop)
             with contextlib.suppress(BaseException):  # stderr may be closed
