@@ -131,7 +131,7 @@ def test_value_whose_class_raises_is_said_to_be_unpicklable() -> None:
 
 def lower_recursion(then: str) -> str:
     """Leave next to no depth for what comes after."""
-    depth = 30
+    depth = 5
     while depth < sys.getrecursionlimit():
         with suppress(RecursionError):
             sys.setrecursionlimit(depth)
