@@ -149,12 +149,12 @@ class _Attacker:
 class _Wave:
     """Tasks at once, some of which strike their own supervisors, or their template."""
 
-    SIZE = 40
+    SIZE = 80
     STRIKING: ClassVar[dict[int, tuple[str, signal.Signals]]] = {
         5: ("supervisor", signal.SIGSTOP),
-        10: ("template", signal.SIGSTOP),
-        17: ("supervisor", signal.SIGKILL),
-        24: ("template", signal.SIGKILL),
+        20: ("template", signal.SIGSTOP),
+        40: ("supervisor", signal.SIGKILL),
+        60: ("template", signal.SIGKILL),
     }
 
     def __init__(self, executor: LimitedProcessExecutor, chance: random.Random) -> None:
