@@ -271,7 +271,8 @@ class Trial:
         self.times = 0  # that it was told to be done
         self.future = executor.limit(**case.limits).submit(case.function, *case.arguments)
         self.future.add_done_callback(self._note)
-        self.canceller = threading.Timer(chance.uniform(0, 1), self._cancel)
+        when = chance.choice([(chance.uniform(0, 1), False), (chance.uniform(0, 0.05), True)])
+        self.canceller = threading.Thread(target=self._cancel, args=when, daemon=True)
         if chance.random() < 0.1:
             self.canceller.start()
 
@@ -279,7 +280,11 @@ class Trial:
         self._called_back.append(future.report)
         self._calls[self._number] += 1
 
-    def _cancel(self) -> None:
+    def _cancel(self, seconds: float, running: bool) -> None:  # noqa: FBT001 - a thread's
+        """At some moment: most tasks wait then. Or at some moment after it has begun."""
+        while running and not (self.future.running() or self.future.done()):
+            time.sleep(0.005)
+        time.sleep(seconds)
         self.said_cancelled = self.future.cancel()
 
     def wrong(self) -> str:
@@ -317,6 +322,18 @@ class Trial:
         told = {name: report.limits[name].value for name in given if name in report.limits}
         return told == given and captures == (report.stdout is not None)
 
+    def ending(self) -> str:
+        """The status; of one that was cancelled, whether it ran."""
+        report = self.future.report
+        if report is None:
+            return "none"
+        ran = report.status == "cancelled" and report.started_at is not None
+        return "cancelled-running" if ran else str(report.status)
+
+    def several(self) -> bool:
+        """Whether it has more than one limit."""
+        return sum(value is not None for value in self.case.limits.values()) > 1
+
     def told_again(self) -> str:
         """What is wrong with its being told: more than once, or not the same."""
         reports = self._called_back
@@ -341,7 +358,7 @@ def every_ending(count: int) -> Found:
     chance = random.Random(SEED)  # noqa: S311 - the same cases in every run
     failures: list[str] = []
     statuses: Counter[str] = Counter()
-    limits: Counter[int] = Counter()
+    limits: Counter[bool] = Counter()
     calls: list[int] = []  # of each task's callback, to the end
     mark = Mark()
     with mark.on_what_is_started(), LimitedProcessExecutor(4, preload=[__name__]) as executor:
@@ -355,14 +372,13 @@ def every_ending(count: int) -> Found:
                 hung = [str(trial.case)[:400] for trial in trials if not trial.future.done()]
                 return Found(count, hung or ["told to nobody"], "hangs")
             failures += [again for trial in trials if (again := trial.told_again())]
-            statuses.update(str(t.future.report.status) for t in trials if t.future.report)
-            limits.update(len(trial.case.limits) for trial in trials)
+            statuses.update(trial.ending() for trial in trials)
+            limits.update(trial.several() for trial in trials)
     failures += [f"called back {times} times in all" for times in calls if times != 1]
     failures += [f"left: {pid}" for pid in mark.scan()]
     failures += [f"zombie {pid}" for pid in zombies()]
     told = " ".join(f"{name} {n}" for name, n in statuses.most_common())
-    several = sum(n for size, n in limits.items() if size > 1)
-    return Found(count, failures, f"{told}; {several} with several limits, {limits[0]} with none")
+    return Found(count, failures, f"{told}; {limits[True]} with several limits")
 
 
 CHECKS = (
