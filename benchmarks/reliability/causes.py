@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from benchmarks.reliability import deeds
 from benchmarks.reliability.check import Check, Found
-from benchmarks.reliability.endings import (
+from benchmarks.reliability.deeds import (
     burn,
     crash,
     fail,
@@ -41,6 +41,12 @@ LIMIT = 0.2
 NEAR = 0.004
 """Seconds around a limit within which something else happens, now before it and now after."""
 
+CLEAR = 0.02
+"""Seconds before or after a limit from which on there is no tie: what came first is the cause."""
+
+FAR_OFF = 0.06
+"""Seconds around the limit for what can tell its moment: two times in three it is clear of it."""
+
 MIB = 1 << 20
 
 
@@ -53,6 +59,8 @@ class Scenario(NamedTuple):
     """A call, made anew for each try; its limits; what may be told of its end, and what must be.
 
     `statuses` are all right where two causes tie. `meanwhile` acts on the future from outside.
+    `tells`: the moment at which something else than the limit ends it is in a file, whose path is
+    the last argument.
     """
 
     name: str
@@ -61,6 +69,7 @@ class Scenario(NamedTuple):
     statuses: tuple[str, ...]
     is_right: Callable[[Report], bool] = lambda _: True
     meanwhile: Callable[[random.Random, LimitedFuture[Any], tuple[Any, ...]], None] | None = None
+    tells: bool = False
 
 
 def _call(function: Callable[..., object], *args: Any, **kwargs: Any) -> Callable[..., Plan]:
@@ -70,6 +79,24 @@ def _call(function: Callable[..., object], *args: Any, **kwargs: Any) -> Callabl
 def _near(function: Callable[..., object], *args: Any) -> Callable[[random.Random], Plan]:
     """With the moment as its first argument: about the wall limit."""
     return lambda chance: (function, (LIMIT + chance.uniform(-NEAR, NEAR), *args))
+
+
+def _telling(how: str) -> Callable[[random.Random], Plan]:
+    """With moment and a file to tell of it: about the wall limit, now close to it, now not."""
+
+    def plan(chance: random.Random) -> Plan:
+        path = f"{tempfile.gettempdir()}/causes-{chance.randbytes(8).hex()}"
+        return deeds.tell_and, (how, LIMIT + _offset(chance), path)
+
+    return plan
+
+
+def _offset(chance: random.Random) -> float:
+    return chance.uniform(*chance.choice([(-FAR_OFF, -CLEAR), (-NEAR, NEAR), (CLEAR, FAR_OFF)]))
+
+
+def _or_limit(is_right: Callable[[Report], bool]) -> Callable[[Report], bool]:
+    return lambda report: report.status == "wall_time" or is_right(report)
 
 
 def _signal(number: int) -> Callable[[Report], bool]:
@@ -89,16 +116,29 @@ def _wait_until_running(future: LimitedFuture[Any]) -> None:
         time.sleep(0.001)
 
 
-def _kill(chance: random.Random, future: LimitedFuture[Any], args: tuple[Any, ...]) -> None:
-    """Send SIGKILL to the task, as an operator does, at about its wall limit."""
-    path = Path(args[0])
-    while not (future.done() or (path.exists() and path.read_text())):
+def _kill(_: random.Random, future: LimitedFuture[Any], args: tuple[Any, ...]) -> None:
+    """Send SIGKILL to the task, as an operator does, at about its wall limit; and note when."""
+    _, seconds, path = args
+    while not (future.done() or _told(path)):
         time.sleep(0.001)
-    if path.exists():
-        time.sleep(max(0.0, LIMIT - 0.01 + chance.uniform(-NEAR, NEAR)))
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(int(path.read_text()), signal.SIGKILL)
-        path.unlink()
+    if not _told(path):
+        return
+    pid, began, _ = _told(path)[0]
+    time.sleep(max(0.0, began + seconds - time.monotonic()))
+    sending = time.monotonic()
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(int(pid), signal.SIGKILL)
+        sent = time.monotonic()
+        with Path(path).open("a") as file:
+            file.write(f"{sending} {sent}")
+
+
+def _told(path: str) -> list[list[float]]:
+    """The lines of what was told so far."""
+    try:
+        return [[*map(float, line.split())] for line in Path(path).read_text().splitlines()]
+    except FileNotFoundError:
+        return []
 
 
 def _cancel(chance: random.Random, future: LimitedFuture[Any], _: tuple[Any, ...]) -> None:
@@ -106,16 +146,6 @@ def _cancel(chance: random.Random, future: LimitedFuture[Any], _: tuple[Any, ...
     _wait_until_running(future)
     time.sleep(LIMIT + chance.uniform(-NEAR, NEAR))
     future.cancel()
-
-
-def tell_and_sleep(path: str) -> None:
-    """Tell the own pid."""
-    Path(path).write_text(str(os.getpid()))
-    time.sleep(60)
-
-
-def _telling(chance: random.Random) -> Plan:
-    return tell_and_sleep, (f"{tempfile.gettempdir()}/causes-{chance.randbytes(8).hex()}",)
 
 
 WALL = {"wall_time": LIMIT}
@@ -182,12 +212,24 @@ SCENARIOS = (
     ),
     Scenario("returns at the limit", _near(deeds.then, "return"), WALL, ("ok", "wall_time")),
     Scenario("raises at the limit", _near(deeds.then, "raise"), WALL, ("exception", "wall_time")),
-    Scenario("exits at the limit", _near(deeds.then, "exit"), WALL, ("exit", "wall_time")),
-    Scenario("dies at the limit", _near(deeds.then, "kill"), WALL, ("signal", "wall_time")),
-    Scenario("crashes at the limit", _near(deeds.then, "segfault"), WALL, ("signal", "wall_time")),
+    Scenario(
+        "exits at the limit", _telling("exit"), WALL, ("exit", "wall_time"), _or_limit(_exit(3)),
+        tells=True,
+    ),
+    Scenario(
+        "dies at the limit", _telling("kill"), WALL, ("signal", "wall_time"),
+        _or_limit(_signal(signal.SIGKILL)), tells=True,
+    ),
+    Scenario(
+        "crashes at the limit", _telling("segfault"), WALL, ("signal", "wall_time"),
+        _or_limit(_signal(signal.SIGSEGV)), tells=True,
+    ),
     Scenario("in time, but large", _call(deeds.return_much, 1.8), {"wall_time": 2}, ("ok",)),
     Scenario("sends at the limit", _near(deeds.send_much), WALL, ("ok", "wall_time")),
-    Scenario("killed at the limit", _telling, WALL, ("signal", "wall_time"), meanwhile=_kill),
+    Scenario(
+        "killed at the limit", _telling("wait"), WALL, ("signal", "wall_time"),
+        _or_limit(_signal(signal.SIGKILL)), meanwhile=_kill, tells=True,
+    ),
     Scenario(
         "cancelled at the end", _near(deeds.then, "return"), {}, ("ok", "cancelled"),
         meanwhile=_cancel,
@@ -229,7 +271,7 @@ def _busy_machine() -> Iterator[None]:
             os.waitpid(pid, 0)
 
 
-def _wrong(scenario: Scenario, future: LimitedFuture[Any]) -> str:
+def _wrong(scenario: Scenario, future: LimitedFuture[Any], side: str) -> str:
     """Say what is wrong with an answer; empty when it is right."""
     report = future.report
     if report is None:
@@ -238,6 +280,9 @@ def _wrong(scenario: Scenario, future: LimitedFuture[Any]) -> str:
         return f"{scenario.name}: {report.status}, {report.message}"
     if scenario.limits == WALL and _is_on_the_wrong_side(report):
         return f"{scenario.name}: {report.status} after {report.wall_time} s of {LIMIT}"
+    if side not in ("", "tie", "limit" if report.status == "wall_time" else "other"):
+        took = f"{report.wall_time} s of {LIMIT}"
+        return f"{scenario.name}: {report.status} after {took}, but {side} was clearly first"
     if not scenario.is_right(report):
         return f"{scenario.name}: {report.status}, but {str(report)[:300]}"
     return ""
@@ -250,33 +295,64 @@ def _is_on_the_wrong_side(report: Report) -> bool:
     return report.status in ("ok", "exception") and report.wall_time >= LIMIT
 
 
-def _try_all(executor: LimitedProcessExecutor, chance: random.Random) -> list[str]:
+def _first(scenario: Scenario, report: Report | None, args: tuple[Any, ...]) -> str:
+    """Which came first, by what was told: the limit, the other cause, or as good as a tie.
+
+    The clock runs from before the function's first line. A task that says nothing of its end had
+    no time to: the limit was first. Empty where nothing is to be told.
+    """
+    if not scenario.tells or report is None or report.started_at is None:
+        return ""
+    told = _told(args[-1])
+    Path(args[-1]).unlink(missing_ok=True)
+    if not told:
+        return "untold"
+    (_, began, clock), *end = told
+    late = clock - report.started_at
+    if late < -NEAR:
+        return "a clock that had not begun"
+    due = began - late + LIMIT
+    if not end or end[0][0] > due + CLEAR:
+        return "limit"
+    return "other" if end[0][-1] < due - CLEAR else "tie"
+
+
+def _try_all(
+    executor: LimitedProcessExecutor, chance: random.Random, sides: Counter[str]
+) -> list[str]:
     tries, threads = [], []
     for scenario in chance.sample(SCENARIOS, len(SCENARIOS)):
         function, args = scenario.plan(chance)
         future = executor.limit(**scenario.limits).submit(function, *args)
-        tries.append((scenario, future))
+        tries.append((scenario, future, args))
         if scenario.meanwhile is not None:
             threads.append(threading.Thread(target=scenario.meanwhile, args=(chance, future, args)))
             threads[-1].start()
-    for _, future in tries:
+    for _, future, _ in tries:
         with contextlib.suppress(CancelledError):
             future.exception(PATIENCE)
     for thread in threads:
         thread.join()
-    return [wrong for scenario, future in tries if (wrong := _wrong(scenario, future))]
+    failures = []
+    for scenario, future, args in tries:
+        side = _first(scenario, future.report, args)
+        sides[side] += 1
+        failures.append(_wrong(scenario, future, side))
+    return [wrong for wrong in failures if wrong]
 
 
 def every_cause(count: int) -> Found:
     """Row 7."""
     chance = random.Random(SEED)  # noqa: S311 - the same moments in every run
     failures: list[str] = []
+    sides: Counter[str] = Counter()
     with _busy_machine(), LimitedProcessExecutor(4, preload=[__name__]) as executor:
         for _ in range(count):
-            failures += _try_all(executor, chance)
+            failures += _try_all(executor, chance, sides)
     kinds = Counter(line.partition(":")[0] for line in failures)
-    worst = f"{len(SCENARIOS)} scenarios, {sum(kinds.values())} wrong causes"
-    return Found(count * len(SCENARIOS), failures, worst)
+    told = ", ".join(f"{side} {n}" for side, n in sides.most_common() if side)
+    worst = f"{len(SCENARIOS)} scenarios, {sum(kinds.values())} wrong causes; first by {CLEAR} s: "
+    return Found(count * len(SCENARIOS), failures, worst + told)
 
 
 CHECKS = (

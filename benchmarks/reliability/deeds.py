@@ -1,4 +1,4 @@
-"""What the tasks of `causes` do, each bounded by what it asks for."""
+"""What the tasks of `causes` and `endings` do, each bounded by what it asks for."""
 
 from __future__ import annotations
 
@@ -9,17 +9,67 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
-from benchmarks.reliability.endings import burn, crash, fail
 from pynisher_exec import TimeoutException
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
 MIB = 1 << 20
+
+
+class Oddity(Exception):  # noqa: N818 - it is named for what it is
+    """Cannot be loaded: it is made with two arguments and pickles as if with one."""
+
+    def __init__(self, first: str, second: str) -> None:
+        super().__init__(first + second)
+
+
+def echo(data: bytes) -> bytes:
+    """Give back what came."""
+    return data
+
+
+def fail(number: int) -> None:
+    """Raise with a number that the caller knows."""
+    raise ValueError(number)
+
+
+def fail_oddly() -> None:
+    """Raise what cannot be loaded."""
+    first = "one"
+    raise Oddity(first, "two")
+
+
+def fail_to_open() -> None:
+    """Raise the kernel's own error."""
+    os.open("/nowhere/at/all", os.O_RDONLY)
+
+
+def crash() -> None:
+    """Read at address 0."""
+    ctypes.string_at(0)
+
+
+def kill_itself(number: int) -> None:
+    """End by a signal."""
+    os.kill(os.getpid(), number)
+    time.sleep(60)
+
+
+def hog(size: int) -> int:
+    """Ask for memory."""
+    return len(bytearray(size))
+
+
+def burn() -> None:
+    """Use CPU time for ever."""
+    while True:
+        pass
 
 
 def burn_in_c() -> None:
@@ -142,18 +192,30 @@ def hog_slowly(size: int, seconds: float) -> None:
 
 
 def then(seconds: float, how: str) -> str:
-    """Sleep for as long as about the limit, then end some way."""
+    """Sleep for as long as about the limit, then return or raise."""
     time.sleep(seconds)
+    if how == "raise":
+        raise ValueError(how)
+    return how
+
+
+def tell_and(how: str, seconds: float, path: str) -> None:
+    """Sleep for as long as about the limit, then end some way, or sleep on to be ended.
+
+    Tells its pid, and when it began by two clocks; in a second line when it is about to end.
+    """
+    began, clock = time.monotonic(), time.time()
+    file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.write(file, f"{os.getpid()} {began} {clock}\n".encode())
+    time.sleep(60 if how == "wait" else max(0.0, seconds - (time.monotonic() - began)))
+    os.write(file, str(time.monotonic()).encode())
     match how:
-        case "raise":
-            raise ValueError(how)
         case "exit":
             os._exit(3)
         case "kill":
             os.kill(os.getpid(), signal.SIGKILL)
         case "segfault":
             crash()
-    return how
 
 
 def send_much(seconds: float) -> bytes:
@@ -215,6 +277,31 @@ class Unloadable:
 
     def __reduce__(self) -> tuple[object, ...]:
         return fail, (7,)
+
+
+class Untravelling:
+    """Ends the process that pickles or loads it."""
+
+    def __init__(self, when: str) -> None:
+        self._when = when
+
+    def __reduce__(self) -> tuple[object, ...]:
+        if self._when == "pickled":
+            os.abort()
+        return os.abort, ()
+
+
+def open_too_many() -> None:
+    """Take descriptors until there is none."""
+    while True:
+        os.open(os.devnull, os.O_RDONLY)
+
+
+def write_too_much() -> None:
+    """Have a file grow until it must not."""
+    with tempfile.TemporaryFile(buffering=0) as file:
+        while True:
+            file.write(bytes(1 << 16))
 
 
 def take(_: object) -> None:
