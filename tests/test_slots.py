@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 import resource
+import signal
 import time
 from itertools import repeat
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from conftest import child_pids, descendant_pids, name_of
+from conftest import child_pids, descendant_pids, name_of, wait_until
 
 from pynisher_exec import LimitedProcessExecutor
 
@@ -81,3 +82,13 @@ def test_a_slot_that_cannot_be_added_costs_no_task() -> None:
         values = [executor.submit(abs, -n).result(PATIENCE) for n in range(5)]
         assert slots() == 1
     assert values == list(range(5))
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
+def test_template_that_is_struck_as_it_starts_costs_no_call(number: signal.Signals) -> None:
+    """Four slots wait for it, and the calls behind them are charged with one failure, not four."""
+    with LimitedProcessExecutor(4, startup_time=2, preload=[]) as executor:
+        futures = [executor.submit(abs, -n) for n in range(8)]
+        wait_until(lambda: len(list(executor._pool._monitor._slots)) == 4, PATIENCE)
+        os.kill(wait_until(descendant_pids)[0], number)
+        assert [future.result(PATIENCE) for future in futures] == list(range(8))

@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Any
 from loky.backend.fork_exec import fork_exec
 
 from pynisher_exec.caller.reactor import control_line
-from pynisher_exec.kernel import pidfd
+from pynisher_exec.kernel import pidfd, proc
 from pynisher_exec.kernel.descriptors import above_standard
 from pynisher_exec.task.run import Inherited, Packed
 from pynisher_exec.template import loop
@@ -58,7 +58,8 @@ class Host:
 
     `process` is multiprocessing's object where a context started it, which must live as long.
     `key` is the template's, `ahead` what it has imported by itself, `said` whether it has told what
-    came of that; `outdated`: another has taken its place.
+    came of that; `outdated`: another has taken its place; `charged`: a call that waits has been
+    charged with its failure.
     """
 
     pid: int
@@ -70,6 +71,13 @@ class Host:
     ahead: tuple[str, ...] = ()
     said: bool = False
     outdated: bool = False
+    charged: bool = False
+
+    @property
+    def is_stopped(self) -> bool:
+        """Whether somebody has stopped it, or what it has just forked."""
+        found = map(proc.stat, [self.pid, *proc.children(self.pid)])
+        return any(each is not None and each.state in "Tt" for each in found)
 
     def kill(self) -> None:
         """End it at once; its supervisors go on until their own lines end."""

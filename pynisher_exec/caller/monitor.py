@@ -31,6 +31,9 @@ __all__ = ["Monitor"]
 RETRY_AFTER = 0.5
 """Seconds before a slot is started again when one could not be, while others work."""
 
+END_HEARD_AFTER = 0.05
+"""Seconds after which the end of a process whose line has ended has surely been heard."""
+
 MOST_TRIES = 3
 """Times that a call whose child died before it began is sent."""
 
@@ -211,6 +214,10 @@ class Monitor:
         if self._slots.has_any("busy", "idle", "starting"):
             self._retry_at = time.monotonic() + RETRY_AFTER
             return False
+        if isinstance(error, ConnectionError) and item.tries < MOST_TRIES:
+            item.tries += 1  # the template has just died: its end is about to be heard
+            self._retry_at = time.monotonic() + END_HEARD_AFTER
+            return False
         self._fail(item, f"no process could be started for the task: {error}", error)
         return True
 
@@ -309,8 +316,11 @@ class Monitor:
             slot.failure = error or slot.failure
             self._conclude_lost(slot, survivors)
 
-    def _conclude_lost(self, slot: Slot, survivors: list[int]) -> None:
-        """A task has lost its supervisor, or a slot never came up, which is a failure to start."""
+    def _conclude_lost(self, slot: Slot, survivors: list[int], *, charge: bool = True) -> None:
+        """A task has lost its supervisor, or a slot never came up, which is a failure to start.
+
+        Whoever waits is charged with that as a try, unless another slot's failure was the same.
+        """
         item, slot.item = slot.item, None
         came_up = slot.idle_since > 0
         self._slots.retire(slot)
@@ -320,7 +330,7 @@ class Monitor:
             self._conclude(item, Ending(told, None, slot.failure))
         elif item is not None:
             self._fail(item, f"no process could be started for the task: {reason}", None)
-        elif not came_up:
+        elif not came_up and charge:
             self._fail_next(reason, hopeless=slot.hopeless)
 
     def _fail_next(self, reason: str, *, hopeless: bool) -> None:
@@ -344,7 +354,14 @@ class Monitor:
         """Slots that it has not brought up never will; those that run go on without it."""
         for slot in self._slots.of(host):
             if slot.state in ("starting", "lost") or slot.item is None:
-                self._conclude_lost(slot, [])
+                self._conclude_lost(slot, [], charge=self._charges(slot))
+
+    def _charges(self, slot: Slot) -> bool:
+        """Whether a slot that failed by its host is the first one: one host's end is one try."""
+        if slot.idle_since or slot.host.charged:
+            return False
+        slot.host.charged = True
+        return True
 
     def host_outdated(self, host: Host) -> None:
         """Another has taken its place: what runs there goes on, what waits there is not needed."""
@@ -381,11 +398,12 @@ class Monitor:
                 slot.failure = slot.failure or "it did not do its work, stopped perhaps"
                 slot.kill_supervisor()
             return
-        slot.hopeless = not slot.host.ahead  # else a plain template may do better
+        # Else a plain template may do better, or one that nobody stops.
+        slot.hopeless = not (slot.host.ahead or slot.host.is_stopped)
         slot.failure = slot.failure or "nothing came up within startup_time"
         if not any(each.idle_since for each in self._slots.of(slot.host)) or slot.state == "lost":
             slot.host.kill()  # it hangs in an import, or is stopped, and does not hear
-        self._conclude_lost(slot, [])
+        self._conclude_lost(slot, [], charge=self._charges(slot))
 
     def _next_due(self) -> float | None:
         times = [self._slots.next_due, self._retry_at, self._force_at, self._hosts.next_due]
