@@ -89,6 +89,8 @@ def test_template_that_is_struck_as_it_starts_costs_no_call(number: signal.Signa
     """Four slots wait for it, and the calls behind them are charged with one failure, not four."""
     with LimitedProcessExecutor(4, startup_time=2, preload=[]) as executor:
         futures = [executor.submit(abs, -n) for n in range(8)]
+        template = wait_until(descendant_pids)[0]
+        os.kill(template, signal.SIGSTOP)
         wait_until(lambda: len(list(executor._pool._monitor._slots)) == 4, PATIENCE)
-        os.kill(wait_until(descendant_pids)[0], number)
+        os.kill(template, number)
         assert [future.result(PATIENCE) for future in futures] == list(range(8))
