@@ -8,6 +8,7 @@ import json
 import os
 import random
 import re
+import stat
 import tempfile
 import time
 from functools import partial
@@ -230,12 +231,12 @@ def use_names() -> None:
 
 
 def _names() -> dict[str, int]:
-    """Names of this user in /dev/shm, and their inodes."""
+    """Files of this user in /dev/shm, and their inodes. A folder there is some other program's."""
     found = {}
     for path in SHARED.iterdir():
         with contextlib.suppress(FileNotFoundError):
             status = path.lstat()
-            if status.st_uid == os.getuid():
+            if status.st_uid == os.getuid() and stat.S_ISREG(status.st_mode):
                 found[path.name] = status.st_ino
     return found
 
@@ -318,8 +319,9 @@ def names_in_shared_memory(count: int) -> Found:
         left = [*map(str, folder.iterdir()), *_left_in_shared_memory(before)]
     left += [name for name in names.told if (SHARED / name).exists()]
     failures = looks.failures(count) + [f"left: {name}" for name in left]
-    worst = f"{len(left)} left beside {len(names.told)} names"
-    return Found(count, failures, f"{worst}, trackers had {names.slowest * 1000:.0f} ms at most")
+    worst = f"{len(left)} left of {len(names.told)} told and all new names"
+    after = f"{names.slowest * 1000:.0f} ms at most from a task's end to its future"
+    return Found(count, failures, f"{worst}; {after}, the trackers' time")
 
 
 CHECKS = (
