@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import signal
 import subprocess
 import sys
-import threading
 import time
+from concurrent.futures import wait
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from benchmarks.processes import name_of, zombies
+from benchmarks.processes import name_of, state_of, zombies
 from benchmarks.reliability.check import Check, Found
-from benchmarks.reliability.marks import Mark
+from benchmarks.reliability.marks import Looks, Mark
 from pynisher_exec import LimitedProcessExecutor
 
 if TYPE_CHECKING:
-    from concurrent.futures import Future
+    from collections.abc import Iterator
 
 __all__ = ["CHECKS", "leave_daemons"]
 
@@ -30,44 +31,58 @@ WALL_TIME = 0.5
 def leave_daemons(environment: dict[str, str]) -> None:
     """Start three daemons that ignore SIGTERM, two of them in sessions of their own; then sleep.
 
-    They are there when this says how many: each closes its end of a pipe by its exec.
+    They are there when this tells their pids, and those of the processes between: each says its
+    own, and closes its end of a pipe by its exec.
     """
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     ready, tell = os.pipe()  # close-on-exec
+    between = []
     for number in range(DAEMONS):
-        if os.fork() == 0:
+        between.append(os.fork())
+        if between[-1] == 0:
             if number:
                 os.setsid()
             if os.fork() == 0:
+                os.write(tell, b"%d " % os.getpid())
                 os.execve("/bin/sleep", ["sleep", "60"], environment)  # noqa: S606
             os._exit(0)
         os.wait()
     os.close(tell)
-    os.read(ready, 1)
-    os.write(1, b"%d" % DAEMONS)
+    with open(ready, "rb") as pids:
+        daemons = [pid for pid in map(int, pids.read().split()) if name_of(pid) == "sleep"]
+    os.write(1, json.dumps([between, daemons]).encode())
     time.sleep(60)
+
+
+class _Killed:
+    """What is left of tasks that were killed, looked at when their futures resolve."""
+
+    def __init__(self) -> None:
+        self.latest = 0.0
+        self.known: set[int] = set()
+        """Pids of all tasks: one that has ended is a zombie until its parent looks."""
+
+    def look(self, mark: Mark, future: Any) -> Iterator[str]:
+        """Say what is wrong with one."""
+        alive = mark.scan()
+        report = future.report
+        between, daemons = json.loads(report.stdout)
+        own = [report.pid, *between, *daemons]
+        # By their pids also those that have no environment: zombies, wherever they hang.
+        there = {f"{name_of(pid)} {state}" for pid in own if (state := state_of(pid))}
+        self.known.update(own)
+        self.latest = max(self.latest, report.wall_time - WALL_TIME)
+        if alive:
+            yield f"{len(alive)} alive when the future resolved"
+        if there:
+            yield f"its own processes were there when the future resolved: {', '.join(there)}"
+        if report.status != "wall_time" or len(daemons) != DAEMONS:
+            yield f"status {report.status}, {len(daemons)} daemons"
 
 
 def killed_at_a_wall_limit(count: int) -> Found:
     """Row 1."""
-    failures: list[str] = []
-    latest = 0.0
-    lock = threading.Lock()
-
-    def look(mark: Mark, future: Future[Any]) -> None:
-        nonlocal latest
-        alive = mark.scan()
-        report: Any = future.report  # type: ignore[attr-defined]
-        there = name_of(report.pid)
-        with lock:
-            if alive:
-                failures.append(f"{len(alive)} alive when the future resolved")
-            if there:
-                failures.append(f"its own process was there when the future resolved: {there}")
-            if report.status != "wall_time" or report.stdout != str(DAEMONS):
-                failures.append(f"status {report.status}, {report.stdout!r} daemons")
-            latest = max(latest, report.wall_time - WALL_TIME)
-
+    killed, looks = _Killed(), Looks()
     marks = [Mark() for _ in range(count)]
     ours = Mark()
     with (
@@ -76,13 +91,18 @@ def killed_at_a_wall_limit(count: int) -> Found:
             4, wall_time=WALL_TIME, capture_output=True, preload=[__name__]
         ) as executor,
     ):
-        for mark in marks:
-            future = executor.submit(leave_daemons, mark.environment)
-            future.add_done_callback(partial(look, mark))
+        futures = [executor.submit(leave_daemons, mark.environment) for mark in marks]
+        for mark, future in zip(marks, futures, strict=True):
+            looks.at(future, partial(killed.look, mark))
+        wait(futures)
+        # No task runs any more: template and supervisors are still there, and have reaped all.
+        hanging = zombies()
     left = ours.scan([each.value for each in marks])
+    failures = looks.failures(count)
     failures += [f"left after the shutdown: {name_of(pid)} {pid}" for pid in left]
-    failures += [f"zombie {pid}" for pid in zombies()]
-    return Found(count, failures, f"latest {latest * 1000:.1f} ms after the limit")
+    failures += [f"zombie {pid} of no task" for pid in looks.zombies - killed.known]
+    failures += [f"zombie {pid} at the end" for pid in [*hanging, *zombies()]]
+    return Found(count, failures, f"latest {killed.latest * 1000:.1f} ms after the limit")
 
 
 CALLER = """

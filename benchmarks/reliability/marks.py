@@ -1,24 +1,34 @@
-"""Processes found by a mark in their environment, whoever their parent has become."""
+"""Looks at what is left: by a mark in the environment, at the moment when a future resolves."""
 
 from __future__ import annotations
 
 import contextlib
 import os
 import secrets
+import threading
 import time
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+from benchmarks.processes import zombies
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
+    from concurrent.futures import Future
 
-__all__ = ["Mark"]
+__all__ = ["Looks", "Mark"]
 
 VARIABLE = "PYNISHER_EXEC_RELIABILITY"
+ENV_START = 49
+"""Which field of /proc/PID/stat, from 0, says where the environment lies (proc_pid_stat(5))."""
 
 
 class Mark:
-    """A value that no other process has. A program has it whose exec was given `environment`."""
+    """A value that no other process has. A program has it whose exec was given `environment`.
+
+    All are of one length.
+    """
 
     def __init__(self, value: str | None = None) -> None:
         self.value = value or secrets.token_hex(12)
@@ -42,6 +52,20 @@ class Mark:
         finally:
             del os.environ[VARIABLE]
 
+    def put_on_this_process(self) -> None:
+        """Put it in the place of the one that is there: on its forks, and on their programs.
+
+        The kernel shows the memory in which a program found its environment; a fork copies it, and
+        to change a variable does not change it.
+        """
+        name = f"{VARIABLE}=".encode()
+        offset = Path("/proc/self/environ").read_bytes().index(name) + len(name)
+        start = int(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[ENV_START - 2])
+        with open("/proc/self/mem", "r+b", buffering=0) as memory:
+            memory.seek(start + offset)
+            memory.write(self.value.encode())
+        os.environ[VARIABLE] = self.value
+
     def scan(self, others: Iterable[str] = ()) -> list[int]:
         """Pids of those that have it, or one of others; a zombie has no environment any more."""
         wanted = {f"{VARIABLE}={value}".encode() for value in (self.value, *others)}
@@ -54,6 +78,43 @@ class Mark:
             seen = time.monotonic()
             time.sleep(0.002)
         return seen - began
+
+
+class Looks:
+    """What futures find when they resolve.
+
+    A future logs and swallows what its callbacks raise: here that is a failure, and so is a look
+    that never came.
+    """
+
+    def __init__(self) -> None:
+        self.zombies: set[int] = set()
+        """Those that were anywhere below this process at one of the moments."""
+        self._failures: list[str] = []
+        self._count = 0
+        self._lock = threading.Lock()
+
+    def at(self, future: Future[Any], look: Callable[[Any], Iterable[str]]) -> None:
+        """Have `look` say what is wrong when the future, which it is given, has resolved."""
+        future.add_done_callback(partial(self._look, look))
+
+    def _look(self, look: Callable[[Any], Iterable[str]], future: Future[Any]) -> None:
+        seen: list[int] = []
+        try:
+            seen = zombies()
+            wrong = list(look(future))
+        except Exception as error:  # noqa: BLE001 - whatever breaks a look is a failure
+            wrong = [f"a look broke: {error!r}; {getattr(future, 'report', None)}"[:400]]
+        with self._lock:
+            self.zombies.update(seen)
+            self._failures += wrong
+            self._count += 1
+
+    def failures(self, promised: int) -> list[str]:
+        """What was wrong, once all the futures that were promised should have resolved."""
+        with self._lock:
+            missing = [] if self._count == promised else [f"{self._count} looks for {promised}"]
+            return self._failures + missing
 
 
 def _pids() -> list[int]:

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import builtins
+import contextlib
 import json
 import os
+import random
+import re
+import stat
 import tempfile
 import time
 from functools import partial
@@ -12,15 +16,16 @@ from multiprocessing import get_context
 from multiprocessing.shared_memory import SharedMemory
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from unittest.mock import patch
 
 from loky import ProcessPoolExecutor
 
 from benchmarks.reliability.check import Check, Found
+from benchmarks.reliability.marks import Looks
 from pynisher_exec import LimitedProcessExecutor, UnpicklableError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-    from concurrent.futures import Future
+    from collections.abc import Callable, Collection, Iterator
 
     Trial = tuple[str, Callable[..., Any], tuple[Any, ...], Callable[[Any], bool]]
     """Its name, a call, and whether its value is the right one."""
@@ -28,7 +33,15 @@ if TYPE_CHECKING:
 __all__ = ["CHECKS"]
 
 PATIENCE = 120
-SHARED = "/dev/shm"  # noqa: S108 - the kernel's place for named memory
+PIECE = 1_000_003
+"""Odd, as with its number: no two chunks of a power of two bytes lie alike in their pieces."""
+
+TOO_DEEP = 100_000
+"""Lists in lists: pickle follows some 500, and newer ones some thousands."""
+
+SHARED = Path("/dev/shm")  # noqa: S108 - the kernel's place for named memory
+LIVING = 2
+"""Seconds in which a name that is not ours vanishes, or is mapped by who made it."""
 
 
 # Results -----------------------------------------------------------------------------------------
@@ -48,8 +61,16 @@ def nested(depth: int) -> list[Any]:
 
 
 def filled(size: int) -> bytes:
-    """That many bytes that are not all alike."""
-    return bytes(range(256)) * (size // 256) + bytes(size % 256)
+    """That many bytes, of which no two parts are alike: pieces at random, each with a number."""
+    piece = random.Random(PIECE).randbytes(PIECE)  # noqa: S311 - the same in both processes
+    numbers = [number.to_bytes(8, "big") for number in range(size // (PIECE + 8) + 1)]
+    parts = [part for number in numbers[:-1] for part in (piece, number)]  # one piece in memory
+    return b"".join([*parts, (piece + numbers[-1])[: size % (PIECE + 8)]])
+
+
+def is_filled(data: bytes, size: int) -> bool:
+    """Whether they are those."""
+    return data == filled(size)
 
 
 def strided() -> Any:
@@ -60,12 +81,12 @@ def strided() -> Any:
 
 
 def fail_with_a_history() -> None:
-    """An exception with a cause, a context and, from Python 3.11 on, a note."""
+    """An exception with a cause that has a context and, from Python 3.11 on, a note."""
     try:
         try:
             raise KeyError("inner")  # noqa: EM101, TRY301 - a history
-        except KeyError as inner:
-            raise ValueError("middle") from inner  # noqa: EM101
+        except KeyError:
+            raise ValueError("middle")  # noqa: B904, EM101 - its context
     except ValueError as middle:
         error = RuntimeError("outer")
         if hasattr(error, "add_note"):
@@ -96,10 +117,11 @@ def _wrong_refusals(executor: LimitedProcessExecutor) -> list[str]:
     for name, future, kind in (
         ("a generator function", executor.submit(count_up), TypeError),
         ("a generator", executor.submit(lambda: (n for n in (1, 2))), UnpicklableError),
+        (f"{TOO_DEEP} deep", executor.submit(nested, TOO_DEEP), UnpicklableError),
     ):
         error = future.exception(PATIENCE)
-        if not isinstance(error, kind) or "generator" not in str(error):
-            wrong.append(f"{name} was answered by {error!r}")
+        if not isinstance(error, kind) or name.split()[-1] not in str(error):
+            wrong.append(f"{name} was answered by {error!r}"[:200])
     return wrong
 
 
@@ -111,16 +133,37 @@ def _has_depth(depth: int, thing: list[Any]) -> bool:
     return found == depth
 
 
-def _same(size: int) -> Callable[[Any], bool]:
-    return lambda value: bool(value == filled(size))
+def _is_strided(value: Any) -> bool:
+    expected = strided()
+    alike = (value.shape, value.dtype) == (expected.shape, expected.dtype)
+    return bool(alike and (value == expected).all())
+
+
+def _has_numpy() -> bool:
+    with contextlib.suppress(ImportError):
+        import numpy as np  # noqa: F401, PLC0415 - a value of its kind is tried where it is there
+
+        return True
+    return False
+
+
+HISTORY = (
+    "KeyError: 'inner'",
+    "During handling of the above exception",
+    "ValueError: middle",
+    "The above exception was the direct cause",
+    "RuntimeError: outer",
+)
 
 
 def _wrong_history(error: BaseException | None) -> str:
     if not isinstance(error, RuntimeError) or error.args != ("outer",):
         return f"raised {error!r}"
-    text = str(error.__cause__)
-    told = ("KeyError: 'inner'", "ValueError: middle", "RuntimeError: outer")
-    missing = [line for line in told if line not in text]
+    text = str(error.__cause__)  # as of the standard executors: the remote traceback
+    places = [text.find(line) for line in HISTORY]
+    missing = [line for line, place in zip(HISTORY, places, strict=True) if place < 0]
+    if places != sorted(places):
+        missing.append("the order")
     if hasattr(error, "add_note") and getattr(error, "__notes__", []) != ["a note"]:
         missing.append("the note")
     return f"lost: {', '.join(missing)}" if missing else ""
@@ -130,15 +173,13 @@ def _values(
     largest: int,
 ) -> Iterator[tuple[str, Callable[..., Any], tuple[Any, ...], Callable[[Any], bool]]]:
     for power in range(0, largest + 1, 3):
-        yield f"{1 << power} bytes", filled, (1 << power,), _same(1 << power)
+        size = 1 << power
+        yield f"{size} bytes", filled, (size,), partial(is_filled, size=size)
     for depth in (10, 100, 400):
         yield f"{depth} deep", nested, (depth,), partial(_has_depth, depth)
-    yield "an argument of 64 MiB", len, (filled(1 << 26),), lambda value: bool(value == 1 << 26)
-    try:
-        import numpy as np  # noqa: F401, PLC0415 - a value of its kind is tried where it is there
-    except ImportError:
-        return
-    yield "a strided array", strided, (), lambda value: bool((value == strided()).all())
+    yield "an argument of 64 MiB", is_filled, (filled(1 << 26), 1 << 26), bool
+    if _has_numpy():
+        yield "a strided array", strided, (), _is_strided
 
 
 def results(count: int) -> Found:
@@ -163,7 +204,8 @@ def results(count: int) -> Found:
             failures += _wrong_refusals(executor)
             wrong = _wrong_history(executor.submit(fail_with_a_history).exception(PATIENCE))
             failures += [wrong] if wrong else []
-    return Found(tries, failures, f"up to {1 << largest} bytes, slowest {slowest:.1f} s")
+    worst = f"up to {1 << largest} bytes, slowest {slowest:.1f} s"
+    return Found(tries, failures, worst if _has_numpy() else f"{worst}; no numpy, so no array")
 
 
 # Names in file systems ---------------------------------------------------------------------------
@@ -172,52 +214,122 @@ def results(count: int) -> Found:
 def use_names() -> None:
     """Have pools, their semaphores, shared memory and files; wait to be killed.
 
-    Each library has a resource tracker of its own: the standard one, and loky's. Tells what is new
-    in /dev/shm, the other task's names perhaps among it, after what is surely its own.
+    Each library has a resource tracker of its own: the standard one, and loky's. Tells its
+    temporary folder and the names in /dev/shm that are its own.
     """
-    before = set(os.listdir(SHARED))
     Path(tempfile.mkdtemp(), "file").write_text("of a task")
     of_loky = ProcessPoolExecutor(1)
     of_loky.submit(abs, -1).result()
     pool = get_context("spawn").Pool(1)
     memory = SharedMemory(create=True, size=1 << 16)
     lock = get_context("spawn").Lock()
-    own = [tempfile.gettempdir(), f"{SHARED}/{memory.name}"]
-    new = [f"{SHARED}/{name}" for name in set(os.listdir(SHARED)) - before]
-    print(json.dumps([own, new]), flush=True)
+    mapped = _mapped("self")
+    names = [name for name, inode in _names().items() if inode in mapped]
+    print(json.dumps([tempfile.gettempdir(), names]), flush=True)
     time.sleep(60)
     del pool, memory, lock, of_loky
 
 
+def _names() -> dict[str, int]:
+    """Files of this user in /dev/shm, and their inodes. A folder there is some other program's."""
+    found = {}
+    for path in SHARED.iterdir():
+        with contextlib.suppress(FileNotFoundError):
+            status = path.lstat()
+            if status.st_uid == os.getuid() and stat.S_ISREG(status.st_mode):
+                found[path.name] = status.st_ino
+    return found
+
+
+def _mapped(pid: str) -> set[int]:
+    """Inodes in /dev/shm of what a process has mapped: sem_open(3) maps by another name first."""
+    try:
+        lines = Path(f"/proc/{pid}/maps").read_text().splitlines()
+    except OSError:  # it has gone, or is another user's
+        return set()
+    return {int(line.split()[4]) for line in lines if f" {SHARED}/" in line}
+
+
+def _left_in_shared_memory(before: Collection[str]) -> list[str]:
+    """What is new there and nobody's: other programs of this user may have names there too."""
+    deadline = time.monotonic() + LIVING
+    while True:
+        mapped = set().union(*map(_mapped, _pids()))
+        left = [n for n, inode in _names().items() if n not in before and inode not in mapped]
+        if not left or time.monotonic() >= deadline:
+            return left
+        time.sleep(0.1)
+
+
+def _pids() -> list[str]:
+    return [name for name in os.listdir("/proc") if name.isdecimal()]
+
+
+@contextlib.contextmanager
+def _own_temporary_folder() -> Iterator[Path]:
+    """One for this process and what it starts, in which nobody else makes files."""
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        patch.dict(os.environ, TMPDIR=folder),
+        patch.object(tempfile, "tempdir", None),
+    ):
+        yield Path(folder)
+
+
+MADE = {"psm", "sem.loky"}
+"""Shared memory and loky's semaphores; those of multiprocessing lose their names at once."""
+
+
+class _Names:
+    """Those that tasks have told, looked at when their futures resolve."""
+
+    def __init__(self, folder: Path) -> None:
+        self.told: set[str] = set()
+        self.slowest = 0.0
+        """Seconds from the end of a task's own process to its future: the trackers' time."""
+        self._folder = folder
+
+    def look(self, future: Any) -> Iterator[str]:
+        """Say what is wrong with one."""
+        took = time.time() - future.report.started_at - future.report.wall_time
+        self.slowest = max(self.slowest, took)
+        temporary, names = json.loads(future.report.stdout)
+        self.told.update(names)
+        if future.report.status != "wall_time":
+            yield f"ended by {future.report.status}"
+        missing = MADE.difference(re.split("[-_]", name)[0] for name in names)
+        if Path(temporary).parent != self._folder or missing:
+            yield f"it had only {temporary} and {names}"
+        for path in (Path(temporary), *(SHARED / name for name in names)):
+            if path.exists():
+                yield f"there when it resolved: {path}"
+
+
 def names_in_shared_memory(count: int) -> Found:
     """Row 25: those that a killed task has left there, and in the temporary directory."""
-    failures: list[str] = []
-    new: set[str] = set()
-
-    def look(future: Future[None]) -> None:
-        report: Any = future.report  # type: ignore[attr-defined]
-        if report.status != "wall_time" or not report.stdout:
-            failures.append(f"ended by {report}"[:200])
-            return
-        own, others = json.loads(report.stdout)
-        new.update(own, others)
-        failures.extend(f"there when it resolved: {path}" for path in own if Path(path).exists())
-
-    with LimitedProcessExecutor(
-        2, wall_time=3, private_tmp=True, capture_output=True, preload=[__name__]
-    ) as executor:
-        for _ in range(count):
-            executor.submit(use_names).add_done_callback(look)
-    left = [path for path in new if Path(path).exists()]
-    failures += [f"left: {path}" for path in left]
-    return Found(count, failures, f"{len(left)} of {len(new)} names left")
+    looks = Looks()
+    before = _names()
+    with _own_temporary_folder() as folder:
+        names = _Names(folder)
+        with LimitedProcessExecutor(
+            2, wall_time=3, private_tmp=True, capture_output=True, preload=[__name__]
+        ) as executor:
+            for _ in range(count):
+                looks.at(executor.submit(use_names), names.look)
+        left = [*map(str, folder.iterdir()), *_left_in_shared_memory(before)]
+    left += [name for name in names.told if (SHARED / name).exists()]
+    failures = looks.failures(count) + [f"left: {name}" for name in left]
+    worst = f"{len(left)} left of {len(names.told)} told and all new names"
+    after = f"{names.slowest * 1000:.0f} ms at most from a task's end to its future"
+    return Found(count, failures, f"{worst}; {after}, the trackers' time")
 
 
 CHECKS = (
     Check(
         20,
         "a result arrives as it was, from 1 byte to 1 GiB",
-        "sizes, depths, a strided array, exceptions with cause, context and note",
+        "sizes, depths, a strided array; exceptions with notes and groups, their causes and"
+        " contexts as text in the remote traceback; generators, and what is too deep, refused",
         results,
         10,
         1,
