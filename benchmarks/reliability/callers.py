@@ -13,6 +13,7 @@ from pathlib import Path
 from benchmarks.processes import state_of
 from benchmarks.reliability.check import Check
 from benchmarks.reliability.neighbours import SHARED
+from benchmarks.reliability.nested import NESTED
 from benchmarks.reliability.scripts import PATIENCE, Script, run_all
 from benchmarks.reliability.signalled import SIGNALLED
 
@@ -142,74 +143,6 @@ lateness(stop)
     ),
 )
 
-DIVE = """
-from benchmarks.processes import name_of
-from benchmarks.reliability.marks import Mark
-
-def is_alone():
-    # every executor has a template: of those in the tasks none is left, nor what is below them
-    names = [name_of(pid) for pid in Mark.own().scan() if pid != os.getpid()]
-    return sorted(set(names)) == sorted(names) and "limit-template" in names
-def dive(depth, limits):
-    if depth == 0:
-        if os.fork() == 0:
-            os.setsid()
-            signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        time.sleep(30)
-    with LimitedProcessExecutor(1, wall_time=limits[0], preload=[]) as executor:
-        future = executor.submit(dive, depth - 1, limits[1:])
-        error = future.exception(30)
-        alone = depth < 3 or is_alone()
-        return (type(error).__name__ if error else future.result()) + " alone" * alone
-began = time.monotonic()
-"""
-
-NESTED = (
-    Script(
-        "three deep, the inner limit is the tighter one",
-        DIVE + "print(dive(3, [20, 10, 0.5]))",
-        "TimeoutException alone alone alone\n",
-    ),
-    Script(
-        "three deep, the outer limit is the tighter one",
-        DIVE + "print(dive(3, [2, 10, 20]), time.monotonic() - began < 6)",
-        "TimeoutException alone True\n",
-    ),
-    Script(
-        "the outer memory limit counts what inner tasks hold",
-        DIVE
-        + """
-def hold(depth):
-    if depth == 0:
-        held = bytearray(b"x") * (150 << 20)
-        time.sleep(30)
-        return len(held)
-    with LimitedProcessExecutor(1) as executor:
-        return executor.submit(hold, depth - 1).result()
-with LimitedProcessExecutor(1, memory="140MiB", wall_time=20, preload=[]) as executor:
-    error = executor.submit(hold, 2).exception(60)
-    print(type(error).__name__, time.monotonic() - began < 10, is_alone())
-""",
-        "MemorylimitException True True\n",
-    ),
-    Script(
-        "the outer CPU limit counts what inner tasks use",
-        DIVE
-        + """
-def use(depth):
-    if depth == 0:
-        return burn(30)
-    with LimitedProcessExecutor(1, cpu_time=20) as executor:
-        return executor.submit(use, depth - 1).result()
-with LimitedProcessExecutor(1, cpu_time=2, wall_time=20, preload=[]) as executor:
-    future = executor.submit(use, 2)
-    error = future.exception(60)
-    print(type(error).__name__, future.report.cpu_time < 2.2, is_alone())
-""",
-        "CpuTimeoutException True True\n",
-    ),
-)
-
 CLEAN = tuple(
     Script(
         " ".join([*(f"{name}={value}" for name, value in environment.items()), *flags]),
@@ -265,7 +198,13 @@ CHECKS = (
         SIGNALLED,
         63,
     ),
-    _check(17, "executors in tasks: the tightest limit holds", "three deep", NESTED, 20),
+    _check(
+        17,
+        "executors in tasks: the tightest limit holds",
+        "three deep, wall, memory, CPU, processes, tighter inside and tighter outside",
+        NESTED,
+        20,
+    ),
     _check(
         19,
         "executors do not meet by accident",
