@@ -136,7 +136,7 @@ class Kind(NamedTuple):
 
     function: Any
     argument: tuple[object, ...]
-    limits: dict[str, float]
+    limits: dict[str, Any]
     status: str
     clock: str
     least: float
@@ -154,6 +154,14 @@ KINDS = (
         "wall_time",
         "wall_time",
         0.8,
+    ),
+    Kind(
+        swallow_and,
+        ("return",),  # at the soft signal
+        {"wall_time": 0.3, "grace_period": PATIENCE},
+        "ok",
+        "wall_time",
+        0.3,
     ),
     Kind(burn_on, (), {"cpu_time": 0.3, "grace_period": 0.5}, "cpu_time", "wall_time", 0.8),
 )
