@@ -121,6 +121,7 @@ def _links(pid: int) -> Iterator[tuple[int, str]]:
 
 
 def _leaks(secret: str, pids: set[int]) -> Iterator[str]:
+    names = _names_of_sockets()
     for pid in pids:
         for part in ("cmdline", "environ", "comm"):
             try:
@@ -130,10 +131,11 @@ def _leaks(secret: str, pids: set[int]) -> Iterator[str]:
             wanted = secret[:COMM] if part == "comm" else secret
             if wanted.encode() in content:
                 yield f"{name_of(pid)}: the secret is in {part}"
-        for _, link in _links(pid):
+        for number, link in _links(pid):
             if secret in link:
                 yield f"{name_of(pid)}: the secret is in {link}"
-        yield from _named_sockets(pid)
+            if number > 2 and link in names:  # the standard streams are the user's
+                yield f"{name_of(pid)}: {link} is named {names[link]}"
 
 
 def _files(secret: str, before: set[Path], folder: Path) -> Iterator[str]:
@@ -144,16 +146,14 @@ def _files(secret: str, before: set[Path], folder: Path) -> Iterator[str]:
                 yield f"the secret is in {path}"
 
 
-def _named_sockets(pid: int) -> Iterator[str]:
-    """Sockets of a process that others could find by a name: unix(7), /proc/net/unix."""
+def _names_of_sockets() -> dict[str, str]:
+    """What others could find a socket by: unix(7), /proc/net/unix."""
     names = {}
     for line in Path("/proc/net/unix").read_text().splitlines()[1:]:
         fields = line.split()
         if len(fields) > 7:
             names[f"socket:[{fields[6]}]"] = fields[7]
-    for number, link in _links(pid):
-        if number > 2 and link in names:  # the standard streams are the user's
-            yield f"{name_of(pid)}: {link} is named {names[link]}"
+    return names
 
 
 class Pair(NamedTuple):
@@ -192,7 +192,8 @@ def nothing_leaks(count: int) -> Found:
             pairs = [_tried(executor, secrets.token_hex(16), others, folder) for _ in range(count)]
         failures += [each for pair in pairs for each in pair.failures]
         if CONFINED:
-            failures += [each for pair in pairs for each in pair.opened]
+            open_to_others = [pair.opened for pair in pairs if pair.opened]
+            failures += [f"{len(each)} open to others, as {each[0]}" for each in open_to_others]
         told.append(f"{context or 'template'}: {_told(pairs)}")
     with (
         _own_folder() as folder,
@@ -230,7 +231,7 @@ def _tried(executor: LimitedProcessExecutor, secret: str, others: set[int], fold
         over = all(future.done() for future in futures)  # and a last look
         failures += _leaks(secret, {os.getpid(), *descendants(os.getpid())} - others)
         failures += _files(secret, before, folder)
-        time.sleep(0.02)
+        time.sleep(0.05)
     one, other = (future.result(PATIENCE) for future in futures)
     if {one.secret.strip(), other.secret.strip()} != {secret}:
         failures.append("the secret was not returned")
