@@ -9,11 +9,13 @@ import tempfile
 import time
 from functools import partial
 from pathlib import Path
-from textwrap import dedent
 
 from benchmarks.processes import state_of
 from benchmarks.reliability.check import Check
+from benchmarks.reliability.neighbours import SHARED
+from benchmarks.reliability.nested import NESTED
 from benchmarks.reliability.scripts import PATIENCE, Script, run_all
+from benchmarks.reliability.signalled import SIGNALLED
 
 __all__ = ["CHECKS"]
 
@@ -141,193 +143,6 @@ lateness(stop)
     ),
 )
 
-ROUNDS = """
-good = []
-for _ in range(3):
-    with LimitedProcessExecutor(2) as executor:
-        good.append(answers(executor))
-print(all(good))
-"""
-
-
-def _thrice(name: str, text: str) -> Script:
-    return Script(name, dedent(text) + ROUNDS)
-
-
-SIGNALLED = (
-    Script(
-        "SIGTERM by default",
-        """
-        with LimitedProcessExecutor(2) as executor:
-            executor.submit(time.sleep, 60)
-            print(answers(executor), flush=True)
-            os.kill(os.getpid(), signal.SIGTERM)
-        """,
-        code=-15,
-    ),
-    Script(
-        "SIGTERM handled",
-        """
-        signal.signal(signal.SIGTERM, lambda *_: sys.exit(7))
-        with LimitedProcessExecutor(2, wall_time=1) as executor:
-            print(answers(executor), flush=True)
-            os.kill(os.getpid(), signal.SIGTERM)
-        """,
-        code=7,
-    ),
-    _thrice(
-        "SIGCHLD handler that reaps whatever it can",
-        """
-        def reap(*_):
-            try:
-                while os.waitpid(-1, os.WNOHANG)[0]:
-                    pass
-            except ChildProcessError:
-                pass
-        signal.signal(signal.SIGCHLD, reap)
-        """,
-    ),
-    _thrice(
-        "waitpid(-1) in another thread",
-        """
-        def reap():
-            while True:
-                try:
-                    os.waitpid(-1, 0)
-                except ChildProcessError:
-                    time.sleep(0.001)
-        threading.Thread(target=reap, daemon=True).start()
-        """,
-    ),
-    _thrice(
-        "SIGCHLD ignored",
-        """
-        signal.signal(signal.SIGCHLD, signal.SIG_IGN)
-        """,
-    ),
-    Script(
-        "SIGINT while it waits",
-        """
-        main = threading.main_thread().ident
-        threading.Timer(1, lambda: signal.pthread_kill(main, signal.SIGINT)).start()
-        try:
-            with LimitedProcessExecutor(2) as executor:
-                executor.submit(time.sleep, 60).result()
-        except KeyboardInterrupt:
-            print(True)
-        """,
-    ),
-)
-
-DIVE = """
-from benchmarks.processes import name_of
-from benchmarks.reliability.marks import Mark
-
-def is_alone():
-    # every executor has a template: of those in the tasks none is left, nor what is below them
-    names = [name_of(pid) for pid in Mark.own().scan() if pid != os.getpid()]
-    return sorted(set(names)) == sorted(names) and "limit-template" in names
-def dive(depth, limits):
-    if depth == 0:
-        if os.fork() == 0:
-            os.setsid()
-            signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        time.sleep(30)
-    with LimitedProcessExecutor(1, wall_time=limits[0], preload=[]) as executor:
-        future = executor.submit(dive, depth - 1, limits[1:])
-        error = future.exception(30)
-        alone = depth < 3 or is_alone()
-        return (type(error).__name__ if error else future.result()) + " alone" * alone
-began = time.monotonic()
-"""
-
-NESTED = (
-    Script(
-        "three deep, the inner limit is the tighter one",
-        DIVE + "print(dive(3, [20, 10, 0.5]))",
-        "TimeoutException alone alone alone\n",
-    ),
-    Script(
-        "three deep, the outer limit is the tighter one",
-        DIVE + "print(dive(3, [2, 10, 20]), time.monotonic() - began < 6)",
-        "TimeoutException alone True\n",
-    ),
-    Script(
-        "the outer memory limit counts what inner tasks hold",
-        DIVE
-        + """
-def hold(depth):
-    if depth == 0:
-        held = bytearray(b"x") * (150 << 20)
-        time.sleep(30)
-        return len(held)
-    with LimitedProcessExecutor(1) as executor:
-        return executor.submit(hold, depth - 1).result()
-with LimitedProcessExecutor(1, memory="140MiB", wall_time=20, preload=[]) as executor:
-    error = executor.submit(hold, 2).exception(60)
-    print(type(error).__name__, time.monotonic() - began < 10, is_alone())
-""",
-        "MemorylimitException True True\n",
-    ),
-    Script(
-        "the outer CPU limit counts what inner tasks use",
-        DIVE
-        + """
-def use(depth):
-    if depth == 0:
-        return burn(30)
-    with LimitedProcessExecutor(1, cpu_time=20) as executor:
-        return executor.submit(use, depth - 1).result()
-with LimitedProcessExecutor(1, cpu_time=2, wall_time=20, preload=[]) as executor:
-    future = executor.submit(use, 2)
-    error = future.exception(60)
-    print(type(error).__name__, future.report.cpu_time < 2.2, is_alone())
-""",
-        "CpuTimeoutException True True\n",
-    ),
-)
-
-SHARED = (
-    Script(
-        "two executors at once",
-        """
-        with LimitedProcessExecutor(2) as one, LimitedProcessExecutor(2) as two:
-            print(answers(one) and answers(two))
-        """,
-    ),
-    Script(
-        "a fork of the caller, with executors of its own",
-        """
-        with LimitedProcessExecutor(2) as executor:
-            good = answers(executor)
-            pid = os.fork()
-            if pid == 0:
-                with LimitedProcessExecutor(2) as mine:
-                    os._exit(0 if answers(mine) else 1)
-            print(good and os.waitpid(pid, 0)[1] == 0 and answers(executor))
-        """,
-    ),
-    Script(
-        "the caller becomes another program",
-        """
-        executor = LimitedProcessExecutor(2)
-        answers(executor)
-        executor.submit(time.sleep, 60)
-        os.execv(sys.executable, [sys.executable, "-c", "print(True)"])
-        """,
-    ),
-    Script(
-        "an executor made in a thread that has ended",
-        """
-        made = []
-        thread = threading.Thread(target=lambda: made.append(LimitedProcessExecutor(2)))
-        thread.start()
-        thread.join()
-        print(answers(made[0]))
-        """,
-    ),
-)
-
 CLEAN = tuple(
     Script(
         " ".join([*(f"{name}={value}" for name, value in environment.items()), *flags]),
@@ -376,12 +191,24 @@ CHECKS = (
         DISTURBED,
         30,
     ),
-    _check(11, "signals to the caller do what they do without us", "six ways", SIGNALLED, 60),
-    _check(17, "executors in tasks: the tightest limit holds", "three deep", NESTED, 20),
+    _check(
+        11,
+        "signals to the caller, and children of its own, do what they do without us",
+        "SIGTERM, SIGINT; SIGCHLD handled twice, ignored; a waitpid(-1) loop; statuses checked",
+        SIGNALLED,
+        63,
+    ),
+    _check(
+        17,
+        "executors in tasks: the tightest limit holds",
+        "three deep, wall, memory, CPU, processes, tighter inside and tighter outside",
+        NESTED,
+        20,
+    ),
     _check(
         19,
         "executors do not meet by accident",
-        "two at once, over a fork and an exec of the caller, beyond their thread",
+        "two asked at once; forks that end in 7 ways; an exec that lives on; beyond their thread",
         SHARED,
         40,
     ),
