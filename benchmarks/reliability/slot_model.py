@@ -5,18 +5,24 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
+import struct
+import threading
 import time
 from typing import TYPE_CHECKING, Any
+from unittest import mock
 
 from hypothesis import strategies as st
 from hypothesis.stateful import (
     RuleBasedStateMachine,
+    initialize,
     invariant,
     precondition,
     rule,
 )
 
+from pynisher_exec.caller import exchange
 from pynisher_exec.caller.exchange import TRANSFER_TIME
+from pynisher_exec.caller.fetch import Fetch
 from pynisher_exec.caller.future import LimitedFuture
 from pynisher_exec.caller.inbox import Inbox, PoolOptions
 from pynisher_exec.caller.item import Item
@@ -32,6 +38,8 @@ from pynisher_exec.report import Status
 from pynisher_exec.task.run import Call
 
 if TYPE_CHECKING:
+    import mmap
+
     from pynisher_exec.caller.account import Ending
 
 __all__ = ["SlotModel"]
@@ -47,9 +55,13 @@ MOST_DEADLINES = 5
 """Until what does not deliver is over: the transfer's, the kill's, the supervisor's, the host's."""
 
 COPIED_WITHIN = 20
+NOTHING = [""] * 5
+"""What is drawn more often than what ends the slot, so that most orders come to more than that."""
+
 WHOLE = bytearray(b"whole")
 STAYED = Left(len(WHOLE), memory_copy.address_of(WHOLE))
 NOWHERE = Left(len(WHOLE), 1 << 46)
+ADDRESSES = [[struct.pack("!Q", each.address)] for each in (STAYED, NOWHERE)]
 
 
 class SlotModel(RuleBasedStateMachine):
@@ -62,6 +74,8 @@ class SlotModel(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
+        self.held = mock.patch.object(exchange, "Fetch", _HeldFetch)
+        self.held.start()
         self.reactor = Reactor()
         self.monitor = _Monitor(self.reactor, self)
         line, self.template = control_line()
@@ -80,7 +94,15 @@ class SlotModel(RuleBasedStateMachine):
         self.answers: list[str] = []
         self.given = 0
         self.forked_since = False
-        self.asked_to_read = False
+        self.asked_to_read = self.said_taken = False
+        self.frames = 0
+
+    @initialize(steps=st.integers(0, 4), data=st.sampled_from(["stayed", "nowhere"]))
+    def come_up(self, steps: int, data: str) -> None:
+        """Most orders begin with what is needed for anything to happen."""
+        come = (lambda: self.fork(with_stream=True), self.give, self._return)
+        for step in (*come, lambda: self.write(data))[:steps]:
+            step()
 
     def answer(self, item: Item, what: str) -> None:
         """A task has its verdict, or goes back to the queue."""
@@ -107,7 +129,7 @@ class SlotModel(RuleBasedStateMachine):
         self._turn()
 
     @precondition(lambda self: self._near_is_open)
-    @rule(with_stream=st.booleans())
+    @rule(with_stream=st.sampled_from([True, True, True, True, False]))
     def fork(self, *, with_stream: bool) -> None:
         """A child waits."""
         if self.task is not None:
@@ -127,13 +149,17 @@ class SlotModel(RuleBasedStateMachine):
         item = Item(LimitedFuture(), Call(abs, (-1,), {}), Limits(wall_time=5.0))
         self.owed.append(item)
         self.given += 1
-        self.forked_since = self.asked_to_read = False
+        self.forked_since = self.asked_to_read = self.said_taken = False
+        self.frames = 0
         self.slot.run(item, [b"call"])
 
     @precondition(lambda self: self._near_is_open)
     @rule(stale=st.booleans())
     def return_(self, *, stale: bool) -> None:
-        """The supervisor asks that the outcome be read."""
+        """The supervisor asks that the outcome be read: once for a task."""
+        self._return(stale=stale or self.asked_to_read)
+
+    def _return(self, *, stale: bool = False) -> None:
         self.asked_to_read |= self.slot.state == "busy" and not stale and not self.forked_since
         self._say("returned", generation=self.generation - stale)
 
@@ -146,8 +172,10 @@ class SlotModel(RuleBasedStateMachine):
         self.task.setblocking(False)
         frames: dict[str, bytes | Left] = {"whole": b"whole", "stayed": STAYED, "nowhere": NOWHERE}
         others = {"half": b"PXF1", "garbage": b"nonsense", "word": TAKEN}
+        self.said_taken |= data == "word"
         with contextlib.suppress(OSError):
             if data in frames:
+                self.frames += 1
                 FrameWriter([frames[data]]).write(self.task)
             else:
                 self.task.send(others[data])
@@ -157,6 +185,7 @@ class SlotModel(RuleBasedStateMachine):
     @rule()
     def copy(self) -> None:
         """The thread that copies comes to its end, whether or not there was anything."""
+        self.slot._exchange._fetch.go.set()  # type: ignore[union-attr]  # noqa: SLF001
         end = time.monotonic() + COPIED_WITHIN
         while self._fetches:
             assert time.monotonic() < end
@@ -164,8 +193,8 @@ class SlotModel(RuleBasedStateMachine):
 
     @property
     def _fetches(self) -> bool:
-        exchange = self.slot._exchange  # noqa: SLF001 - no event tells it
-        return exchange is not None and exchange._fetch is not None  # noqa: SLF001
+        stream = self.slot._exchange  # noqa: SLF001 - no event tells it
+        return stream is not None and stream._fetch is not None  # noqa: SLF001
 
     @precondition(lambda self: self._near_is_open)
     @rule(unstarted=st.booleans(), survivors=st.lists(st.just(NOBODY), max_size=1))
@@ -185,31 +214,25 @@ class SlotModel(RuleBasedStateMachine):
         self._say("tidying", generation=self.generation)
 
     @precondition(lambda self: self._near_is_open)
-    @rule(kind=st.sampled_from(["failed", "nonsense"]))
+    @rule(kind=st.sampled_from([*NOTHING, "failed", "nonsense"]))
     def babble(self, kind: str) -> None:
         """The supervisor fails, or the line has been tampered with."""
+        if not kind:
+            return
         self._say(kind)
 
-    @rule()
-    def die(self) -> None:
-        """The supervisor dies."""
-        self.supervisor.close()
-        self._turn()
-
-    @precondition(lambda self: not self.host.ended)
-    @rule()
-    def tell_of_death(self) -> None:
-        """The template has reaped the supervisor, and whatever was below."""
-        self.supervisor.close()
-        with contextlib.suppress(OSError):
-            messages.send(self.template, "gone", slot=1, survivors=[], error="")
-        self._turn()
-
-    @precondition(lambda self: not self.host.ended)
-    @rule()
-    def lose_template(self) -> None:
-        """The template dies; a supervisor that has a task goes on."""
-        self.host.kill()
+    @rule(what=st.sampled_from([*NOTHING, "supervisor", "both", "template"]))
+    def lose(self, what: str) -> None:
+        """The supervisor dies, and the template may tell so; or that one dies, alone."""
+        if not what:
+            return
+        if what == "template":
+            self.host.kill()
+        else:
+            self.supervisor.close()
+        if what == "both" and not self.host.ended:
+            with contextlib.suppress(OSError):  # the last slot there has gone, and its line
+                messages.send(self.template, "gone", slot=1, survivors=[], error="")
         self._turn()
 
     @precondition(lambda self: self._open)
@@ -229,13 +252,15 @@ class SlotModel(RuleBasedStateMachine):
             self._turn()
 
     @precondition(lambda self: self._must_end)
-    @rule()
-    def be_silent(self) -> None:
+    @rule(who=st.sampled_from([*NOTHING, "all"]))
+    def be_silent(self, who: str) -> None:
         """Nobody does anything any more: the deadlines alone bring it to an end."""
+        if not who:
+            return
         for _ in range(MOST_DEADLINES):
             self.wait()
             if self.host.ended:  # nobody is there to be ended but a supervisor, whose line ends
-                self.die()
+                self.lose("supervisor")
         assert self.slot.state == "closed"
 
     # -- what must be --------------------------------------------------------------------------
@@ -258,9 +283,9 @@ class SlotModel(RuleBasedStateMachine):
 
     def teardown(self) -> None:
         """Whatever the order was: once both lines have ended, each task has had one answer."""
-        self.die()
-        self.host.kill()
-        self._turn()
+        self.held.stop()
+        self.lose("supervisor")
+        self.lose("template")
         if self.slot.state == "idle":
             self.slot.close()
         assert self.slot.state == "closed"
@@ -288,7 +313,11 @@ class _Monitor(Monitor):
 
     def finished(self, slot: Slot, item: Item, ending: Ending) -> None:
         assert slot.item is None
-        assert ending.outcome is None or [bytes(each) for each in ending.outcome] == [WHOLE]
+        if ending.outcome is not None:
+            twice = self._model.frames > 1  # what shall be sent at last, is said to have stayed
+            assert [bytes(each) for each in ending.outcome] in ([WHOLE], *ADDRESSES[: 2 * twice])
+            copied = isinstance(ending.outcome[0], memoryview)
+            assert not copied or self._model.said_taken  # else it may be another process's
         super().finished(slot, item, ending)
 
     def requeue(self, item: Item, slot: Slot | None = None) -> None:  # noqa: ARG002 - as declared
@@ -305,6 +334,22 @@ class _Monitor(Monitor):
         status: Status = Status.STARTUP,  # noqa: ARG002
     ) -> None:
         self._model.answer(item, "failed")
+
+
+class _HeldFetch(Fetch):
+    """Its copy goes on when the model says so, or when it is ended: never by the clock."""
+
+    def __init__(self, *args: Any) -> None:
+        self.go = threading.Event()
+        super().__init__(*args)
+
+    def _copy(self, length: int, address: int) -> mmap.mmap:
+        self.go.wait(COPIED_WITHIN)
+        return super()._copy(length, address)
+
+    def close(self) -> None:
+        self.go.set()
+        super().close()
 
 
 class _Host(Host):
