@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
+import mmap
 import os
 import socket
 import stat
@@ -17,6 +19,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from benchmarks.reliability.check import Check, Found
 from benchmarks.reliability.endings import crash, echo, hog
 from pynisher_exec import LimitedProcessExecutor
+from pynisher_exec.kernel import memory_copy
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -31,7 +34,7 @@ MOST = 1000
 """Descriptors that are looked at: more than a task has."""
 
 WALL_TIME = 5
-SLOTS = 10
+SLOTS = 12
 BOUND = 25
 """Seconds within which each future must have its answer: the wall limit, or the time for which a
 task that has said that it returned is waited for."""
@@ -112,6 +115,27 @@ def send_and_sleep(data: bytes, word: bytes) -> None:
     time.sleep(120)
 
 
+def claim_and_sleep(length: int, there: int, word: bytes) -> None:
+    """Say that the value stayed here, in memory that was never touched; only its first part is.
+
+    Such memory counts for no limit: it has no pages until it is written to.
+    """
+    untouched = mmap.mmap(-1, length, flags=mmap.MAP_PRIVATE, prot=mmap.PROT_READ)
+    begin = memory_copy.address_of(untouched)
+    ctypes.CDLL(None).munmap(ctypes.c_void_p(begin + there), ctypes.c_size_t(length - there))
+    streams = lines(socket.SOCK_STREAM)
+    for line in streams:
+        line.send(struct.pack(CLAIM, b"PXF1", 2, len(FACTS), STAYED | length, FACTS, begin))
+    for line in lines(socket.SOCK_SEQPACKET):
+        line.send(RETURNED)
+        line.detach()
+    for line in streams:
+        line.recv(1)  # it has been copied, or cannot be
+        line.send(word)
+        line.detach()
+    time.sleep(120)
+
+
 class Loads:
     """A value that does something when it is loaded."""
 
@@ -127,6 +151,19 @@ class Loads:
 RETURNED = b'{"kind":"returned","outcome":"value","size":100000}'
 HALF = b"PXF1" + struct.pack("!IQ", 1, 1000) + b"half"
 HUGE = b"PXF1" + struct.pack("!IQ", 1, 1 << 62)
+FACTS = b'{"outcome":"value"}'
+STAYED = 1 << 63
+CLAIM = f"!4sIQQ{len(FACTS)}sQ"
+"""A frame of facts, and of a value in whose place is its address."""
+
+GIB = 1 << 30
+SMALL = 50_000_000
+PART = 64 << 20
+CLAIMED = GIB + 2 * PART
+"""Bytes that the claims below may have copied at one moment, one of each kind being there."""
+
+ROOM = 256 << 20
+"""Bytes that the rest of a round may take: others' values, the machinery, a pytest around it."""
 
 
 class Attack(NamedTuple):
@@ -139,6 +176,7 @@ class Attack(NamedTuple):
     function: Callable[..., object]
     args: tuple[Any, ...]
     statuses: tuple[str, ...]
+    memory: int = GIB
 
 
 def _misuses(first: int, path: Path, place: str) -> tuple[Attack, ...]:
@@ -163,13 +201,17 @@ FORGERIES = (
     Attack("loading crashes", Loads, (crash,), ("exception",)),
     Attack("loading takes 10 GB", Loads, (hog, 10 << 30), ("exception", "memory")),
     Attack("loading exits", Loads, (os._exit, 3), ("exception",)),
+    Attack("1 GiB untouched", claim_and_sleep, (GIB, GIB, b"T"), ("exception",), SMALL),
+    Attack("untouched, no word", claim_and_sleep, (PART, PART, b""), ("transfer",), SMALL),
+    Attack("64 MiB of 8 GiB", claim_and_sleep, (8 * GIB, PART, b"T"), ("transfer",), SMALL),
+    Attack("no such address", claim_and_sleep, (8 * GIB, 0, b"T"), ("transfer",), SMALL),
 )
 
 
 def _attacked(executor: LimitedExecutor, attack: Attack) -> tuple[list[str], float]:
     """Run one beside tasks whose values are known; what was wrong, and the seconds it took."""
     began = time.monotonic()
-    hostile = executor.submit(attack.function, *attack.args)
+    hostile = executor.limit(memory=attack.memory).submit(attack.function, *attack.args)
     data = os.urandom(100_000)
     others = [executor.submit(echo, data) for _ in range(6)]
     wrong = []
@@ -253,12 +295,25 @@ def misused_descriptors(count: int) -> Found:
     return attackers.found
 
 
+def _resident(name: str) -> int:
+    """Bytes of this process (proc_pid_status(5)): VmRSS, or VmHWM, the most that it ever had."""
+    with open("/proc/self/status", encoding="ascii") as file:
+        return next(int(line.split()[1]) << 10 for line in file if line.startswith(name))
+
+
 def forged_outcomes(count: int) -> Found:
-    """Row 9."""
+    """Row 9: what the claims cost this process is what could be copied of them, once."""
+    with open("/proc/self/clear_refs", "wb", buffering=0) as file:
+        file.write(b"5")  # the most is what there is, from here on
+    before = _resident("VmRSS")
     with _attackers() as attackers:
         for number in range(count):
             attackers.attack(FORGERIES, captured=number % 2 == 1)
-    return attackers.found
+    taken = _resident("VmHWM") - before
+    found = attackers.found
+    if not GIB < taken < CLAIMED + ROOM:  # with less, nothing has been copied
+        found.failures.append(f"the caller took {taken >> 20} MiB for {CLAIMED >> 20} MiB claimed")
+    return found._replace(worst=f"{found.worst}, the caller took {taken >> 20} MiB at most")
 
 
 CHECKS = (
@@ -273,7 +328,7 @@ CHECKS = (
     Check(
         9,
         "an outcome that is none costs one future, within a bound",
-        "half frames, false claims, values whose loading hangs, crashes, exits or takes 10 GB",
+        "half frames, false claims, values whose loading hangs, crashes or takes 10 GB",
         forged_outcomes,
         20,
         1,

@@ -11,6 +11,7 @@ import contextlib
 import importlib.util
 import json
 import marshal
+import mmap
 import os
 import re
 import resource
@@ -31,11 +32,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from benchmarks.reliability.check import Check, Found
-from pynisher_exec.kernel import pidfd
+from pynisher_exec.caller.exchange import Exchange
+from pynisher_exec.caller.reactor import Reactor
+from pynisher_exec.kernel import memory_copy, pidfd
 from pynisher_exec.kernel.cgroup import Group
 from pynisher_exec.limits import Limits
 from pynisher_exec.protocol import messages
-from pynisher_exec.protocol.frames import FrameError, FrameReader
+from pynisher_exec.protocol.frames import TAKEN, FrameError, FrameReader
 from pynisher_exec.supervisor.cpu import open_clock
 from pynisher_exec.supervisor.options import SlotOptions
 from pynisher_exec.supervisor.state import STAGES
@@ -51,6 +54,17 @@ BOUND = 1 << 40
 
 ROOM = 48 << 20
 """Bytes that reading may take beyond those that have come: thrice the step in which it grows."""
+
+HELD = 8 << 20
+"""Bytes that there are in a process whose memory is claimed; behind them there is nothing."""
+
+STAYED = 1 << 63
+WORD = 9
+SLACK = 4 << 20
+"""Bytes that an input may take beyond what is copied: its own, and what the allocator keeps."""
+
+ANSWERED_WITHIN = 20
+"""Seconds: a copy that is given up is waited for as well, and others use this machine."""
 
 MOST_MEMORY = 4 << 30
 HANGS = 60
@@ -86,6 +100,9 @@ words = st.builds(
     st.one_of(st.sampled_from(STAGES), st.text(max_size=9)),
     st.dictionaries(names, st.one_of(values, st.text().map(lambda text: text * 500)), max_size=6),
 )
+sizes = st.one_of(st.integers(0, 9), st.integers(0, 2 * HELD), st.integers(0, STAYED - 1))
+claimed = st.lists(st.tuples(sizes, st.one_of(sizes, st.integers(0, (1 << 64) - 1))), max_size=5)
+replies = st.one_of(st.just(TAKEN), st.binary(max_size=WORD), streams)
 said = st.one_of(words, st.binary(max_size=200), values.map(json.dumps).map(str.encode))
 
 
@@ -120,11 +137,10 @@ def _cut(data: bytes, cuts: list[int]) -> Iterator[bytes]:
         yield data[begin:end]
 
 
-class _Supervisor:
-    """The watch over a process that only sleeps, and the line on which it would speak."""
+class _Sleeper:
+    """A process that sleeps until this one ends, which atheris ends without asking anybody."""
 
     def __init__(self) -> None:
-        # It ends with this process, which atheris ends without asking anybody.
         sleeping, self._awake = os.pipe()
         self._pid = os.fork()
         if self._pid == 0:
@@ -132,14 +148,91 @@ class _Supervisor:
             os.read(sleeping, 1)
             os._exit(0)
         os.close(sleeping)
+
+    def close(self) -> None:
+        os.close(self._awake)
+        os.waitpid(self._pid, 0)
+
+
+class _Claimant(_Sleeper):
+    """A task that says of an outcome that it lies in its memory: some pages, and then none."""
+
+    def __init__(self) -> None:
+        self._memory = mmap.mmap(-1, 2 * HELD, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        self._begin = memory_copy.address_of(self._memory)
+        self._memory.madvise(mmap.MADV_DONTFORK, HELD, HELD)
+        super().__init__()
+
+    def read(self, claims: list[tuple[int, int]], wild: bytes, reply: bytes, gone: str) -> None:
+        """The caller has an answer or an error in time, for no more memory than can be copied."""
+        places = [(length, self._begin + at if at < 2 * HELD else at) for length, at in claims]
+        head = struct.pack(f"!I{len(places)}Q", len(places), *(STAYED | n for n, _ in places))
+        body = struct.pack(f"!{len(places)}Q", *(at for _, at in places))
+        with open("/proc/self/clear_refs", "wb", buffering=0) as file:
+            file.write(b"5")  # the most that was held is what is held, from here on
+        before, began = _held("VmRSS"), time.monotonic()
+        outcome = self._exchange(wild or b"PXF1" + head + body, reply, gone)
+        if outcome is not None and reply == TAKEN and not wild:
+            assert [len(each) for each in outcome] == [length for length, _ in places]
+        assert time.monotonic() - began < ANSWERED_WITHIN
+        taken = _held("VmHWM") - before
+        others = ROOM if wild or len(reply) > WORD else SLACK  # frames that claim to be sent
+        assert taken <= sum(self._cost(*place) for place in places) + others, taken
+
+    def _cost(self, length: int, at: int) -> int:
+        """Bytes that a copy may take: whole pages, as far as there is something to be copied."""
+        there = max(0, self._begin + HELD - at) if at >= self._begin else 0
+        return -(-min(length, there) // mmap.PAGESIZE) * mmap.PAGESIZE
+
+    def _exchange(self, data: bytes, reply: bytes, gone: str) -> list[Any] | None:
+        item: Any = SimpleNamespace(capture=1, streams=(), shared=())
+        near, far = socket.socketpair()
+        far.setblocking(False)
+        reactor = Reactor()
+        exchange = Exchange(far, reactor, item, [], self._pid)
+        try:
+            near.sendall(data)
+            exchange.begin_to_read()
+            while gone != "at once" and not _is_over(exchange):
+                assert exchange.deadline is not None  # somebody will look again
+                reactor.turn(time.monotonic() + 0.001)
+                if exchange._fetch is None:  # noqa: SLF001 - it is the task's turn to speak
+                    with contextlib.suppress(OSError):  # it has, and all has been read
+                        near.sendall(b"" if gone == "when asked" else reply)
+                    near.shutdown(socket.SHUT_WR)
+            near.close()
+            if not _is_over(exchange):
+                exchange.read_rest()
+            assert _is_over(exchange)
+            return exchange.outcome
+        finally:
+            near.close()
+            exchange.close()
+            reactor.close()
+
+
+def _is_over(exchange: Exchange) -> bool:
+    return exchange.outcome is not None or bool(exchange.trouble)
+
+
+def _held(name: str) -> int:
+    """Bytes of this process (proc_pid_status(5)): VmRSS, or VmHWM, the most that it had."""
+    with open("/proc/self/status", encoding="ascii") as file:
+        return next(int(line.split()[1]) << 10 for line in file if line.startswith(name))
+
+
+class _Supervisor(_Sleeper):
+    """The watch over a process that only sleeps, and the line on which it would speak."""
+
+    def __init__(self) -> None:
+        super().__init__()
         self._pidfd = pidfd.open_pidfd(self._pid)
         self._group = Group("")
         self._clock = open_clock(self._pid, self._group)
         self._own = pidfd.open_pidfd(os.getpid())
 
     def close(self) -> None:
-        os.close(self._awake)
-        os.waitpid(self._pid, 0)
+        super().close()
         self._clock.close()
         os.close(self._pidfd)
         os.close(self._own)
@@ -222,7 +315,19 @@ def _words() -> Callable[[], None]:
     return hear_anything
 
 
-SIDES = {"streams": _streams, "words": _words}
+def _claims() -> Callable[[], None]:
+    claimant = _Claimant()
+    atexit.register(claimant.close)
+    leaves = st.sampled_from(["", "", "when asked", "at once"])
+
+    @given(claimed, st.just(b"") | streams, replies, leaves)
+    def read_any_claim(claims: list[tuple[int, int]], wild: bytes, reply: bytes, gone: str) -> None:
+        claimant.read(claims, wild, reply, gone)
+
+    return read_any_claim
+
+
+SIDES = {"streams": _streams, "claims": _claims, "words": _words}
 PLAN = settings(
     max_examples=500, deadline=None, database=None, suppress_health_check=list(HealthCheck)
 )
@@ -305,7 +410,7 @@ CHECKS = (
     Check(
         23,
         "no bytes that a task can send crash, hang or bloat its reader",
-        "streams for the caller's reader, words for the supervisor's; 30 minutes each",
+        "streams and claims for the caller, words for the supervisor; 30 minutes each",
         fuzz,
         1800,
         20,
