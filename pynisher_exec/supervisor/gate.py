@@ -2,9 +2,10 @@
 
 A granted fork is not yet a process: the kernel lets the call go on, and the child appears some
 microseconds (with gigabytes to copy: milliseconds) later. Grants in flight therefore count like
-processes until their child is seen, their thread asks again (then it has returned), or they are
-old. When only such a grant stands between a request and the limit, the request waits a moment
-instead of being refused: a fork whose child has come and gone unseen must not cost another.
+processes until it is certain that they are over: a new child of that process is seen, the thread
+asks again or has ended, and the look at the processes came after that. When only such a grant
+stands between a request and the limit, the request waits a moment instead of being refused: a fork
+whose child has come and gone unseen must not cost another.
 """
 
 from __future__ import annotations
@@ -19,16 +20,34 @@ from pynisher_exec.kernel import proc, seccomp
 __all__ = ["Gate"]
 
 SETTLED_AFTER = 0.25
-"""Seconds after which a granted fork surely is a process, or has failed."""
+"""Seconds after which a granted fork is over if its thread sleeps; fork(2) itself never does so."""
+
+LONGEST_FORK = 5.0
+"""Seconds after which it is, whatever its thread does."""
 
 PATIENCE = 0.002
 """Seconds between two looks while a request waits for a grant in flight."""
 
 
-@dataclass
+@dataclass(eq=False)
 class _Grant:
     tid: int
     at: float
+    returned: bool = False
+
+    def is_over(self, now: float) -> bool:
+        """Whether its child is there by now to be seen, or has gone, or never came to be."""
+        if self.returned:
+            return True
+        thread = proc.stat(self.tid)
+        if thread is None or not thread.alive:
+            return True
+        age = now - self.at
+        return age > LONGEST_FORK or (age > SETTLED_AFTER and thread.state not in "RD")
+
+    def is_by(self, parent: int) -> bool:
+        """Whether a thread of this process has asked for it."""
+        return self.tid == parent or os.path.exists(f"/proc/{parent}/task/{self.tid}")
 
 
 class Gate:
@@ -40,7 +59,7 @@ class Gate:
         self._listener = listener
         self._limit = limit
         self._first = first
-        self._known: set[int] = set()
+        self._known: dict[int, proc.Stat] = {}
         self._grants: list[_Grant] = []
         self._waiting: list[seccomp.Request] = []
 
@@ -57,7 +76,8 @@ class Gate:
         """Take one request and answer it, or let it wait."""
         request = seccomp.receive(self._listener)
         if request is not None:
-            self._grants = [grant for grant in self._grants if grant.tid != request.tid]
+            for grant in self._grants:
+                grant.returned |= grant.tid == request.tid
             self._waiting.append(request)
         self.review()
 
@@ -75,14 +95,32 @@ class Gate:
                 self.peak = max(self.peak, alive + len(self._grants))
 
     def _count(self) -> int:
-        """Subprocesses alive; each one not seen before settles a grant."""
-        below = proc.descendants(os.getpid())
-        alive = {pid for pid in below if pid != self._first and proc.is_alive(pid)}
-        del self._grants[: len(alive - self._known)]
-        self._known = alive
+        """Subprocesses alive; settles the grants that were over before it looked."""
         now = time.monotonic()
-        self._grants = [grant for grant in self._grants if now - grant.at < SETTLED_AFTER]
-        return len(alive)
+        over = [grant for grant in self._grants if grant.is_over(now)]
+        self._look()
+        if over and len(self._known) + len(self._grants) >= self._limit:
+            self._look()  # a list of children may skip entries while others end
+        self._grants = [grant for grant in self._grants if grant not in over]
+        return len(self._known)
+
+    def _look(self) -> None:
+        """See which processes there are; a new one settles a grant of its parent's."""
+        found = {}
+        for pid in {*proc.descendants(os.getpid()), *self._known} - {self._first}:
+            seen, known = proc.stat(pid), self._known.get(pid)
+            if seen is None or not seen.alive:
+                continue
+            if known is None or known.started != seen.started:
+                self._settle(seen.parent)
+            found[pid] = seen
+        self._known = found
+
+    def _settle(self, parent: int) -> None:
+        by_it = (grant for grant in self._grants if grant.is_by(parent))
+        grant = next(by_it, None)
+        if grant is not None:
+            self._grants.remove(grant)
 
     def close(self) -> None:
         """Stop answering. Forks that are waiting, and all that follow, fail with ENOSYS."""
