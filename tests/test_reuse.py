@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import multiprocessing
+import multiprocessing.pool
 import os
 import random
 import resource
@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import crashes
+import loky
 import numpy as np
 import pytest
 from conftest import child_pids, stat_fields, wait_until, wait_until_running
@@ -293,6 +294,58 @@ def test_pools_go_with_their_task_and_shared_memory_with_its_process() -> None:
         future.result(PATIENCE)
         assert report_of(future).peak_processes == 0
     assert not [name for _, name in found if Path("/dev", "shm", name).exists()]
+
+
+def use_loky(number: int) -> tuple[int, int]:
+    """Use the one executor that loky has for all who ask, joblib among them."""
+    executor = loky.get_reusable_executor(1)
+    return os.getpid(), executor.submit(abs, -number).result(PATIENCE)
+
+
+def test_lokys_executor_works_in_each_task(executor: LimitedProcessExecutor) -> None:
+    """Its workers go with a task, and a later one is not given what waits to learn of that."""
+    found = [executor.submit(use_loky, number).result(PATIENCE) for number in range(6)]
+    assert [value for _, value in found] == list(range(6))
+    assert len({pid for pid, _ in found}) == 1
+
+
+def keep(kind: str) -> int:
+    """Leave something of multiprocessing's to later tasks, after its first use."""
+    made: Any = {
+        "threads": lambda: multiprocessing.pool.ThreadPool(2),
+        "processes": lambda: multiprocessing.get_context("fork").Pool(2),
+        "queue": multiprocessing.Queue,
+    }[kind]()
+    logging.kept = made  # type: ignore[attr-defined]
+    return use_kept(kind)
+
+
+def use_kept(kind: str) -> int:
+    """Use what was kept."""
+    kept: Any = logging.kept  # type: ignore[attr-defined]
+    if kind == "queue":
+        kept.put(7)
+        return int(kept.get(timeout=PATIENCE))
+    return int(kept.map(abs, [-7])[0])
+
+
+@pytest.mark.parametrize("kind", ["threads", "queue"])
+def test_kept_threads_work_for_later_tasks(executor: LimitedProcessExecutor, kind: str) -> None:
+    """Those of multiprocessing's pools and queues as well."""
+    view = executor.limit(wall_time=PATIENCE)
+    (before,) = pids(executor, 1)
+    found = [view.submit(function, kind).result(PATIENCE) for function in (keep, use_kept)]
+    assert found == [7, 7]
+    assert pids(executor, 1) == [before]
+
+
+def test_kept_pool_whose_workers_have_gone_says_so(executor: LimitedProcessExecutor) -> None:
+    """At once; it would otherwise take calls that nobody runs."""
+    (before,) = pids(executor, 1)
+    assert executor.submit(keep, "processes").result(PATIENCE) == 7
+    with pytest.raises(ValueError, match="Pool not running"):
+        executor.limit(wall_time=PATIENCE).submit(use_kept, "processes").result(PATIENCE)
+    assert pids(executor, 1) == [before]
 
 
 def test_output_of_each_task_is_its_own(executor: LimitedProcessExecutor) -> None:
