@@ -13,7 +13,9 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +23,14 @@ import crashes
 import loky
 import numpy as np
 import pytest
-from conftest import child_pids, stat_fields, wait_until, wait_until_running
+from conftest import (
+    child_pids,
+    descendant_pids,
+    stat_fields,
+    wait_until,
+    wait_until_running,
+    wait_until_stopped,
+)
 
 from pynisher_exec import (
     CpuTimeoutException,
@@ -346,6 +355,45 @@ def test_kept_pool_whose_workers_have_gone_says_so(executor: LimitedProcessExecu
     with pytest.raises(ValueError, match="Pool not running"):
         executor.limit(wall_time=PATIENCE).submit(use_kept, "processes").result(PATIENCE)
     assert pids(executor, 1) == [before]
+
+
+def leave_a_busy_thread() -> tuple[int, int]:
+    """Leave a thread that never rests, and soon starts what it does not wait for."""
+
+    def work() -> None:
+        for number in range(10):
+            if os.fork() == 0:
+                if number and os.fork():
+                    os._exit(0)
+                time.sleep(number and 60)
+                os._exit(0)
+        while True:
+            logging.turns += 1  # type: ignore[attr-defined]
+
+    logging.turns = 0  # type: ignore[attr-defined]
+    threading.Thread(target=work, daemon=True).start()
+    return os.getpid(), os.getppid()
+
+
+def has_nothing_but(supervisor: int, process: int) -> bool:
+    """Whether it has that one child, and all below is zombies that the child could still reap."""
+    states = [stat_fields(pid)[:1] for pid in descendant_pids(process)]
+    return child_pids(supervisor) == [process] and all(state in ([], ["Z"]) for state in states)
+
+
+def test_threads_stand_still_while_no_task_runs(executor: LimitedProcessExecutor) -> None:
+    """What they had started has gone then; with the next task they go on."""
+
+    def look() -> tuple[int, bool]:
+        before = logging.turns  # type: ignore[attr-defined]
+        wait_until(lambda: logging.turns > before, PATIENCE)  # type: ignore[attr-defined]
+        return os.getpid(), True
+
+    for _ in range(2):
+        resting, supervisor = executor.submit(leave_a_busy_thread).result(PATIENCE)
+        wait_until_stopped(resting)
+        wait_until(partial(has_nothing_but, supervisor, resting))
+        assert executor.submit(look).result(PATIENCE) == (resting, True)
 
 
 def test_output_of_each_task_is_its_own(executor: LimitedProcessExecutor) -> None:
