@@ -320,12 +320,12 @@ def test_lokys_executor_works_in_each_task(executor: LimitedProcessExecutor) -> 
 
 def keep(kind: str) -> int:
     """Leave something of multiprocessing's to later tasks, after its first use."""
-    made: Any = {
+    makers: dict[str, Any] = {
         "threads": lambda: multiprocessing.pool.ThreadPool(2),
         "processes": lambda: multiprocessing.get_context("fork").Pool(2),
         "queue": multiprocessing.Queue,
-    }[kind]()
-    logging.kept = made  # type: ignore[attr-defined]
+    }
+    logging.kept = makers[kind]()  # type: ignore[attr-defined]
     return use_kept(kind)
 
 

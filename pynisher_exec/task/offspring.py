@@ -70,9 +70,9 @@ def _stop_pools(util: Any) -> list[Thread]:
         reference = getattr(finalizer, "_weakref", None)
         pool = None if reference is None else reference()
         if isinstance(pool, module.Pool) and not isinstance(pool, module.ThreadPool):
-            handler: Any = pool._worker_handler  # type: ignore[attr-defined]  # noqa: SLF001
-            pool._state = handler._state = module.TERMINATE  # type: ignore[attr-defined]  # noqa: SLF001
-            pool._change_notifier.put(None)  # type: ignore[attr-defined]  # noqa: SLF001
+            handler: Any = pool._worker_handler  # noqa: SLF001
+            pool._state = handler._state = module.TERMINATE  # noqa: SLF001
+            pool._change_notifier.put(None)  # noqa: SLF001
             finalizer.cancel()
             threads.append(handler)
     return threads
@@ -94,12 +94,12 @@ def _shut_executors() -> list[Thread]:
     return threads
 
 
-def _kill_children() -> list[multiprocessing.process.BaseProcess]:
+def _kill_children() -> list[Any]:
     """Kill all: who joins one would wait for it. loky's lack the method for that."""
-    children = multiprocessing.process.active_children()
+    children: list[Any] = multiprocessing.process.active_children()
     for child in children:
         with suppress(ProcessLookupError):  # a thread has reaped it
-            os.kill(child.pid, signal.SIGKILL)  # type: ignore[arg-type]  (it was started)
+            os.kill(child.pid, signal.SIGKILL)
     return children
 
 
@@ -119,4 +119,5 @@ def _run_handlers(util: Any) -> None:
         finalizer = registry.get(key)
         name = getattr(getattr(finalizer, "_callback", None), "__qualname__", "")
         if finalizer is not None and name not in _OF_THREADS:
-            finalizer()
+            with suppress(Exception):  # as there: the others run all the same
+                finalizer()

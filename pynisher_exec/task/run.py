@@ -29,7 +29,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pynisher_exec.errors import CpuTimeoutException, SignalException, TimeoutException
-from pynisher_exec.kernel import landlock, prctl
+from pynisher_exec.kernel import landlock, prctl, signals
 from pynisher_exec.kernel.descriptors import above_standard
 from pynisher_exec.limits import Limits
 from pynisher_exec.protocol import messages, payload
@@ -188,7 +188,7 @@ class Task:
     def serve(self) -> int:
         """Go through the whole life, and say the exit code to end with."""
         if self._process.served > 1:  # since the end of the call before
-            signal.pthread_sigmask(signal.SIG_SETMASK, ())
+            signals.unblock_all()
         segments = self._receive()
         if segments is None:
             return 0  # the caller went, or retired this slot, before there was a call
