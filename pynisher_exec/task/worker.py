@@ -1,8 +1,8 @@
 """A task process that may serve more than one call, where the user has asked for that.
 
-After each call it tidies up, as far as that is the library's part: multiprocessing's exit handlers
-run, timers, signal handlers, soft rlimits and standard streams are as they were before the first
-call, and the next one brings its surroundings. What a function has changed besides (modules,
+After each call it tidies up, as far as that is the library's part: child processes have ended (see
+`offspring`), timers, signal handlers, soft rlimits and standard streams are as they were before the
+first call, and the next one brings its surroundings. What a function has changed besides (modules,
 globals, caches, threads) stays; that is the point of it.
 """
 
