@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import mmap
 import multiprocessing
 import os
@@ -66,17 +67,24 @@ def leave_processes(ignored: int) -> str:
     return "done"
 
 
+def leave_a_pool(number: int) -> int:
+    """Leave a pool open, an idle worker of which holds the lock of its queue."""
+    logging.kept = multiprocessing.get_context("fork").Pool(2)  # type: ignore[attr-defined]
+    return int(logging.kept.map(abs, [number])[0])  # type: ignore[attr-defined]
+
+
 def ignore_and_sleep() -> None:
     """Stay."""
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     time.sleep(30)
 
 
-def test_left_over_processes_do_not_hold_up_the_end() -> None:
+@pytest.mark.parametrize(("leave", "expected"), [(leave_processes, "done"), (leave_a_pool, 1)])
+def test_left_over_processes_do_not_hold_up_the_end(leave: Any, expected: object) -> None:
     """They end with the task, which exits by itself and need not be killed for it."""
     with LimitedProcessExecutor(1, wall_time=25) as executor:
-        report = executor.submit(leave_processes, 1).wait_for_report()
-    assert (report.status, report.result, report.exit_code) == ("ok", "done", 0)
+        report = executor.submit(leave, 1).wait_for_report()
+    assert (report.status, report.result, report.exit_code) == ("ok", expected, 0)
 
 
 def trickle() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import multiprocessing
+import multiprocessing.pool
 import os
 import random
 import resource
@@ -13,14 +13,24 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import crashes
+import loky
 import numpy as np
 import pytest
-from conftest import child_pids, stat_fields, wait_until, wait_until_running
+from conftest import (
+    child_pids,
+    descendant_pids,
+    stat_fields,
+    wait_until,
+    wait_until_running,
+    wait_until_stopped,
+)
 
 from pynisher_exec import (
     CpuTimeoutException,
@@ -293,6 +303,97 @@ def test_pools_go_with_their_task_and_shared_memory_with_its_process() -> None:
         future.result(PATIENCE)
         assert report_of(future).peak_processes == 0
     assert not [name for _, name in found if Path("/dev", "shm", name).exists()]
+
+
+def use_loky(number: int) -> tuple[int, int]:
+    """Use the one executor that loky has for all who ask, joblib among them."""
+    executor = loky.get_reusable_executor(1)
+    return os.getpid(), executor.submit(abs, -number).result(PATIENCE)
+
+
+def test_lokys_executor_works_in_each_task(executor: LimitedProcessExecutor) -> None:
+    """Its workers go with a task, and a later one is not given what waits to learn of that."""
+    found = [executor.submit(use_loky, number).result(PATIENCE) for number in range(6)]
+    assert [value for _, value in found] == list(range(6))
+    assert len({pid for pid, _ in found}) == 1
+
+
+def keep(kind: str) -> int:
+    """Leave something of multiprocessing's to later tasks, after its first use."""
+    makers: dict[str, Any] = {
+        "threads": lambda: multiprocessing.pool.ThreadPool(2),
+        "processes": lambda: multiprocessing.get_context("fork").Pool(2),
+        "queue": multiprocessing.Queue,
+    }
+    logging.kept = makers[kind]()  # type: ignore[attr-defined]
+    return use_kept(kind)
+
+
+def use_kept(kind: str) -> int:
+    """Use what was kept."""
+    kept: Any = logging.kept  # type: ignore[attr-defined]
+    if kind == "queue":
+        kept.put(7)
+        return int(kept.get(timeout=PATIENCE))
+    return int(kept.map(abs, [-7])[0])
+
+
+@pytest.mark.parametrize("kind", ["threads", "queue"])
+def test_kept_threads_work_for_later_tasks(executor: LimitedProcessExecutor, kind: str) -> None:
+    """Those of multiprocessing's pools and queues as well."""
+    view = executor.limit(wall_time=PATIENCE)
+    (before,) = pids(executor, 1)
+    found = [view.submit(function, kind).result(PATIENCE) for function in (keep, use_kept)]
+    assert found == [7, 7]
+    assert pids(executor, 1) == [before]
+
+
+def test_kept_pool_whose_workers_have_gone_says_so(executor: LimitedProcessExecutor) -> None:
+    """At once; it would otherwise take calls that nobody runs."""
+    (before,) = pids(executor, 1)
+    assert executor.submit(keep, "processes").result(PATIENCE) == 7
+    with pytest.raises(ValueError, match="Pool not running"):
+        executor.limit(wall_time=PATIENCE).submit(use_kept, "processes").result(PATIENCE)
+    assert pids(executor, 1) == [before]
+
+
+def leave_a_busy_thread() -> tuple[int, int]:
+    """Leave a thread that never rests, and soon starts what it does not wait for."""
+
+    def work() -> None:
+        for number in range(10):
+            if os.fork() == 0:
+                if number and os.fork():
+                    os._exit(0)
+                time.sleep(number and 60)
+                os._exit(0)
+        while True:
+            logging.turns += 1  # type: ignore[attr-defined]
+
+    logging.turns = 0  # type: ignore[attr-defined]
+    threading.Thread(target=work, daemon=True).start()
+    return os.getpid(), os.getppid()
+
+
+def has_nothing_but(supervisor: int, process: int) -> bool:
+    """Whether it has that one child, and all below is zombies that the child could still reap."""
+    states = [stat_fields(pid)[:1] for pid in descendant_pids(process)]
+    return child_pids(supervisor) == [process] and all(state in ([], ["Z"]) for state in states)
+
+
+def test_threads_stand_still_while_no_task_runs(executor: LimitedProcessExecutor) -> None:
+    """What they had started has gone then; with the next task they go on."""
+
+    def look() -> tuple[int, bool]:
+        before = logging.turns  # type: ignore[attr-defined]
+        wait_until(lambda: logging.turns > before, PATIENCE)  # type: ignore[attr-defined]
+        return os.getpid(), True
+
+    for _ in range(2):
+        resting, supervisor = executor.submit(leave_a_busy_thread).result(PATIENCE)
+        wait_until_stopped(resting)
+        wait_until(partial(has_nothing_but, supervisor, resting))
+        assert executor.submit(look).result(PATIENCE) == (resting, True)
 
 
 def test_output_of_each_task_is_its_own(executor: LimitedProcessExecutor) -> None:

@@ -93,6 +93,11 @@ def _threads(pid: int) -> list[str]:
         return []
 
 
+def has_thread(pid: int, tid: int) -> bool:
+    """Whether a thread is one of this process."""
+    return str(tid) in _threads(pid)
+
+
 def children(pid: int) -> list[int]:
     """Direct children of every thread of a process, zombies included.
 

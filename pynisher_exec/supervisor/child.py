@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import sys
 from typing import TYPE_CHECKING
 
@@ -54,7 +55,7 @@ class Child:
 
     `rest` is a pipe by which a process that serves `max_tasks` (None: any number) says that it
     waits for the next; None where it serves one. `shares`: places of all that it has been given to
-    read. `trackers`: resource trackers that tasks have left to it.
+    read. `trackers`: resource trackers that tasks have left to it. `stands`: it has been stopped.
     """
 
     def __init__(
@@ -69,6 +70,7 @@ class Child:
         self.pipes = pipes
         self.shares: set[bytes] = set()
         self.trackers: set[int] = set()
+        self.stands = False
         self.rest: int | None = None
         rest: int | None = None
         if max_tasks != 1:
@@ -98,6 +100,19 @@ class Child:
         self.pidfd = pidfd.open_pidfd(self.pid)
         self.clock = cpu.open_clock(self.pid, group)
         self.line.setblocking(False)
+
+    def stop(self) -> None:
+        """Stop all its threads; that is nothing to one that has died."""
+        self.stands = True
+        with contextlib.suppress(OSError):
+            pidfd.send_signal(self.pidfd, signal.SIGSTOP)
+
+    def go_on(self) -> None:
+        """Let them go on, if they have been stopped."""
+        if self.stands:
+            self.stands = False
+            with contextlib.suppress(OSError):
+                pidfd.send_signal(self.pidfd, signal.SIGCONT)
 
     def close(self) -> None:
         """Let go of everything but the pipes; the process has been reaped."""

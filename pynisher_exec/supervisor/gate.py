@@ -47,7 +47,7 @@ class _Grant:
 
     def is_by(self, parent: int) -> bool:
         """Whether a thread of this process has asked for it."""
-        return self.tid == parent or os.path.exists(f"/proc/{parent}/task/{self.tid}")
+        return self.tid == parent or proc.has_thread(parent, self.tid)
 
 
 class Gate:

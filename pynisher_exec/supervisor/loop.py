@@ -1,6 +1,7 @@
 """The life of a slot supervisor: forks a child ahead, waits for its START, has it watched.
 
-    idle:     a child waits for a call; its stream has gone to the caller with READY
+    idle:     a child waits for a call; its stream has gone to the caller with READY, or is still
+              there from the call before, and then what that has left is stopped after a while
     watching: from START to the end of the child, see `watching`
     after:    everything below is killed and reaped to ECHILD, then ENDED tells the evidence
 
@@ -37,6 +38,10 @@ __all__ = ["serve"]
 
 WARM_UP = 16
 """Times that code must have run for CPython to have specialized it, so that no fork has to."""
+
+REST = 0.1
+"""Seconds after a call in which threads that it has left may go on unwatched; and seconds after
+they have been stopped, by when none is about to fork any more."""
 
 
 def serve(
@@ -127,9 +132,10 @@ class _Slot:
 
     def serve_one(self, scope: int | None) -> bool:
         """Have a child ahead, wait for a call, see it through; False when a child is stuck."""
+        kept = self._child is not None
         child = self._child or self._fork(scope)
-        start = self._await_start(child)
-        if start is None:  # the idle child has died; another takes its place
+        start = self._await_start(child, REST * 1000 if kept else None)
+        if start is None:  # the idle child has died, or has to; another takes its place
             kill.end_tree(kill.ignore, self._options.kill_timeout)
             child.close()
             self._child = None
@@ -170,21 +176,30 @@ class _Slot:
         child.stream.close()
         return child
 
-    def _await_start(self, child: Child) -> dict[str, Any] | None:
-        """Wait for START; None when the waiting child dies meanwhile."""
+    def _await_start(self, child: Child, rest: float | None) -> dict[str, Any] | None:
+        """Wait for START; None when the waiting child dies meanwhile, or cannot be kept.
+
+        `rest` is milliseconds after which what calls before have left in it is stopped. To watch it
+        instead would mean to look again and again for as long as nothing is to be done.
+        """
         poll = select.poll()
         for descriptor in (self._control.fileno(), self._caller, child.pidfd):
             poll.register(descriptor, select.POLLIN)
         while True:
-            ready = {descriptor for descriptor, _ in poll.poll()}
+            ready = {descriptor for descriptor, _ in poll.poll(rest)}
             if self._control.fileno() in ready:
                 start = self._hear_start()
                 if start is not None:
+                    child.go_on()
                     return start
             elif self._caller in ready:
                 raise CallerGone
             elif child.pidfd in ready:
                 return None
+            else:
+                rest = None if child.stands else rest
+                if not _calm(child):
+                    return None
 
     def _hear_start(self) -> dict[str, Any] | None:
         """Take a message; None when it is no START for the child that waits."""
@@ -207,3 +222,14 @@ class _Slot:
             next_generation=self._generation,
             unstarted=True,
         )
+
+
+def _calm(child: Child) -> bool:
+    """Stop its threads; the next time, when they start nothing more, end what they have started.
+
+    False where that goes on, and it has to be ended as well.
+    """
+    if child.stands:
+        return kill.end_others(child.pid, kill.ignore) is not None
+    child.stop()
+    return True

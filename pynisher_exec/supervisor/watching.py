@@ -302,7 +302,8 @@ class Watching:
         self._account.end(number_in(fields, "at"))
         # For nothing: what it touches has to be copied since the last fork, better now than when
         # the task has exited and the caller waits for it (as in `task.rehearsal`).
-        self._account.fields(self._watch, self._gate, [])
+        if self._child.rest is None:  # else the last fork is long past
+            self._account.fields(self._watch, self._gate, [])
         if number_in(fields, "size") > LARGE_OUTCOME:
             self._ask_to_read()
         else:

@@ -17,7 +17,6 @@ import array
 import errno
 import io
 import marshal
-import multiprocessing.process
 import os
 import signal
 import socket
@@ -29,12 +28,20 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pynisher_exec.errors import CpuTimeoutException, SignalException, TimeoutException
-from pynisher_exec.kernel import clock, landlock, prctl
+from pynisher_exec.kernel import clock, landlock, prctl, signals
 from pynisher_exec.kernel.descriptors import above_standard
 from pynisher_exec.limits import Limits
 from pynisher_exec.protocol import messages, payload
 from pynisher_exec.protocol.frames import FrameReader
-from pynisher_exec.task import imports, outcome, private_tmp, rlimits, shared, surroundings
+from pynisher_exec.task import (
+    imports,
+    offspring,
+    outcome,
+    private_tmp,
+    rlimits,
+    shared,
+    surroundings,
+)
 from pynisher_exec.task.soft import SoftSignals
 
 if TYPE_CHECKING:
@@ -181,7 +188,7 @@ class Task:
     def serve(self) -> int:
         """Go through the whole life, and say the exit code to end with."""
         if self._process.served > 1:  # since the end of the call before
-            signal.pthread_sigmask(signal.SIG_SETMASK, ())
+            signals.unblock_all()
         segments = self._receive()
         if segments is None:
             return 0  # the caller went, or retired this slot, before there was a call
@@ -350,8 +357,8 @@ class Task:
             with suppress(ConnectionError):  # the caller has gone: nobody to tell
                 packed.deliver(self._ends.stream)
                 sent = True
-        self._finish(again=not last)
-        self.stays = sent and not last and kind in _HARMLESS and all(map(owns, self._process.files))
+        settled = self._finish(again=not last) and kind in _HARMLESS
+        self.stays = sent and not last and settled and all(map(owns, self._process.files))
         failed = packed.facts["outcome"] != "value"
         return int(packed.facts.get("exit_code", failed))
 
@@ -369,15 +376,9 @@ class Task:
         if os.getpid() != self._pid:
             os._exit(0)
 
-    def _finish(self, *, again: bool) -> None:
-        """Flush, and let multiprocessing clean up, once or `again`; the caller sets the bound."""
+    def _finish(self, *, again: bool) -> bool:
+        """Flush, and end what the function has started; whether another call may come here."""
         for stream in (sys.stdout, sys.stderr):
             with suppress(Exception):  # closed, or replaced by the function
                 stream.flush()
-        util: Any = sys.modules.get("multiprocessing.util")
-        if util is not None:
-            with suppress(Exception):  # the function may have tampered with it
-                for child in multiprocessing.process.active_children():
-                    child.kill()  # else the next line waits for it, and then it is killed anyway
-                util._exit_function()  # noqa: SLF001  (what a multiprocessing child runs at its end)
-                util._exiting = not again  # noqa: SLF001  (or it would not run a second time)
+        return offspring.end(again=again)

@@ -1,8 +1,8 @@
 """A task process that may serve more than one call, where the user has asked for that.
 
-After each call it tidies up, as far as that is the library's part: multiprocessing's exit handlers
-run, timers, signal handlers, soft rlimits and standard streams are as they were before the first
-call, and the next one brings its surroundings. What a function has changed besides (modules,
+After each call it tidies up, as far as that is the library's part: child processes have ended (see
+`offspring`), timers, signal handlers, soft rlimits and standard streams are as they were before the
+first call, and the next one brings its surroundings. What a function has changed besides (modules,
 globals, caches, threads) stays; that is the point of it.
 """
 
@@ -12,9 +12,9 @@ import os
 import signal
 import sys
 from contextlib import suppress
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Final, NoReturn
 
-from pynisher_exec.kernel import libc
+from pynisher_exec.kernel import libc, signals
 from pynisher_exec.task import private_tmp, run, shared, surroundings
 from pynisher_exec.task.process import Process
 
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 __all__ = ["main"]
 
 _INTERNAL_ERROR = 70  # EX_SOFTWARE, sysexits.h
+_NUMBERS: Final = tuple(map(int, signal.valid_signals()))
 
 
 def main(ends: Endpoints, bell: int | None, max_tasks: int | None) -> NoReturn:
@@ -58,29 +59,38 @@ class _Beginning:
 
     def __init__(self, bell: int) -> None:
         self._bell = bell
-        self._handlers = {number: signal.getsignal(number) for number in signal.valid_signals()}
+        self._handlers = {number: signals.handler_of(number) for number in _NUMBERS}
         self._streams = {name: getattr(sys, name) for name in ("stdin", "stdout", "stderr")}
         self._hard = surroundings.hard_limits()
 
     def comes_back(self) -> bool:
-        """Tidy up, and ring the bell for the next call; False where that cannot be."""
+        """Ring the bell for the next call, and tidy up; False where that cannot be.
+
+        What others can see comes first: the output, whose end the supervisor reads at the bell. The
+        rest is nobody's business until the next call is read, so that the answer to this one need
+        not wait for it.
+        """
         if surroundings.hard_limits() != self._hard:  # it has lowered one, for good
             return False
+        for name in self._streams:
+            with suppress(Exception):  # what the function put there may do anything
+                getattr(sys, name).flush()
+        libc.flush_output()
+        os.write(self._bell, b".")
+        self._tidy()
+        return True
+
+    def _tidy(self) -> None:
         for timer in (signal.ITIMER_REAL, signal.ITIMER_VIRTUAL, signal.ITIMER_PROF):
             signal.setitimer(timer, 0)
         while pending := signal.sigpending():  # all are blocked since the function's end
             signal.sigtimedwait(pending, 0)
         for number, handler in self._handlers.items():
-            if handler is not None and signal.getsignal(number) is not handler:
+            if handler is not None and signals.handler_of(number) is not handler:
                 signal.signal(number, handler)
         for name, stream in self._streams.items():
-            with suppress(Exception):  # what the function put there may do anything
-                getattr(sys, name).flush()
             setattr(sys, name, None if stream is None or stream.closed else stream)
         surroundings.open_standard_streams()
         surroundings.end_of_call()
         private_tmp.forget_answer()  # the task's own is about to go
-        libc.flush_output()
         shared.forget()
-        os.write(self._bell, b".")
-        return True
