@@ -103,11 +103,15 @@ class UnpicklableError(AnythingException, pickle.PicklingError):
 
 
 class RemoteTraceback(Exception):
-    """The traceback as it was printed inside the task: the `__cause__` of what a future raises."""
+    """The traceback as it was printed inside the task: the `__cause__` of what a future raises.
 
-    def __init__(self, text: str) -> None:
+    `forking`: whether it ends where a process was asked for.
+    """
+
+    def __init__(self, text: str, *, forking: bool = False) -> None:
         super().__init__(text)
         self.text = text
+        self.forking = forking
 
     def __str__(self) -> str:
         return f'\n"""\n{self.text}"""'

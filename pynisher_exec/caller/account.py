@@ -6,6 +6,7 @@ import contextlib
 import json
 import logging
 import os
+import traceback
 from dataclasses import fields as fields_of
 from resource import struct_rusage
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -155,10 +156,12 @@ class _Made:
         sent: Any = None
         outcome = self._ending.outcome
         if outcome and self._status is not Status.CANCELLED:
-            self._facts = {**json.loads(bytes(outcome[0])), **self._facts}
-            if len(outcome) > 1:
-                sent = payload.load_outcome(outcome[1:])
-            outcome.clear()  # others up the stack have it too, and who waits may be short of memory
+            try:
+                self._facts = {**json.loads(bytes(outcome[0])), **self._facts}
+                if len(outcome) > 1:
+                    sent = payload.load_outcome(outcome[1:])
+            finally:  # others up the stack have it too, and who waits may be short of memory
+                outcome.clear()
         if self._status is Status.OK:
             self._value = sent
         elif self._facts.get("outcome") in ("exception", "os_error") and self._status in (
@@ -182,6 +185,7 @@ class _Made:
     def refuse(self, problem: BaseException) -> None:
         """The outcome arrived and could not be loaded here."""
         self._status, self._value = Status.EXCEPTION, None
+        traceback.clear_frames(problem.__traceback__)  # they have the bytes that did not load
         reason = f"{type(problem).__name__}: {_text(problem)}"[:500]
         self.error = errors.UnpicklableError(f"the outcome cannot be loaded: {reason}")
         self.error.__cause__ = problem
@@ -192,7 +196,8 @@ class _Made:
 
     def _remote_traceback(self) -> errors.RemoteTraceback | None:
         text = self._traceback()
-        return None if text is None else errors.RemoteTraceback(text)
+        forking = bool(self._facts.get("forking"))
+        return None if text is None else errors.RemoteTraceback(text, forking=forking)
 
     def _own_exception(self) -> errors.TaskError:
         """One of the seven names, with a sentence."""

@@ -39,6 +39,9 @@ handlers, the flush of its standard streams), then it is ended; its outcome stan
 AT_ONCE = 1 << 25
 """Bytes taken in one turn, so that a large outcome does not keep other tasks waiting."""
 
+_LONGEST_FACTS = 1 << 20
+"""Bytes of an outcome's first segment, which is parsed: a sentence, and a traceback cut to less."""
+
 _MAX_OUTCOME = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 """Bytes: a frame that claims more than this machine's memory is refused at its header."""
 
@@ -132,6 +135,9 @@ class Exchange:
         if segments is None:
             return reader.received - before
         self._reader = None
+        if len(segments[0]) > _LONGEST_FACTS or 0 in reader.left:
+            msg = "the facts of an outcome are longer than any of ours"
+            raise FrameError(msg)
         if self._places:
             self._put(dict(zip(self._places, segments, strict=True)))
             self.outcome = self._frame

@@ -15,10 +15,10 @@ import sys
 import traceback
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from pynisher_exec.errors import TaskError
+from pynisher_exec.errors import RemoteTraceback, TaskError
 from pynisher_exec.kernel import memory_copy
 from pynisher_exec.protocol import payload
-from pynisher_exec.protocol.frames import TAKEN, FrameWriter, Left
+from pynisher_exec.protocol.frames import LEAST_LEFT, TAKEN, FrameWriter, Left
 from pynisher_exec.task import rlimits
 
 if TYPE_CHECKING:
@@ -37,9 +37,6 @@ __all__ = [
     "type_name",
     "untold",
 ]
-
-_STAYS = 1 << 20
-"""Bytes from which on a segment is copied by the caller, from memory to memory."""
 
 _MAX_TEXT = 1 << 15
 _MAX_ERRNO = (1 << 31) - 1
@@ -76,7 +73,7 @@ class Outcome(NamedTuple):
 
 
 def _stays(segment: bytes | memoryview) -> bool:
-    return len(segment) >= _STAYS
+    return len(segment) >= LEAST_LEFT
 
 
 def _left(segment: bytes | memoryview) -> Left:
@@ -154,8 +151,11 @@ def _comes_from_fork(error: BaseException) -> bool:
     """Whether an error left a function that makes processes, as its code names such a call.
 
     A refused fork is told by EAGAIN, but so is a socket that has nothing to read. Without a frame
-    of Python code the function itself was the call, `os.fork` say.
+    of Python code the function itself was the call, `os.fork` say. What a task of this one's has
+    raised says so itself.
     """
+    if isinstance(error.__cause__, RemoteTraceback):
+        return error.__cause__.forking
     trace = error.__traceback__
     if trace is None:
         return True
