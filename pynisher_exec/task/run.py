@@ -196,7 +196,8 @@ class Task:
             imported = imports.installed_since(before)
         except BaseException as error:  # noqa: BLE001  (imports and __setstate__ may raise anything)
             self._exit_if_forked()
-            return self._deliver("startup", error, {"traceback": outcome.text_of(error)})
+            facts = {"traceback": outcome.text_of(error), "message": outcome.line_of(error)}
+            return self._deliver("startup", error, facts)
         segments.clear()  # what has been loaded holds what it needs of them
         return self._run(call, imported, classic=header.classic)
 
