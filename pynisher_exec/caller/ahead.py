@@ -143,6 +143,8 @@ class Reports(_Ahead["Report"]):
             report = self._pending[0].wait_for_report()
             self._pending.popleft()
             return report
+        if self._done.empty():
+            self._pending[0].refuse_to_wait()
         future = self._done.get()
         self._taken.add(future)
         while self._pending and self._pending[0] in self._taken:
