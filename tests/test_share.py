@@ -264,6 +264,11 @@ def test_handle_is_good_for_calls_of_its_executor_only(executor: LimitedProcessE
     assert repr(handle) == f"<Shared ndarray, {handle.nbytes} bytes, closed>"
 
 
+def count_up(numbers: Any) -> Any:
+    """Sum them."""
+    return sum(numbers)
+
+
 @dataclass
 class Settings:
     """Holds a handle, as configurations do."""
@@ -276,7 +281,7 @@ def test_copy_of_a_handle_is_that_handle(executor: LimitedProcessExecutor) -> No
     handle = executor.share([1, 2])
     for made in (copy.copy(handle), copy.deepcopy([handle])[0], asdict(Settings(handle))["data"]):
         assert made is handle
-    assert executor.submit(sum, copy.deepcopy(handle)).result(PATIENCE) == 3
+    assert executor.submit(count_up, copy.deepcopy(handle)).result(PATIENCE) == 3
 
 
 def test_object_that_cannot_be_pickled_is_refused_at_once(executor: LimitedProcessExecutor) -> None:
