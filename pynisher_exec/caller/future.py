@@ -44,12 +44,10 @@ class LimitedFuture(Future[T]):
     A wait that could never end, in a callback of a future of the same executor, is a RuntimeError.
     """
 
-    _condition: Condition
-
     def __init__(self) -> None:
         super().__init__()
-        self._condition = Condition()
-        self._waiters = Waiters(self._condition)
+        self._condition = self._guard = Condition()
+        self._waiters = Waiters(self._guard)
         self._report: Report | None = None
         self._stop: Callable[[], None] | None = None
         self._cancel_asked = False
@@ -95,7 +93,7 @@ class LimitedFuture(Future[T]):
         if self._state != PENDING:
             return False
         self._state = CANCELLED_AND_NOTIFIED
-        self._condition.resolver = None
+        self._guard.resolver = None
         for waiter in self._waiters:
             waiter.add_cancelled(self)
         self._condition.notify_all()
@@ -126,14 +124,13 @@ class LimitedFuture(Future[T]):
 
     def refuse_to_wait(self) -> None:
         """Raise what waiting for this would, where it could never end."""
-        with self._condition:
-            self._condition.refuse()
+        self._guard.refuse()
 
     # -- for the pool ----------------------------------------------------------------------------
 
     def entrust(self, resolver: int | None) -> None:
         """It is that thread which resolves this future from now on."""
-        self._condition.resolver = resolver
+        self._guard.resolver = resolver
 
     def begin(self, stop: Callable[[], None]) -> bool:
         """Take the future as running; False when it has been cancelled before. `stop` ends it.
@@ -155,7 +152,7 @@ class LimitedFuture(Future[T]):
         with self._condition:
             if self._state not in (PENDING, RUNNING):
                 return
-            self._stop = self._condition.resolver = None
+            self._stop = self._guard.resolver = None
             if self._cancel_asked and not cancelled:
                 cancelled = True
                 report = replace(
