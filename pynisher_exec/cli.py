@@ -19,7 +19,7 @@ from pynisher_exec.caller.pool import Pool, PoolOptions
 from pynisher_exec.caller.support import LIMITS, remarks, supports
 from pynisher_exec.errors import AnythingException
 from pynisher_exec.limits import Limits
-from pynisher_exec.report import Report, Status
+from pynisher_exec.report import Report, Status, signal_name
 from pynisher_exec.task.run import Call
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ _SIGNALLED = 128
 
 _EPILOG = """\
 exit status:
-  the command's own, 128 + n when signal n ended it;
+  the command's own, 128 + n when signal n ended it, or this program before it;
   124 when it passed --wall-time or --cpu-time; 137 when it passed --memory or --processes;
   125 when pynisher_exec was used wrongly or failed; 126 or 127 when the command could not be
   run or found. A command that was told of its limit (a fork refused, a soft signal) may still
@@ -120,19 +120,19 @@ def _run(options: argparse.Namespace) -> int:
         options.parser.error("no command given; it goes after --")
     limits = _limits(options)
     if options.json is None:
-        return _exit_status(_report_of(command, limits), command)
+        return _exit_status(*_report_of(command, limits), command)
     try:  # before anything runs: a report that cannot be written costs no run
         file = options.json.open("w", encoding="utf-8")
     except OSError as error:
         return _unwritten(options.json, error)
-    report = _report_of(command, limits)
+    report, caught = _report_of(command, limits)
     try:
         with file:
             json.dump({"command": command, **report.to_dict()}, file, indent=2)
             file.write("\n")
     except OSError as error:
         return _unwritten(options.json, error)
-    return _exit_status(report, command)
+    return _exit_status(report, caught, command)
 
 
 def _unwritten(path: Path, error: OSError) -> int:
@@ -176,20 +176,29 @@ _ARGUMENT = re.compile(
 )
 
 
-def _report_of(command: list[str], limits: Limits) -> Report:
-    """Run the command as a task with this process's own standard streams."""
+class _Told(BaseException):  # as KeyboardInterrupt: nothing on the way shall take it for an error
+    """The signal of that number has told this process to end."""
+
+
+def _report_of(command: list[str], limits: Limits) -> tuple[Report, int]:
+    """Run the command as a task with this process's own standard streams.
+
+    Gives the signal by which this process was told to end before the command did, or 0.
+    """
     pool = Pool(PoolOptions(max_workers=1, no_new_privs=True))
     future: LimitedFuture[None] = LimitedFuture()
     item = Item(future, Call(become, (command,), {}), limits, streams=(0, 1, 2))
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, _interrupt)
     try:
+        for number in _ENDING:
+            if signal.getsignal(number) is not signal.SIG_IGN:  # by nohup, or a shell's `&`
+                signal.signal(number, _end)
         pool.submit(item)
-        return _of_command(future.wait_for_report())
-    except KeyboardInterrupt:
+        return _of_command(future.wait_for_report()), 0
+    except _Told as told:
         future.cancel()
-        return future.wait_for_report()
+        return _of_command(future.wait_for_report()), told.args[0]
     finally:
+        _ignore_endings()  # the command has ended, and its status shall be told
         pool.close(cancel_queued=True)
         pool.join()
 
@@ -204,8 +213,19 @@ def _of_command(report: Report) -> Report:
     return replace(report, exception=AnythingException(message), message=message)
 
 
-def _interrupt(_signum: int, _frame: FrameType | None) -> NoReturn:
-    raise KeyboardInterrupt
+_ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+def _end(signum: int, _frame: FrameType | None) -> NoReturn:
+    """Once only: timeout(1) signals a process and then its group."""
+    _ignore_endings()
+    raise _Told(signum)
+
+
+def _ignore_endings() -> None:
+    """By a function: of one that was on its way to SIG_IGN the interpreter complains on stderr."""
+    for number in _ENDING:
+        signal.signal(number, lambda _signum, _frame: None)
 
 
 def become(command: list[str]) -> NoReturn:
@@ -215,8 +235,11 @@ def become(command: list[str]) -> NoReturn:
     os.execvp(command[0], command)  # noqa: S606  (running it is what was asked for)
 
 
-def _exit_status(report: Report, command: list[str]) -> int:
+def _exit_status(report: Report, caught: int, command: list[str]) -> int:
     """Pass on how the command ended; say on stderr what the user cannot see from that."""
+    if report.status is Status.CANCELLED:
+        _say(f"{signal_name(caught)} received: the command was ended")
+        return _SIGNALLED + caught
     own = _own_status(report)
     if own is None:
         _say(_failure(report, command))
@@ -249,8 +272,6 @@ def _status_of_failure(report: Report) -> int:
     """The status for a command that was stopped, or never ran."""
     if report.status is Status.OS_ERROR:
         return NOT_FOUND if isinstance(report.exception, FileNotFoundError) else CANNOT_EXECUTE
-    if report.status is Status.CANCELLED:
-        return _SIGNALLED + signal.SIGINT
     return _STATUS_OF_LIMIT.get(report.status.value, OWN_FAILURE)
 
 

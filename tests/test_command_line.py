@@ -143,21 +143,44 @@ def test_ignored_signals_are_not_passed_on() -> None:
     assert (done.stdout, done.stderr, done.returncode) == ("y\n", "", 0)
 
 
-def test_terminated_command_line_takes_its_tree_along() -> None:
-    """SIGTERM to the command line ends what it runs."""
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
+def test_terminated_command_line_takes_its_tree_along(number: signal.Signals) -> None:
+    """It ends what it runs, and then as if by the signal; a second one changes nothing."""
     child = subprocess.Popen(
         [sys.executable, "-m", "pynisher_exec", "run", "--", "sh", "-c", "echo $$; sleep 60"],
         stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
     )
     assert child.stdout is not None
-    with child.stdout:
-        shell = int(child.stdout.readline())
-        child.terminate()
-        assert child.wait(20) == 128 + signal.SIGINT
-        assert child.stdout.read() == b""
+    shell = int(child.stdout.readline())
+    child.send_signal(number)
+    child.send_signal(signal.SIGTERM)
+    out, err = child.communicate(timeout=20)
+    assert child.returncode in (128 + number, 128 + signal.SIGTERM)  # as they are delivered
+    name = signal.Signals(child.returncode - 128).name
+    assert (out, err) == ("", f"pynisher_exec: {name} received: the command was ended\n")
     with pytest.raises(ProcessLookupError):
         os.kill(shell, 0)
+
+
+def test_hangup_that_is_ignored_stays_ignored() -> None:
+    """As nohup has it for what it starts."""
+    command = [sys.executable, "-m", "pynisher_exec", "run", "--", "sh", "-c", "echo up; read line"]
+    child = subprocess.Popen(
+        ["sh", "-c", 'trap "" HUP; exec "$@"', "sh", *command],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert child.stdout is not None
+    assert child.stdout.readline() == "up\n"
+    with open(f"/proc/{child.pid}/status", encoding="ascii") as file:
+        [ignored] = [line.split()[1] for line in file if line.startswith("SigIgn:")]
+    child.send_signal(signal.SIGHUP)
+    child.communicate("on\n", timeout=20)
+    assert int(ignored, 16) & 1 << signal.SIGHUP - 1
+    assert child.returncode == 0
 
 
 @pytest.mark.parametrize(

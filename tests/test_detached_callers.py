@@ -150,6 +150,32 @@ def test_construction_that_fails_leaks_no_descriptor() -> None:
     assert [line for line in lines if "refused" not in line] == [f"{free} 0" for free in range(8)]
 
 
+DESCRIPTORLESS_AT_THE_DISPATCH = """
+import os, resource, time
+from pynisher_exec import LimitedProcessExecutor
+with LimitedProcessExecutor(1, wall_time=20) as executor:
+    executor.submit(abs, -1).result()
+    slots = executor._pool._monitor._slots
+    deadline = time.monotonic() + 20
+    while slots.has_any("busy", "starting") and time.monotonic() < deadline:
+        time.sleep(0.01)
+    os.close(1)  # what a task shall have instead needs a descriptor
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (1, before[1]))
+    future = executor.submit(abs, -2)
+    error = future.exception(20)
+    resource.setrlimit(resource.RLIMIT_NOFILE, before)
+    os.write(2, f"{future.report.status} {error} | {executor.submit(abs, -3).result()}".encode())
+"""
+
+
+def test_call_that_could_not_be_sent_says_why() -> None:
+    """And harms no other."""
+    done = run_script(DESCRIPTORLESS_AT_THE_DISPATCH)
+    reason = "[Errno 24] Too many open files: '/dev/null'"
+    assert done.stderr == f"startup the call could not be sent to its task: {reason} | 3"
+
+
 def test_fork_while_a_thread_holds_the_lock_of_limited() -> None:
     """`limited` works in the child, though the thread that holds the lock is not there."""
     safe = limited(abs, wall_time=20)

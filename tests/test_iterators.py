@@ -94,6 +94,33 @@ def test_iterator_that_was_never_started_cancels_what_it_submitted(
         executor.shutdown()
 
 
+def first_of_nothing(x: int) -> int:
+    """Have a common bug at 2."""
+    return x if x != 2 else next(iter([]))
+
+
+def test_stop_iteration_of_the_function_is_no_end_of_the_values() -> None:
+    """It arrives as the stdlib's `map` lets it: a RuntimeError, with that as its cause."""
+    with LimitedProcessExecutor(1, wall_time=20) as executor:
+        values = executor.map(first_of_nothing, [1, 2, 3])
+        assert next(values) == 1
+        with pytest.raises(RuntimeError, match="StopIteration") as caught:
+            next(values)
+        assert isinstance(caught.value.__cause__, StopIteration)
+        assert list(values) == []
+        reports = executor.reports(first_of_nothing, [2, 3])
+        assert [report.status for report in reports] == ["exception", "ok"]
+
+
+@pytest.mark.parametrize("buffersize", [None, 1, 2, 3])
+def test_iterators_are_not_asked_again_after_their_end(buffersize: int | None) -> None:
+    """The item that the longer one has given at the end of the shorter is all that is lost."""
+    longer = iter(range(10))
+    with LimitedProcessExecutor(1, wall_time=20) as executor:
+        assert list(executor.map(pow, longer, [1, 1], buffersize=buffersize)) == [0, 1]
+    assert next(longer) == 3
+
+
 def read_pid(reader: int) -> int:
     """Read what the first task says; before it opens the pipe there is end of file."""
     deadline = time.monotonic() + PATIENCE

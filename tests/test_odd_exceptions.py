@@ -120,3 +120,39 @@ def test_exit_of_foreign_code_in_the_caller_harms_one_future() -> None:
     assert silent.report.status == "exception"
     assert leaving.report is not None
     assert leaving.report.status == "exception"
+
+
+def noted() -> ValueError:
+    """Make an error with a note (PEP 678, Python 3.11)."""
+    error = ValueError("no\nreason")
+    error.__notes__ = ["see the manual"]  # type: ignore[attr-defined]
+    return error
+
+
+class NotPickled:
+    """Says why, in two lines, and adds a note."""
+
+    def __reduce__(self) -> str:
+        raise noted()
+
+
+class NotLoaded:
+    """The same when it is loaded."""
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return raise_noted, ()
+
+
+def raise_noted() -> None:
+    """Raise it."""
+    raise noted()
+
+
+def test_note_is_not_told_for_the_reason() -> None:
+    """The last line of a traceback may be one."""
+    with LimitedProcessExecutor(1, wall_time=5) as executor:
+        unpicklable = executor.submit(NotPickled).exception(PATIENCE)
+        unloadable = executor.submit(crashes.identity, NotLoaded()).exception(PATIENCE)
+    assert str(unpicklable).endswith("NotPickled cannot be pickled: ValueError: no reason")
+    said = "the call could not be loaded in its task: ValueError: no reason"
+    assert str(unloadable) == said

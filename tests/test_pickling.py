@@ -27,6 +27,7 @@ from pynisher_exec import (
     errors,
     limited,
 )
+from pynisher_exec.protocol import frames, payload
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -54,6 +55,17 @@ def by_old_pickle(thing: Any) -> Any:
 def by_cloudpickle(thing: Any) -> Any:
     """The same, as engines do."""
     return pickle.loads(cloudpickle.dumps(thing))
+
+
+def test_buffers_are_set_aside_as_far_as_a_frame_has_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The others are in the pickle. It takes gigabytes to come so far, so the bound is lowered."""
+    assert payload.MOST_ASIDE <= frames._MAX_SEGMENTS // 2
+    monkeypatch.setattr(payload, "MOST_ASIDE", 2)
+    buffers = [pickle.PickleBuffer(bytes([number]) * payload.OUT_OF_BAND) for number in range(4)]
+    segments = payload.dump_call(buffers)
+    assert len(segments) == 3
+    loaded, _ = payload.load_call(segments)
+    assert [bytes(buffer) for buffer in loaded] == [bytes(buffer) for buffer in buffers]
 
 
 WAYS = [by_pickle, by_old_pickle, by_cloudpickle, copy.copy, copy.deepcopy]

@@ -406,6 +406,31 @@ def test_task_takes_on_directory_environment_path_and_umask(
     assert found == (str(tmp_path), "caf\udce9", "/nowhere", 0o027, "Asia/Tokyo")
 
 
+def test_environment_is_what_stands_in_its_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A plain dict, as `unittest.mock.patch` puts it there."""
+    with LimitedProcessExecutor(1) as executor:
+        monkeypatch.setattr(os, "environ", {"PROBE": "caf\udce9"})
+        future = executor.submit(lambda: dict(os.environ))
+        monkeypatch.undo()
+        assert future.result(30) == {"PROBE": "caf\udce9"}
+
+
+def test_task_takes_on_affinity_and_nice_value() -> None:
+    """What the main thread has given itself meanwhile, though other threads have the old ones."""
+    code = """
+        import os
+        from pynisher_exec import LimitedProcessExecutor
+        def look(): return os.sched_getaffinity(0), os.getpriority(os.PRIO_PROCESS, 0)
+        with LimitedProcessExecutor(1) as executor:
+            before = executor.submit(look).result()
+            os.sched_setaffinity(0, {max(before[0])})
+            os.nice(3)
+            print(executor.submit(look).result() == ({max(before[0])}, before[1] + 3))
+    """
+    done = run_script(code)
+    assert (done.stdout, done.stderr) == ("True\n", "")
+
+
 @pytest.mark.parametrize(
     ("library", "function"),
     [("random", "random.random"), ("numpy", "numpy.random.random"), ("torch", "torch.rand")],

@@ -224,6 +224,8 @@ def test_subprocesses_are_counted(executor: LimitedProcessExecutor) -> None:
     report = report_of(limited.submit(start, 6))
     assert report.status == "processes"
     assert isinstance(report.exception, SubprocessException)
+    assert report.message.startswith("limit of 2 subprocesses passed: ")
+    assert report.message.endswith(" alive at once")
     assert report.limits["processes"].mechanism == "counted"
     assert executor.submit(crashes.value).result(PATIENCE) == 42
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import gc
 import mmap
 import os
@@ -10,7 +11,7 @@ import pickle
 import signal
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -261,6 +262,26 @@ def test_handle_is_good_for_calls_of_its_executor_only(executor: LimitedProcessE
     with pytest.raises(UnpicklableError, match=r"call of total .* cannot be used any more"):
         executor.submit(total, handle).result(PATIENCE)
     assert repr(handle) == f"<Shared ndarray, {handle.nbytes} bytes, closed>"
+
+
+def count_up(numbers: Any) -> Any:
+    """Sum them."""
+    return sum(numbers)
+
+
+@dataclass
+class Settings:
+    """Holds a handle, as configurations do."""
+
+    data: Any
+
+
+def test_copy_of_a_handle_is_that_handle(executor: LimitedProcessExecutor) -> None:
+    """What copies the configuration that it stands in finds nothing to copy there."""
+    handle = executor.share([1, 2])
+    for made in (copy.copy(handle), copy.deepcopy([handle])[0], asdict(Settings(handle))["data"]):
+        assert made is handle
+    assert executor.submit(count_up, copy.deepcopy(handle)).result(PATIENCE) == 3
 
 
 def test_object_that_cannot_be_pickled_is_refused_at_once(executor: LimitedProcessExecutor) -> None:

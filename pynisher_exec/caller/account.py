@@ -46,7 +46,12 @@ class Ending(NamedTuple):
 
     @property
     def came_up(self) -> bool:
-        """Whether loading the call came to an end, be it by an exception: no crash, no hang."""
+        """Whether loading the call came to an end, be it by an exception: no crash, no hang.
+
+        Nor is a call that could not be sent any fault of the process that waited for it.
+        """
+        if self.told.get("killed") == "transfer":
+            return True
         return self.told.get("stage") != "loading" or self.told.get("returned") is not None
 
 
@@ -215,6 +220,7 @@ class _Made:
 
     def _details(self) -> str:
         told = self._status in (Status.TRANSFER, Status.SUPERVISOR_LOST)
+        told |= self._status is Status.STARTUP and self._evidence.killed == "transfer"
         trouble = f": {self._ending.trouble}" if self._ending.trouble and told else ""
         lines = (self._ending.output or ("", ""))[1].strip().splitlines()
         return trouble + (f"; last line of stderr: {lines[-1][:300]}" if lines else "")
@@ -274,7 +280,10 @@ def _sentence(status: Status, evidence: Evidence, verdict: Verdict, facts: dict[
         case Status.WALL_TIME:
             return f"wall_time limit of {value:g} s passed after {evidence.wall_time:.3f} s"
         case Status.PROCESSES:
-            return f"limit of {value:g} subprocesses met: {evidence.refused_forks} forks refused"
+            if evidence.killed == "processes" and used is not None:  # where they are counted
+                return f"limit of {value:g} subprocesses passed: {used:g} alive at once"
+            refused = f"{evidence.refused_forks or 'all'} forks refused"  # a filter counts none
+            return f"limit of {value:g} subprocesses met: {refused}"
         case Status.STARTUP:
             return _startup_sentence(evidence, verdict, facts)
         case Status.EXCEPTION:
@@ -288,10 +297,11 @@ def _sentence(status: Status, evidence: Evidence, verdict: Verdict, facts: dict[
 
 def _startup_sentence(evidence: Evidence, verdict: Verdict, facts: dict[str, Any]) -> str:
     if facts.get("outcome") == "startup":
-        lines = str(facts.get("traceback", "")).strip().splitlines()
-        return f"the call could not be loaded in its task: {lines[-1] if lines else 'no reason'}"
+        return f"the call could not be loaded in its task: {facts.get('message') or 'no reason'}"
     if evidence.killed == "startup_time":
         return f"the call was not loaded within startup_time, {evidence.used:.1f} s"
+    if evidence.killed == "transfer":  # there is nothing to be delivered yet, but to be sent
+        return "the call could not be sent to its task"
     return f"the task ended while its call was being loaded: {_end(evidence, verdict)}"
 
 

@@ -51,10 +51,15 @@ class _Ahead(Generic[T]):
             raise
 
     def _submit(self, count: int | None) -> None:
+        submitted = 0
         for args in itertools.islice(self._calls, count):
             future = self._executor.submit(self._fn, *args)
             self._pending.append(future)
             self._note(future)
+            submitted += 1
+        if count is None or submitted < count:
+            # Never asked again: an ended `zip` takes one more item of its first iterator each time.
+            self._calls = iter(())
 
     def _note(self, future: LimitedFuture[Any]) -> None:
         """A call has been submitted."""
@@ -68,6 +73,10 @@ class _Ahead(Generic[T]):
         try:
             value = self._take()
             self._submit(1)
+        except StopIteration as error:  # the function's, and no end of this (PEP 479)
+            self.close()
+            msg = "the function raised StopIteration"
+            raise RuntimeError(msg) from error
         except BaseException:
             self.close()
             raise
@@ -134,6 +143,8 @@ class Reports(_Ahead["Report"]):
             report = self._pending[0].wait_for_report()
             self._pending.popleft()
             return report
+        if self._done.empty():
+            self._pending[0].refuse_to_wait()
         future = self._done.get()
         self._taken.add(future)
         while self._pending and self._pending[0] in self._taken:

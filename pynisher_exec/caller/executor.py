@@ -251,14 +251,14 @@ class _View(LimitedExecutor):
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:  # noqa: FBT001, FBT002
         """Take no more tasks here; wait for those there are, unless told not to, or cancel pending.
 
-        The executor that it came from goes on.
+        The executor that it came from goes on. As that one's does, it never waits in a callback.
         """
         self._shut = True
         mine = list(self._mine)
         if cancel_futures:
             for future in mine:
                 future.cancel_if_pending()
-        if wait:
+        if wait and not self._pool.serves_here:
             wait_for(mine)
 
     def terminate_workers(self) -> None:

@@ -21,6 +21,7 @@ from concurrent.futures._base import (
 from dataclasses import replace
 from typing import TYPE_CHECKING, TypeVar
 
+from pynisher_exec.caller.waiting import Condition, Waiters
 from pynisher_exec.report import Report, Status
 
 if TYPE_CHECKING:
@@ -38,10 +39,15 @@ def is_interrupt(error: BaseException) -> bool:
 
 
 class LimitedFuture(Future[T]):
-    """What `submit` returns. Everything of `concurrent.futures.Future`, and `report`."""
+    """What `submit` returns. Everything of `concurrent.futures.Future`, and `report`.
+
+    A wait that could never end, in a callback of a future of the same executor, is a RuntimeError.
+    """
 
     def __init__(self) -> None:
         super().__init__()
+        self._condition = self._guard = Condition()
+        self._waiters = Waiters(self._guard)
         self._report: Report | None = None
         self._stop: Callable[[], None] | None = None
         self._cancel_asked = False
@@ -87,6 +93,7 @@ class LimitedFuture(Future[T]):
         if self._state != PENDING:
             return False
         self._state = CANCELLED_AND_NOTIFIED
+        self._guard.resolver = None
         for waiter in self._waiters:
             waiter.add_cancelled(self)
         self._condition.notify_all()
@@ -115,7 +122,15 @@ class LimitedFuture(Future[T]):
         assert report is not None  # noqa: S101  (it is done, and done is for good)
         return report
 
+    def refuse_to_wait(self) -> None:
+        """Raise what waiting for this would, where it could never end."""
+        self._guard.refuse()
+
     # -- for the pool ----------------------------------------------------------------------------
+
+    def entrust(self, resolver: int | None) -> None:
+        """It is that thread which resolves this future from now on."""
+        self._guard.resolver = resolver
 
     def begin(self, stop: Callable[[], None]) -> bool:
         """Take the future as running; False when it has been cancelled before. `stop` ends it.
@@ -137,7 +152,7 @@ class LimitedFuture(Future[T]):
         with self._condition:
             if self._state not in (PENDING, RUNNING):
                 return
-            self._stop = None
+            self._stop = self._guard.resolver = None
             if self._cancel_asked and not cancelled:
                 cancelled = True
                 report = replace(

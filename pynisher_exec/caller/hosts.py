@@ -41,8 +41,8 @@ class HostKeeper(Protocol):
     def host_ended(self, host: Host) -> None:
         """The process is no more."""
 
-    def host_outdated(self, host: Host) -> None:
-        """Another has taken its place: no further task shall come from it."""
+    def host_outdated(self, host: Host, *, trusted: bool) -> None:
+        """Another has taken its place, or will; `trusted`: tasks come up from it all the same."""
 
 
 class Scout(NamedTuple):
@@ -139,7 +139,7 @@ class Hosts:
             return
         self._by_key[key] = host
         old.outdated = True
-        self._keeper.host_outdated(old)
+        self._keeper.host_outdated(old, trusted=True)
 
     def _take_unfit(self, host: Host, name: str) -> None:
         """A scout has ended, and says which module makes forks unsafe: another one without it."""
@@ -160,7 +160,7 @@ class Hosts:
         if self._by_key.get(key) is host:
             del self._by_key[key]
         host.outdated = True
-        self._keeper.host_outdated(host)
+        self._keeper.host_outdated(host, trusted=False)
 
     @property
     def next_due(self) -> float | None:

@@ -363,10 +363,13 @@ class Monitor:
         slot.host.charged = True
         return True
 
-    def host_outdated(self, host: Host) -> None:
-        """Another has taken its place: what runs there goes on, what waits there is not needed."""
+    def host_outdated(self, host: Host, *, trusted: bool) -> None:
+        """Another has taken its place: what runs there goes on, what waits there is not needed.
+
+        What is on its way there may serve one more call, unless tasks do not come up from it.
+        """
         for slot in self._slots.of(host):
-            if slot.state == "idle":
+            if slot.state == "idle" or (slot.state == "starting" and not trusted):
                 self._slots.retire(slot)
 
     # -- time ------------------------------------------------------------------------------------

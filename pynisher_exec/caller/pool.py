@@ -67,6 +67,7 @@ class Pool:
                 self.check_open()
                 if self._thread is None:
                     self._start_thread()
+                item.future.entrust(None if self._thread is None else self._thread.ident)
                 self._inbox.put(item)
             self._reactor.ring()
         except BaseException:
@@ -112,6 +113,11 @@ class Pool:
                 return
         self._reactor.ring()
 
+    @property
+    def serves_here(self) -> bool:
+        """Whether this is the thread that does everything, in a callback then."""
+        return self._thread is threading.current_thread()
+
     def join(self) -> None:
         """Wait until everything is done; not from a callback, which runs in the thread itself.
 
@@ -119,7 +125,7 @@ class Pool:
         (before Python 3.13), with the thread alive.
         """
         thread = self._thread
-        if thread is None or thread is threading.current_thread() or self._forgotten:
+        if thread is None or self.serves_here or self._forgotten:
             return
         if thread.ident is not None:  # else an interrupt came before it was started
             self._done.wait()

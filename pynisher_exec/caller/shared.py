@@ -80,6 +80,13 @@ class Shared:
         state = "" if self._memory is not None else ", closed"
         return f"<Shared {self._name}, {self._size} bytes{state}>"
 
+    def __copy__(self) -> Shared:
+        """Give this very handle, as of a module: what it refers to is never changed."""
+        return self
+
+    def __deepcopy__(self, _memo: object) -> Shared:
+        return self
+
     def __reduce__(self) -> Reduced:
         """Refer to it in a call of its executor. PicklingError everywhere else, and once closed."""
         calls: References | None = getattr(_thread, "references", None)

@@ -27,11 +27,14 @@ if TYPE_CHECKING:
     Buffer = bytes | bytearray | memoryview
     Segment = bytearray | mmap.mmap
 
-__all__ = ["TAKEN", "FrameError", "FrameReader", "FrameWriter", "Left"]
+__all__ = ["LEAST_LEFT", "TAKEN", "FrameError", "FrameReader", "FrameWriter", "Left"]
 
 TAKEN = b"T"
 """What a reader says once it has copied what stayed, and the sender after it; the reader says
 anything else to have it sent: a frame of those segments."""
+
+LEAST_LEFT = 1 << 20
+"""Bytes from which on a segment may stay: each that is copied takes whole pages."""
 
 _MAGIC = b"PXF1"
 _HEAD = struct.Struct("!4sI")
@@ -177,6 +180,9 @@ class FrameReader:
             msg = f"a frame claims {claimed} bytes, more than {self._max_bytes}"
             raise FrameError(msg)
         self._left = {n: each & ~_STAYED for n, each in enumerate(lengths) if each & _STAYED}
+        if any(length < LEAST_LEFT for length in self._left.values()):
+            msg = "a frame claims that small segments stayed"
+            raise FrameError(msg)
         self._lengths = [_ADDRESS.size if each & _STAYED else each for each in lengths]
         self._at = end
         return True

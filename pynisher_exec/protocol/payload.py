@@ -40,6 +40,9 @@ PROTOCOL = 5
 OUT_OF_BAND = 1 << 16
 """Bytes: smaller buffers stay in the pickle, where they cost less than a segment of their own."""
 
+MOST_ASIDE = 1 << 15
+"""Buffers beside one pickle; the others stay in it, since a frame has a bound on its segments."""
+
 MAINS = ("__main__", "__mp_main__")
 """What a caller's main module calls itself: the second in a child that multiprocessing spawned."""
 
@@ -63,7 +66,7 @@ class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
             view = buffer.raw()
         except BufferError:  # not contiguous
             return True
-        if view.nbytes < OUT_OF_BAND:
+        if view.nbytes < OUT_OF_BAND or len(self.buffers) == MOST_ASIDE:
             return True
         self.buffers.append(view)
         return False

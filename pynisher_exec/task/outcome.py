@@ -32,6 +32,7 @@ __all__ = [
     "SENT",
     "Outcome",
     "describe",
+    "line_of",
     "pack",
     "text_of",
     "type_name",
@@ -188,9 +189,8 @@ def pack(
         if type(value) not in payload.ATOMS and not payload.looks_plain(segments[0]):
             _attempt(noun, "loaded again", value, lambda: payload.try_outcome(segments))
     except _Untravelled as problem:
-        facts["message"] = str(problem)
         if kind != "startup":
-            facts["outcome"] = "unpicklable"
+            facts["outcome"], facts["message"] = "unpicklable", str(problem)
         facts.setdefault("traceback", problem.trace)
         segments = []
     head = json.dumps(facts).encode()
@@ -226,10 +226,19 @@ def _attempt(noun: str, verb: str, value: object, action: Callable[[], Any]) -> 
         hint = ""
         if type(value).__name__ in ("generator", "coroutine", "async_generator"):
             hint = f"; a {type(value).__name__} cannot leave its task, return what it yields"
-        message = f"the {noun} of type {type_name(value)} cannot be {verb}: {_line(error)}{hint}"
+        message = f"the {noun} of type {type_name(value)} cannot be {verb}: {line_of(error)}{hint}"
         raise _Untravelled(message, text_of(error)) from None
 
 
-def _line(error: BaseException) -> str:
-    text = traceback.format_exception_only(type(error), error)[-1].strip()
+def line_of(error: BaseException) -> str:
+    """Type and text of an exception in one line, cut to a bound; never raises.
+
+    Not the last line of its traceback, which may be of a note (PEP 678) or of a group's frame.
+    """
+    try:
+        said = " ".join(str(error).splitlines())
+    except BaseException as problem:  # noqa: BLE001  (a foreign __str__ may raise anything)
+        said = f"its text raises {type(problem).__name__}"
+    name = type_name(error).removeprefix("__main__.")
+    text = f"{name}: {said}" if said else name
     return text if len(text) <= 300 else text[:300] + "..."  # noqa: PLR2004

@@ -205,7 +205,8 @@ class Task:
             self._baseline = rlimits.measure(shared.size())
         except BaseException as error:  # noqa: BLE001  (imports and __setstate__ may raise anything)
             self._exit_if_forked()
-            return self._deliver("startup", error, {"traceback": outcome.text_of(error)})
+            facts = {"traceback": outcome.text_of(error), "message": outcome.line_of(error)}
+            return self._deliver("startup", error, facts)
         return self._run(call, self._baseline, imported, classic=header.classic)
 
     def _receive(self) -> list[Any] | None:

@@ -1,7 +1,8 @@
 """What the caller had around it when it submitted a call, and how the task takes it on.
 
 At the submit: current directory, environment, `sys.path`, `sys.argv`. At the dispatch: umask, soft
-rlimits, CPU affinity, nice value. An unchanged snapshot is shared between calls, pickled once.
+rlimits, CPU affinity, nice value; of the process, which for the last two is its main thread.
+An unchanged snapshot is shared between calls, pickled once.
 """
 
 from __future__ import annotations
@@ -102,18 +103,28 @@ def _arguments() -> list[str]:
 
 
 def _environment() -> dict[bytes, bytes]:
-    """The environment as bytes: `os.environ`'s own dict; its public face decodes each item."""
-    data: dict[bytes, bytes] = os.environ._data  # type: ignore[attr-defined]  # noqa: SLF001
-    return data
+    """The environment as bytes: `os.environ`'s own dict; its public face decodes each item.
+
+    What somebody has put in the place of `os.environ`, as tests do, counts as what it holds.
+    """
+    data: object = getattr(os.environ, "_data", None)
+    if isinstance(data, dict):
+        return data
+    return {os.fsencode(name): os.fsencode(value) for name, value in os.environ.items()}
 
 
 def momentary() -> Momentary:
-    """Capture what may change between the submit and the dispatch."""
+    """Capture what may change between the submit and the dispatch.
+
+    Zero would be the calling thread, which keeps what its maker had when it was started; the pid
+    is the main thread, and what taskset(1) and renice(1) change by it.
+    """
+    pid = os.getpid()
     return Momentary(
         umask=proc.umask(),
         soft_limits=tuple([(kind, resource.getrlimit(kind)[0]) for kind in _RLIMITS]),
-        affinity=tuple(sorted(os.sched_getaffinity(0))),
-        nice=os.getpriority(os.PRIO_PROCESS, 0),
+        affinity=tuple(sorted(os.sched_getaffinity(pid))),
+        nice=os.getpriority(os.PRIO_PROCESS, pid),
     )
 
 

@@ -28,7 +28,7 @@ from pynisher_exec.kernel import cgroup, pidfd, prctl
 from pynisher_exec.protocol import messages
 from pynisher_exec.supervisor import kill, loop
 from pynisher_exec.supervisor.options import SlotOptions
-from pynisher_exec.task import surroundings
+from pynisher_exec.task import outcome, surroundings
 from pynisher_exec.template import preload
 
 if TYPE_CHECKING:
@@ -77,7 +77,8 @@ def serve(
         _send(line, "unfit", name=str(unfit))
         os._exit(1)
     except BaseException as error:  # noqa: BLE001  (an import may raise anything, SystemExit too)
-        _send(line, "failed", message=_last_line(error), traceback=traceback.format_exc()[-8000:])
+        text = traceback.format_exc()[-8000:]
+        _send(line, "failed", message=outcome.line_of(error), traceback=text)
         os._exit(1)
     if scout:
         _send(line, "fit")
@@ -151,10 +152,6 @@ def _run(template: _Template) -> NoReturn:
 def _send(line: socket.socket, kind: str, **fields: Any) -> None:
     with contextlib.suppress(OSError):  # the caller has gone, and will be missed in the next round
         messages.send(line, kind, **fields)
-
-
-def _last_line(error: BaseException) -> str:
-    return traceback.format_exception_only(type(error), error)[-1].strip()[:500]
 
 
 class _Template:
