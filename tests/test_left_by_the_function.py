@@ -53,7 +53,7 @@ class Closed(TaskError):  # noqa: N818
     """Has an attribute of that name that cannot be set."""
 
     @property
-    def report(self) -> None:  # type: ignore[override]
+    def report(self) -> None:  # type: ignore[misc]
         """Nothing."""
 
     def __init__(self) -> None:

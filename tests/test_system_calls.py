@@ -27,19 +27,18 @@ def threads_of_this_process() -> list[str]:
     return os.listdir("/proc/self/task")
 
 
-def supervisor_of(executor: LimitedProcessExecutor, before: set[int]) -> int:
-    """Pid of the one there is, once tasks have run; what was there before is another executor's."""
+def supervisors_of(executor: LimitedProcessExecutor, before: set[int]) -> list[int]:
+    """Pids of those there are, once tasks have run; what was there before is another executor's."""
     for _ in range(20):
         executor.submit(int).result(PATIENCE)
     (template,) = set(child_pids(os.getpid())) - before
-    (supervisor,) = child_pids(template)
-    return supervisor
+    return child_pids(template)
 
 
 def counted(executor: LimitedProcessExecutor, before: set[int]) -> dict[str, Counter[str]]:
     """System calls for some no-ops, by whom and by their numbers."""
-    supervisor = supervisor_of(executor, before)
-    roles = [f"supervisor={supervisor}", *(f"caller={tid}" for tid in threads_of_this_process())]
+    roles = [f"supervisor={pid}" for pid in supervisors_of(executor, before)]
+    roles += [f"caller={tid}" for tid in threads_of_this_process()]
     program = Path(__file__).with_name("tracing.py")
     with subprocess.Popen(
         [sys.executable, str(program), *roles],

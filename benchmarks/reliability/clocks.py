@@ -18,8 +18,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from benchmarks.reliability.deeds import swallow_and
-from benchmarks.reliability.endings import burn
+from benchmarks.reliability.deeds import burn, swallow_and
 from pynisher_exec import CpuTimeoutException, LimitedProcessExecutor
 
 if TYPE_CHECKING:

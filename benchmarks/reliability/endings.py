@@ -29,8 +29,9 @@ from pynisher_exec import (
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from concurrent.futures import Future
 
-    from pynisher_exec import LimitedFuture, Report
+    from pynisher_exec import Report
 
 __all__ = ["CHECKS", "crash", "echo", "hog"]
 
@@ -116,9 +117,10 @@ def _memory_error(chance: random.Random) -> Case:
 def _wall(chance: random.Random) -> Case:
     """Asleep, stopped, deaf or busy; the latter's other limit is far away."""
     limit, grace = chance.uniform(0.01, 0.2), chance.choice([None, 0, chance.uniform(0, 0.3)])
-    way, *args = chance.choice(
-        [(time.sleep, 60), (deeds.stop_itself,), (deeds.ignore_signals,), (burn,)]
-    )
+    ways: list[tuple[Any, ...]] = [
+        (time.sleep, 60), (deeds.stop_itself,), (deeds.ignore_signals,), (burn,)
+    ]  # fmt: skip
+    way, *args = chance.choice(ways)
     limits = {"wall_time": limit, "grace_period": grace}
     least = limit + (grace or 0) if way in (deeds.stop_itself, deeds.ignore_signals) else limit
     return Case(
@@ -276,8 +278,8 @@ class Trial:
         if chance.random() < 0.1:
             self.canceller.start()
 
-    def _note(self, future: LimitedFuture[Any]) -> None:
-        self._called_back.append(future.report)
+    def _note(self, _: Future[object]) -> None:
+        self._called_back.append(self.future.report)
         self._calls[self._number] += 1
 
     def _cancel(self, seconds: float, running: bool) -> None:  # noqa: FBT001 - a thread's
@@ -344,7 +346,7 @@ class Trial:
 
 def _try_some(trials: list[Trial]) -> list[str]:
     """Wait for all. TimeoutError where one has no answer."""
-    by_future = {trial.future: trial for trial in trials}
+    by_future: dict[Future[object], Trial] = {trial.future: trial for trial in trials}
     for future in as_completed(by_future, PATIENCE):
         by_future[future].times += 1
     for trial in trials:

@@ -39,6 +39,7 @@ from pynisher_exec.task.run import Call
 
 if TYPE_CHECKING:
     import mmap
+    from collections.abc import Callable
 
     from pynisher_exec.caller.account import Ending
 
@@ -100,8 +101,13 @@ class SlotModel(RuleBasedStateMachine):
     @initialize(steps=st.integers(0, 4), data=st.sampled_from(["stayed", "nowhere"]))
     def come_up(self, steps: int, data: str) -> None:
         """Most orders begin with what is needed for anything to happen."""
-        come = (lambda: self.fork(with_stream=True), self.give, self._return)
-        for step in (*come, lambda: self.write(data))[:steps]:
+        come: list[Callable[[], object]] = [
+            lambda: self.fork(with_stream=True),
+            self.give,
+            self._return,
+            lambda: self.write(data),
+        ]
+        for step in come[:steps]:
             step()
 
     def answer(self, item: Item, what: str) -> None:

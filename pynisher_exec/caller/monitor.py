@@ -175,11 +175,12 @@ class Monitor:
             if slot is not None:
                 self._run(slot, item)
                 return True
-            if self._slots.enough_are_coming(len(self._inbox) + 1):
+        while self._bound or not self._slots.enough_are_coming(len(self._inbox) + 1):
+            if self._retry_at is not None or not self._slots.make_room(key):
                 return False
-        if self._retry_at is not None or not self._slots.make_room(key):
-            return False
-        return self._start_slot(item, key)
+            if self._start_slot(item, key):
+                return True
+        return False
 
     def _start_slot(self, item: Item, key: Key) -> bool:
         """Start a slot. True when the item is off the queue: it runs in it, or has failed."""

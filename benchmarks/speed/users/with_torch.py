@@ -14,7 +14,7 @@ torch: Any = _torch
 def work(size: int) -> float:
     """Fit a line."""
     inputs = torch.linspace(0, 1, 100 * size)
-    weight = torch.zeros(1, requires_grad=True)
+    weight, loss = torch.zeros(1, requires_grad=True), torch.zeros(1)
     for _ in range(20):
         loss = ((inputs * weight - 2 * inputs) ** 2).mean()
         loss.backward()
