@@ -240,12 +240,13 @@ def test_what_cannot_be_imported_ahead_any_more_is_done_without(
     with LimitedProcessExecutor(1, startup_time=20) as executor:
         print(until(bool, mine.ahead))
         Path("fails").touch()
-        os.environ["OMP_NUM_THREADS"] = "3"  # another key takes the one slot
-        print(executor.submit(abs, -1).result())
+        for number in "345":  # other keys take the two slots
+            os.environ["OMP_NUM_THREADS"] = number
+            executor.submit(abs, -1).result()
         del os.environ["OMP_NUM_THREADS"]
         print([executor.submit(mine.ahead).result() for _ in range(3)])
     """
-    assert output(python, tmp_path, mine, code) == "True\n1\n[False, False, False]\n"
+    assert output(python, tmp_path, mine, code) == "True\n[False, False, False]\n"
 
 
 def test_preload_given_is_all_that_is_imported_ahead(python: Path, tmp_path: Path) -> None:

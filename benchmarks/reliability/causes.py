@@ -123,7 +123,7 @@ def _kill(_: random.Random, future: LimitedFuture[Any], args: tuple[Any, ...]) -
         time.sleep(0.001)
     if not _told(path):
         return
-    pid, began, _ = _told(path)[0]
+    pid, began = _told(path)[0][:2]
     time.sleep(max(0.0, began + seconds - time.monotonic()))
     sending = time.monotonic()
     with contextlib.suppress(ProcessLookupError):
