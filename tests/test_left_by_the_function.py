@@ -76,8 +76,8 @@ class Frozen(Exception):  # noqa: N818
 class Liar(Exception):  # noqa: N818
     """Raises when asked for its class."""
 
+    @property  # type: ignore[misc]
     def __class__(self) -> Any:
-    def __class__(self) -> Any:  # type: ignore[misc]
         """Raise."""
         msg = "no class"
         raise RuntimeError(msg)
