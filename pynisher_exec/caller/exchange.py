@@ -135,12 +135,12 @@ class Exchange:
         if segments is None:
             return reader.received - before
         self._reader = None
-        if len(segments[0]) > _LONGEST_FACTS or 0 in reader.left:
-            msg = "the facts of an outcome are longer than any of ours"
-            raise FrameError(msg)
         if self._places:
             self._put(dict(zip(self._places, segments, strict=True)))
             self.outcome = self._frame
+        elif 0 in reader.left or (segments and len(segments[0]) > _LONGEST_FACTS):
+            msg = "the facts of an outcome are longer than any of ours"
+            raise FrameError(msg)
         elif reader.left:
             self._frame = list(segments)
             self._fetch = Fetch(self._pid, reader.left)
