@@ -172,7 +172,8 @@ def test_function_that_leaves_no_descriptor_is_told_as_it_ended(reuse: int) -> N
     calls = (use_up_descriptors, "return"), (use_up_descriptors, "raise"), (lower_open_files, "")
     reports = reports_on(*calls, open_files=64, max_tasks_per_child=reuse)
     assert [report.status for report in reports] == ["ok", "os_error", "ok"]
-    assert all(report.peak_memory > 3 * MIB for report in reports)
+    if reuse == 1:  # else later ones may use what the first has left
+        assert all(report.peak_memory > 3 * MIB for report in reports)
 
 
 def freeze_time(moment: float) -> str:

@@ -24,9 +24,9 @@ FOLDER = Path(pynisher_exec.__file__).parent
 OF_TIME = {"monotonic", "perf_counter", "process_time", "sleep", "tzset"}
 """What may be used of the module `time`: nothing of it knows what time of day it is."""
 
-ONCE = ("supervisor/evidence.py:time", "supervisor/cpu.py:time")
+ONCE = ("supervisor/evidence.py:time", "supervisor/cpu.py:time", "kernel/clock.py:time")
 """Where something else is used, once: the moment that a report shows, and from which nothing is
-decided; the CPU clock of another process (clock_gettime(2))."""
+decided; the CPU clock of another process, and CLOCK_MONOTONIC (clock_gettime(2))."""
 
 TOOLS = (("ruff", "check", "."), ("mypy", "."))
 WAYS_OUT = (ast.Return, ast.Break, ast.Continue, ast.Try, ast.Yield)

@@ -9,6 +9,7 @@ globals, caches, threads) stays; that is the point of it.
 from __future__ import annotations
 
 import os
+import resource
 import signal
 import sys
 from contextlib import suppress
@@ -22,6 +23,9 @@ if TYPE_CHECKING:
     from pynisher_exec.task.run import Endpoints
 
 __all__ = ["main"]
+
+DESCRIPTORS = 16
+"""Numbers that have to be free for another call: of its output, of what it shares, of /proc."""
 
 _INTERNAL_ERROR = 70  # EX_SOFTWARE, sysexits.h
 _NUMBERS: Final = tuple(map(int, signal.valid_signals()))
@@ -62,6 +66,7 @@ class _Beginning:
         self._handlers = {number: signals.handler_of(number) for number in _NUMBERS}
         self._streams = {name: getattr(sys, name) for name in ("stdin", "stdout", "stderr")}
         self._hard = surroundings.hard_limits()
+        self._files = resource.getrlimit(resource.RLIMIT_NOFILE)
 
     def comes_back(self) -> bool:
         """Ring the bell for the next call, and tidy up; False where that cannot be.
@@ -72,6 +77,8 @@ class _Beginning:
         """
         if surroundings.hard_limits() != self._hard:  # it has lowered one, for good
             return False
+        if not self._has_descriptors():
+            return False
         for name in self._streams:
             with suppress(Exception):  # what the function put there may do anything
                 getattr(sys, name).flush()
@@ -79,6 +86,16 @@ class _Beginning:
         os.write(self._bell, b".")
         self._tidy()
         return True
+
+    def _has_descriptors(self) -> bool:
+        """Whether calls before have left enough for the next one to be received."""
+        resource.setrlimit(resource.RLIMIT_NOFILE, self._files)  # this call's `open_files` is over
+        try:
+            lowest = os.dup(self._bell)
+        except OSError:
+            return False
+        os.close(lowest)
+        return lowest + DESCRIPTORS <= self._files[0]
 
     def _tidy(self) -> None:
         for timer in (signal.ITIMER_REAL, signal.ITIMER_VIRTUAL, signal.ITIMER_PROF):
