@@ -198,8 +198,8 @@ def entry(path: str, content: bytes, mode: int, changed: int, number: int) -> by
 
 
 PANICKED, TRIES = -1, 3
-"""The emulator now and then corrupts the kernel, mostly where that changes its own code while another
-processor runs it: no program in it can do that, so that says nothing of the tests."""
+"""The emulator now and then corrupts the kernel, mostly where that changes its own code while
+another processor runs it: no program in it can do that, so that says nothing of the tests."""
 
 
 def boot(root: Path, tests: list[str]) -> int:

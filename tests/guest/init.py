@@ -69,8 +69,10 @@ def make_group(name: str, uid: int) -> None:
 
 
 def keep_perf_on() -> None:
-    """Have one clock for good: with the first one and after the last one the kernel changes its own
-    code in the midst of its scheduler, and emulators have crashed it there.
+    """Have one clock for good.
+
+    With the first one, and after the last one, the kernel changes its own code in the midst of its
+    scheduler, and emulators have crashed it there.
     """
     sys.path.insert(0, "/site")
     from pynisher_exec.kernel import perf  # noqa: PLC0415 - it is there only now
