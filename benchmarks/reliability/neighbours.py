@@ -80,9 +80,9 @@ SHARED = (
                 until("still")
                 two.kill_workers()
             open(path("killed"), "w").close()
-            print(found, apart, going.result({patience}), answers(one))
+            print(sorted(found.items()), apart, going.result({patience}), answers(one))
         """.replace("{patience}", str(PATIENCE)),
-        "{'one': True, 'two': True} 2 ('one', 'still') True\n",
+        "[('one', True), ('two', True)] 2 ('one', 'still') True\n",
     ),
     _script(
         "forks of the caller, that end in every way",
