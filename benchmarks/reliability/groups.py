@@ -43,21 +43,22 @@ def are_gone(names: set[str]) -> bool:
 
 
 def watch_for_kills(names: set[str]) -> int:
-    """Have inotify(7) note who writes to cgroup.kill."""
+    """Have inotify(7) note what is written in them: nobody but root may watch cgroup.kill itself."""
     libc = ctypes.CDLL(None, use_errno=True)
     watch: int = libc.inotify_init1(os.O_NONBLOCK)
     for name in names:
-        if libc.inotify_add_watch(watch, f"{name}/cgroup.kill".encode(), IN_MODIFY) < 0:
+        if libc.inotify_add_watch(watch, name.encode(), IN_MODIFY) < 0:
             raise OSError(ctypes.get_errno(), "inotify_add_watch")
     return watch
 
 
 def wrote(watch: int) -> bool:
-    """Whether somebody has."""
-    try:
-        return bool(os.read(watch, 4096))
-    except BlockingIOError:
-        return False
+    """Whether somebody has written to cgroup.kill."""
+    events = b""
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            events += os.read(watch, 4096)
+    return b"cgroup.kill" in events
 
 
 def kill_with_all_below(pid: int) -> None:
