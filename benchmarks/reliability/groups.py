@@ -43,7 +43,7 @@ def are_gone(names: set[str]) -> bool:
 
 
 def watch_for_kills(names: set[str]) -> int:
-    """Have inotify(7) note what is written in them: nobody but root may watch cgroup.kill itself."""
+    """Have inotify(7) note what is written in them: only root may watch cgroup.kill itself."""
     libc = ctypes.CDLL(None, use_errno=True)
     watch: int = libc.inotify_init1(os.O_NONBLOCK)
     for name in names:
