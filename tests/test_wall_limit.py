@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import socket
+import subprocess
 import sys
 import time
 from typing import TYPE_CHECKING, Any
@@ -111,3 +112,32 @@ def test_flood_on_the_line_of_a_task_does_not_delay_its_limit() -> None:
         future = executor.submit(flood, 12)
         assert isinstance(future.exception(PATIENCE // 2), TimeoutException)
         assert executor.submit(crashes.value).result(PATIENCE) == 42
+
+
+SOFT = """
+import os, signal, sys
+from pynisher_exec import TimeoutException
+from pynisher_exec.kernel import clock
+from pynisher_exec.limits import Limits
+from pynisher_exec.task.soft import SoftSignals
+
+def function():
+    try:
+        os.kill(os.getpid(), signal.SIGALRM)
+    except TimeoutException:
+        print("told")
+soft = SoftSignals(Limits(wall_time=10, grace_period=1), on_quit=False, below=function.__code__)
+soft.install(clock.monotonic() - float(sys.argv[1]))
+function()
+"""
+
+
+@pytest.mark.parametrize(("ago", "end"), [("10", ("told\n", 0)), ("9", ("", -signal.SIGALRM))])
+def test_alarm_is_the_limits_from_the_moment_that_the_supervisor_counts_to(
+    ago: str, end: tuple[str, int]
+) -> None:
+    """Earlier it is one that the function has set for itself, and has not handled."""
+    done = subprocess.run(
+        [sys.executable, "-c", SOFT, ago], capture_output=True, text=True, timeout=30, check=False
+    )
+    assert (done.stdout, done.returncode) == end, done.stderr

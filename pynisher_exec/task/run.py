@@ -283,7 +283,7 @@ class Task:
     def _run(self, call: Call, baseline: rlimits.Baseline, imported: str, *, classic: bool) -> int:
         """Take the limits, run the function, deliver what came of it."""
         soft = SoftSignals(self._limits, on_quit=classic, below=_invoke.__code__)
-        soft.install()
+        soft.install(baseline.at)
         if rlimits.leaves_no_room(self._limits, baseline):
             return self._refuse(baseline)
         memory = baseline.memory

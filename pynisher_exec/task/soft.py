@@ -44,9 +44,9 @@ class SoftSignals:
         self._below = below
         self._earliest = 0.0
 
-    def install(self) -> None:
-        """Set the handlers that the limits ask for."""
-        self._earliest = clock.monotonic() + (self._limits.wall_time or 0)
+    def install(self, began: float) -> None:
+        """Set the handlers that the limits ask for. `began`: from when the supervisor counts."""
+        self._earliest = began + (self._limits.wall_time or 0)
         if self._limits.grace_period is not None:
             if self._limits.cpu_time is not None:
                 signal.signal(signal.SIGXCPU, self._handle)
