@@ -124,7 +124,7 @@ print(good == ("cpu_time", "cgroup cpu.stat") and groups.are_gone(made))
         HEAD
         + """
 jails.refuse_calls("perf_event_open")
-with LimitedProcessExecutor(1, wall_time=1) as executor:
+with LimitedProcessExecutor(1, wall_time=3) as executor:  # to fork them takes an emulator one
     answers(executor)
     made = groups.of(os.getpid())
     watch = groups.watch_for_kills(made)
