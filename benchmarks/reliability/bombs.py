@@ -234,7 +234,7 @@ def _wrong_figures(
     name: str, found: dict[str, Any], most: _Most, processes: int | None
 ) -> Iterator[str]:
     """Whether the bomb went off, and was held where it should be."""
-    least = (processes or 0) // 2 if name in FEW else processes or 0
+    least = (processes or 0) // 4 if name in FEW else processes or 0
     expected = ("wall_time", "processes") if processes else ("wall_time",)
     if found["status"] not in expected:
         yield f"status {found['status']}"
