@@ -140,7 +140,7 @@ SIGNALLED = (
             try:
                 return waited(pid)
             except ChildProcessError:  # the kernel keeps no status: sigaction(2)
-                return os.path.exists(f"/proc/{pid}")
+                return not within(2, lambda: not os.path.exists(f"/proc/{pid}"))
         expected = [0, False, False, False]
         """,
         alone=True,
