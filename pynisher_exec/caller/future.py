@@ -46,6 +46,7 @@ class LimitedFuture(Future[T]):
 
     def __init__(self) -> None:
         super().__init__()
+        # Under a second name, since `as_completed` is typed to take futures with a plain condition.
         self._condition = self._guard = Condition()
         self._waiters = Waiters(self._guard)
         self._report: Report | None = None

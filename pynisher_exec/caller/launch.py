@@ -108,9 +108,17 @@ class Host:
             os.waitpid(self.pid, 0)
 
 
-def _above_standard(descriptor: int) -> int:
-    """A copy that is none of the standard streams' numbers, which a caller may have closed."""
-    return fcntl.fcntl(descriptor, fcntl.F_DUPFD_CLOEXEC, 3)
+@contextlib.contextmanager
+def _copies(*descriptors: int) -> Iterator[list[int]]:
+    """Have copies on none of the standard streams' numbers, which a caller may have closed."""
+    copies: list[int] = []
+    try:
+        for descriptor in descriptors:
+            copies.append(fcntl.fcntl(descriptor, fcntl.F_DUPFD_CLOEXEC, 3))  # noqa: PERF401  (those there are get closed)
+        yield copies
+    finally:
+        for copy in copies:
+            os.close(copy)
 
 
 @contextlib.contextmanager
@@ -148,23 +156,20 @@ def start_interpreter(
     none can reach it before it has chosen how to take them.
     """
     setup = os.memfd_create("pynisher_exec setup", os.MFD_CLOEXEC)
-    passed: list[int] = []
     try:
-        for descriptor in (setup, *descriptors):
-            passed.append(_above_standard(descriptor))  # noqa: PERF401  (what there is gets closed)
-        entries = [str(entry) for entry in path]  # some put a `pathlib.Path` there
-        data = marshal.dumps((entries, module, [*passed[1:], *arguments]))
-        os.write(setup, data)
-        os.lseek(setup, 0, os.SEEK_SET)
-        executable = os.fsdecode(multiprocessing.spawn.get_executable())
-        flags = subprocess._args_from_interpreter_flags()  # type: ignore[attr-defined]  # noqa: SLF001
-        command = [executable, *flags, "-c", _BOOTSTRAP, str(passed[0])]
-        with _signals(signal.SIG_BLOCK, signal.valid_signals()):
-            pid: int = fork_exec(command, passed)
-            return pid
+        with _copies(setup, *descriptors) as passed:
+            entries = [str(entry) for entry in path]  # some put a `pathlib.Path` there
+            data = marshal.dumps((entries, module, [*passed[1:], *arguments]))
+            os.write(setup, data)
+            os.lseek(setup, 0, os.SEEK_SET)
+            executable = os.fsdecode(multiprocessing.spawn.get_executable())
+            flags = subprocess._args_from_interpreter_flags()  # type: ignore[attr-defined]  # noqa: SLF001
+            command = [executable, *flags, "-c", _BOOTSTRAP, str(passed[0])]
+            with _signals(signal.SIG_BLOCK, signal.valid_signals()):
+                pid: int = fork_exec(command, passed)
+                return pid
     finally:
-        for descriptor in (setup, *passed):
-            os.close(descriptor)
+        os.close(setup)
 
 
 def start_template(
@@ -262,29 +267,23 @@ def start_in_context(context: BaseContext, caller: int, item: Item) -> Host:
     forks = is_fork(context)
     inherited = item.inherited() if forks else _Carrier(item)
     line, far_end = control_line()
-    descriptors: list[int] = []
     try:
-        for descriptor in (far_end.fileno(), caller):
-            descriptors.append(_above_standard(descriptor))  # noqa: PERF401  (as above)
-        far_end.close()  # a fork shall have one copy
-        process = context.Process(  # type: ignore[attr-defined]
-            target=_target, args=(*map(_Passed, descriptors), inherited), daemon=False
-        )
-        # A process that is started beside it (forkserver's server) keeps this mask for good. loky's
-        # vfork keeps this thread until the exec, so Ctrl-Z must not stop the child before.
-        kept = {signal.SIGTSTP} if process._start_method == "loky" else ()  # noqa: SLF001
-        with _signals(signal.SIG_SETMASK, kept), _standard_numbers_taken():
-            popen = _starter(process)(process)  # past `start`, which refuses daemonic processes
-        # What `start` would have done as well: the arguments must not outlive the start.
-        del process._target, process._args, process._kwargs  # noqa: SLF001
-        host = Host(popen.pid, _hold(popen.pid), line, popen)
+        with far_end, _copies(far_end.fileno(), caller) as descriptors:
+            far_end.close()  # a fork shall have one copy
+            process = context.Process(  # type: ignore[attr-defined]
+                target=_target, args=(*map(_Passed, descriptors), inherited), daemon=False
+            )
+            # A process that is started beside it (forkserver's server) keeps this mask for good.
+            # loky's vfork keeps this thread until the exec: Ctrl-Z must not stop the child before.
+            kept = {signal.SIGTSTP} if process._start_method == "loky" else ()  # noqa: SLF001
+            with _signals(signal.SIG_SETMASK, kept), _standard_numbers_taken():
+                popen = _starter(process)(process)  # past `start`, which refuses daemonic processes
+            # What `start` would have done as well: the arguments must not outlive the start.
+            del process._target, process._args, process._kwargs  # noqa: SLF001
+            host = Host(popen.pid, _hold(popen.pid), line, popen)
     except BaseException:
         line.close()
         raise
-    finally:
-        far_end.close()
-        for descriptor in descriptors:
-            os.close(descriptor)
     line.setblocking(False)
     return host
 

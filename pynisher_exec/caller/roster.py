@@ -59,8 +59,8 @@ class Roster:
 
     def idle(self, key: Key) -> Slot | None:
         """Give the slot that has waited longest for a call of this key: its child is readiest."""
-        waiting = [slot for slot in self._slots.values() if slot.state == "idle"]
-        fitting = (slot for slot in waiting if slot.key == key)
+        slots = self._slots.values()
+        fitting = (slot for slot in slots if slot.state == "idle" and slot.key == key)
         return min(fitting, key=attrgetter("idle_since"), default=None)
 
     def all_work(self) -> bool:

@@ -62,22 +62,24 @@ class Stat(NamedTuple):
 
 
 def _read(path: str, *, to_its_end: bool = False) -> bytes:
-    """Read a file of /proc; empty when its process has gone or may not be read.
+    """Read a file of /proc; empty when its process has gone or may not be read."""
+    try:
+        return _content(path, to_its_end=to_its_end)
+    except OSError:  # from the reading ESRCH: it went between open and read
+        return b""
+
+
+def _content(path: str, *, to_its_end: bool = False) -> bytes:
+    """Read a file of /proc; OSError says why it cannot be.
 
     The kernel gives the whole of a file of one record to the first read(2); one that lists things
     has to be read to its end.
     """
-    try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    except OSError:
-        return b""
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
         parts = [os.read(descriptor, 1 << 16)]
         while to_its_end and parts[-1]:
             parts.append(os.read(descriptor, 1 << 16))
-    except OSError:  # ESRCH: it went between open and read
-        return b""
-    else:
         return b"".join(parts)
     finally:
         os.close(descriptor)
@@ -213,11 +215,7 @@ def own_memory(spared: int = 0) -> OwnMemory:
 
     Of shared memory, `spared` bytes do not count as held. OSError where it cannot be read.
     """
-    descriptor = os.open("/proc/self/status", os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        text = os.read(descriptor, 1 << 16)
-    finally:
-        os.close(descriptor)
+    text = _content("/proc/self/status")
     words = text[text.index(b"VmSize:") :].split(None, 30)  # nine lines: name, number, "kB"
     size = {name: int(number) << 10 for name, number in zip(words[:27:3], words[1:27:3])}  # noqa: B905
     return OwnMemory(

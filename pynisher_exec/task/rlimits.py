@@ -118,10 +118,9 @@ def _bound_memory(limits: Limits, memory: int, baseline: Baseline, *, for_good: 
         soft = limits.address_space
         _lower(resource.RLIMIT_AS, soft, soft + MEMORY_RESERVE)
         return "RLIMIT_AS, tree sampled and confirmed by PSS"
-    if limits.from_zero:
-        return "tree sampled and confirmed by PSS"
     soft = baseline.memory.reserved + memory + MEMORY_SLACK
-    if soft + MEMORY_RESERVE > _LARGEST:  # more than any machine has, or setrlimit(2) can take
+    # No machine has more than setrlimit(2) can take.
+    if limits.from_zero or soft + MEMORY_RESERVE > _LARGEST:
         return "tree sampled and confirmed by PSS"
     _lower(resource.RLIMIT_DATA, soft, soft + MEMORY_RESERVE if for_good else None)
     return "RLIMIT_DATA, tree sampled and confirmed by PSS"
