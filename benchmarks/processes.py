@@ -11,7 +11,18 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Collection
 
-__all__ = ["cpu_time_of", "descendants", "name_of", "pids_with", "pss", "state_of", "zombies"]
+__all__ = [
+    "cpu_time_of",
+    "descendants",
+    "name_of",
+    "parent_of",
+    "pids",
+    "pids_with",
+    "pss",
+    "stat_of",
+    "state_of",
+    "zombies",
+]
 
 
 def descendants(pid: int) -> list[int]:
@@ -32,6 +43,11 @@ def _children(pid: int) -> list[int]:
     return found
 
 
+def pids() -> list[int]:
+    """All processes there are."""
+    return [int(name) for name in os.listdir("/proc") if name.isdecimal()]
+
+
 def pids_with(variable: str, values: Collection[str]) -> list[int]:
     """Processes whose program was started with one of these values in its environment.
 
@@ -39,10 +55,10 @@ def pids_with(variable: str, values: Collection[str]) -> list[int]:
     """
     wanted = {f"{variable}={value}".encode() for value in values}
     found = []
-    for name in filter(str.isdecimal, os.listdir("/proc")):
+    for pid in pids():
         with contextlib.suppress(OSError):  # it has gone, or is another user's
-            if not wanted.isdisjoint(Path(f"/proc/{name}/environ").read_bytes().split(b"\0")):
-                found.append(int(name))
+            if not wanted.isdisjoint(Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")):
+                found.append(pid)
     return found
 
 
@@ -51,12 +67,22 @@ def zombies() -> list[int]:
     return [pid for pid in descendants(os.getpid()) if state_of(pid) == "Z"]
 
 
+def stat_of(pid: int) -> list[str]:
+    """Fields of /proc/PID/stat, from the third on, the state; OSError when the process has gone."""
+    return Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()
+
+
 def state_of(pid: int) -> str:
     """The letter of /proc/PID/stat (Z: a zombie); empty when the process has gone."""
     try:
-        return Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()[0]
+        return stat_of(pid)[0]
     except OSError:
         return ""
+
+
+def parent_of(pid: int) -> int:
+    """The pid of its parent; OSError when the process has gone."""
+    return int(stat_of(pid)[1])
 
 
 def cpu_time_of(pid: int) -> float:

@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from benchmarks.processes import descendants, name_of, state_of, zombies
+from benchmarks.processes import descendants, name_of, parent_of, state_of, zombies
 from benchmarks.reliability.check import Check, Found
 from benchmarks.reliability.marks import Mark
 from pynisher_exec import LimitedProcessExecutor
@@ -56,7 +56,7 @@ def strike(who: str, number: int, seconds: float, path: str) -> None:
     """
     time.sleep(seconds)
     supervisor = os.getppid()
-    template = parent_of(supervisor)
+    template = parent_if_there(supervisor)
     victim, name = {
         "supervisor": (supervisor, "limit-slot"),
         "template": (template, "limit-template"),
@@ -67,10 +67,10 @@ def strike(who: str, number: int, seconds: float, path: str) -> None:
     time.sleep(60)
 
 
-def parent_of(pid: int) -> int:
+def parent_if_there(pid: int) -> int:
     """0 when the process has gone."""
     try:
-        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+        return parent_of(pid)
     except OSError:
         return 0
 
@@ -111,7 +111,7 @@ class _Attacker:
 
         An orphan that the template has adopted is in a supervisor's place, and called a task.
         """
-        parents = {pid: parent_of(pid) for pid in self._mark.scan()}
+        parents = {pid: parent_if_there(pid) for pid in self._mark.scan()}
         templates = {pid for pid, parent in parents.items() if parent == os.getpid()}
         below = {pid for pid, parent in parents.items() if parent in templates}
         supervisors = {pid for pid in below if name_of(pid) in UNNAMED}

@@ -14,6 +14,7 @@ import sys
 import time
 from typing import TYPE_CHECKING, Any
 
+from benchmarks.processes import parent_of
 from benchmarks.reliability.check import Check, Found
 from benchmarks.reliability.scripts import Script, run_all
 from benchmarks.reliability.shortages import without_root
@@ -182,9 +183,7 @@ def take_descriptors(pid: int) -> str:
 def strike_parents(caller: int, sibling: int) -> list[str]:
     """Try to end supervisor, template, caller and another task, and to take what that has open."""
     supervisor = os.getppid()
-    with open(f"/proc/{supervisor}/stat", encoding="ascii") as file:
-        template = int(file.read().rpartition(")")[2].split()[1])
-    struck = [strike(pid) for pid in (supervisor, template, caller, sibling)]
+    struck = [strike(pid) for pid in (supervisor, parent_of(supervisor), caller, sibling)]
     return [*struck, take_descriptors(sibling)]
 
 

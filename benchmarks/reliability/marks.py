@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from benchmarks.processes import zombies
+from benchmarks.processes import pids_with, stat_of, zombies
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -60,7 +60,7 @@ class Mark:
         """
         name = f"{VARIABLE}=".encode()
         offset = Path("/proc/self/environ").read_bytes().index(name) + len(name)
-        start = int(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[ENV_START - 2])
+        start = int(stat_of(os.getpid())[ENV_START - 2])
         with open("/proc/self/mem", "r+b", buffering=0) as memory:
             memory.seek(start + offset)
             memory.write(self.value.encode())
@@ -68,8 +68,7 @@ class Mark:
 
     def scan(self, others: Iterable[str] = ()) -> list[int]:
         """Pids of those that have it, or one of others; a zombie has no environment any more."""
-        wanted = {f"{VARIABLE}={value}".encode() for value in (self.value, *others)}
-        return [pid for pid in _pids() if not wanted.isdisjoint(_environment(pid))]
+        return pids_with(VARIABLE, (self.value, *others))
 
     def wait_until_gone(self, patience: float) -> float:
         """Seconds for which any was seen; `patience` at most. A look takes its time, too."""
@@ -115,14 +114,3 @@ class Looks:
         with self._lock:
             missing = [] if self._count == promised else [f"{self._count} looks for {promised}"]
             return self._failures + missing
-
-
-def _pids() -> list[int]:
-    return [int(name) for name in os.listdir("/proc") if name.isdecimal()]
-
-
-def _environment(pid: int) -> list[bytes]:
-    try:
-        return Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
-    except OSError:  # it has gone, or is another user's
-        return []

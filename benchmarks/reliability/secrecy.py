@@ -20,7 +20,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from benchmarks.processes import descendants, name_of
+from benchmarks.processes import descendants, name_of, parent_of
 from benchmarks.reliability.check import Check, Found
 from pynisher_exec import LimitedProcessExecutor
 from pynisher_exec.kernel import landlock
@@ -81,8 +81,7 @@ def _meet(folder: str, mine: str, other: str, text: str) -> None:
 def _above(pid: int) -> Iterator[int]:
     """The three above a task: supervisor, template (or what stands for it), caller."""
     for _ in range(3):
-        status = Path(f"/proc/{pid}/stat").read_text(errors="replace")
-        pid = int(status.rpartition(")")[2].split()[1])
+        pid = parent_of(pid)
         yield pid
 
 

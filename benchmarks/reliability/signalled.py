@@ -52,9 +52,18 @@ print(all(good) or good)
 """
 
 
+KEPT = """
+statuses = {}
+def learnt(pid):
+    return statuses.pop(pid) if within(5, lambda: pid in statuses) else "nothing"
+expected = [3, 0, -9]
+"""
+"""Where nobody is alone: somebody reaps whatever there is, and notes the statuses."""
+
+
 def _thrice(name: str, text: str, *, alone: bool) -> Script:
     rounds = ROUNDS.replace("{alone}", str(alone)).replace("{patience}", str(PATIENCE))
-    return Script(name, CHILDREN + dedent(text) + rounds)
+    return Script(name, CHILDREN + ("" if alone else KEPT) + dedent(text) + rounds)
 
 
 SIGNALLED = (
@@ -100,7 +109,6 @@ SIGNALLED = (
     _thrice(
         "SIGCHLD handler that reaps whatever it can",
         """
-        statuses = {}
         def reap(*_):
             try:
                 while (found := os.waitpid(-1, os.WNOHANG))[0]:
@@ -108,16 +116,12 @@ SIGNALLED = (
             except ChildProcessError:
                 pass
         signal.signal(signal.SIGCHLD, reap)
-        def learnt(pid):
-            return statuses.pop(pid) if within(5, lambda: pid in statuses) else "nothing"
-        expected = [3, 0, -9]
         """,
         alone=False,
     ),
     _thrice(
         "waitpid(-1) in another thread",
         """
-        statuses = {}
         def reap():
             while True:
                 try:
@@ -126,9 +130,6 @@ SIGNALLED = (
                 except ChildProcessError:
                     time.sleep(0.001)
         threading.Thread(target=reap, daemon=True).start()
-        def learnt(pid):
-            return statuses.pop(pid) if within(5, lambda: pid in statuses) else "nothing"
-        expected = [3, 0, -9]
         """,
         alone=False,
     ),

@@ -20,6 +20,7 @@ from unittest.mock import patch
 
 from loky import ProcessPoolExecutor
 
+from benchmarks.processes import pids
 from benchmarks.reliability.check import Check, Found
 from benchmarks.reliability.marks import Looks
 from pynisher_exec import LimitedProcessExecutor, UnpicklableError
@@ -223,7 +224,7 @@ def use_names() -> None:
     pool = get_context("spawn").Pool(1)
     memory = SharedMemory(create=True, size=1 << 16)
     lock = get_context("spawn").Lock()
-    mapped = _mapped("self")
+    mapped = _mapped(os.getpid())
     names = [name for name, inode in _names().items() if inode in mapped]
     print(json.dumps([tempfile.gettempdir(), names]), flush=True)
     time.sleep(60)
@@ -241,7 +242,7 @@ def _names() -> dict[str, int]:
     return found
 
 
-def _mapped(pid: str) -> set[int]:
+def _mapped(pid: int) -> set[int]:
     """Inodes in /dev/shm of what a process has mapped: sem_open(3) maps by another name first."""
     try:
         lines = Path(f"/proc/{pid}/maps").read_text().splitlines()
@@ -254,15 +255,11 @@ def _left_in_shared_memory(before: Collection[str]) -> list[str]:
     """What is new there and nobody's: other programs of this user may have names there too."""
     deadline = time.monotonic() + LIVING
     while True:
-        mapped = set().union(*map(_mapped, _pids()))
+        mapped = set().union(*map(_mapped, pids()))
         left = [n for n, inode in _names().items() if n not in before and inode not in mapped]
         if not left or time.monotonic() >= deadline:
             return left
         time.sleep(0.1)
-
-
-def _pids() -> list[str]:
-    return [name for name in os.listdir("/proc") if name.isdecimal()]
 
 
 @contextlib.contextmanager

@@ -126,20 +126,25 @@ def against_fresh_workers(rounds: int) -> Measured:
 def _against_peer(theirs: Callable[[], object], rounds: int, calls: int = 10) -> Measured:
     with LimitedProcessExecutor(1, **LIMITS) as executor:
         check_that_it_is_real(executor)
-        found = compare(lambda: executor.submit(NOTHING).result(PATIENCE), theirs, rounds, calls)
-    return found._replace(note=ONE_BY_ONE)
+        return _one_by_one(_calling(executor), theirs, rounds, calls)
+
+
+def _calling(
+    executor: LimitedProcessExecutor, function: Callable[[], object] = NOTHING
+) -> Callable[[], object]:
+    return lambda: executor.submit(function).result(PATIENCE)
+
+
+def _one_by_one(
+    ours: Callable[[], object], theirs: Callable[[], object], rounds: int, calls: int = CALLS
+) -> Measured:
+    return compare(ours, theirs, rounds, calls)._replace(note=ONE_BY_ONE)
 
 
 def by_value(rounds: int) -> Measured:
     """What it adds that a function of the caller's `__main__` has to travel itself."""
     with LimitedProcessExecutor(1, **LIMITS) as executor:
-        found = compare(
-            lambda: executor.submit(nothing).result(PATIENCE),
-            lambda: executor.submit(NOTHING).result(PATIENCE),
-            rounds,
-            CALLS,
-        )
-    return found._replace(note=ONE_BY_ONE)
+        return _one_by_one(_calling(executor, nothing), _calling(executor), rounds)
 
 
 def reuse_against_loky(rounds: int) -> Measured:
@@ -163,8 +168,7 @@ def _reuse(theirs: Callable[[], object], rounds: int) -> Measured:
     theirs()
     with LimitedProcessExecutor(1, **LIMITS, max_tasks_per_child=None) as executor:
         assert len({executor.submit(os.getpid).result(PATIENCE) for _ in range(20)}) == 1
-        found = compare(lambda: executor.submit(NOTHING).result(PATIENCE), theirs, rounds, CALLS)
-    return found._replace(note=ONE_BY_ONE)
+        return _one_by_one(_calling(executor), theirs, rounds)
 
 
 def throughput(rounds: int) -> Measured:
@@ -193,13 +197,7 @@ def with_everything(rounds: int) -> Measured:
         LimitedProcessExecutor(1, **LIMITS, no_new_privs=False) as bare,
     ):
         check_that_it_is_real(full)
-        found = compare(
-            lambda: full.submit(NOTHING).result(PATIENCE),
-            lambda: bare.submit(NOTHING).result(PATIENCE),
-            rounds,
-            CALLS,
-        )
-    return found._replace(note=ONE_BY_ONE)
+        return _one_by_one(_calling(full), _calling(bare), rounds)
 
 
 def first_result(rounds: int) -> Measured:
