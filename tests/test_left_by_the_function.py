@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import crashes
 import pytest
+from conftest import child_pids, wait_until
 
 from pynisher_exec import LimitedProcessExecutor, Report, TaskError, UnpicklableError, supports
 
@@ -276,3 +277,34 @@ def test_default_timeout_of_sockets_is_for_the_users_own() -> None:
         [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False
     )
     assert (done.stdout, done.stderr) == ("hard\n30000000\n30000000\n", "")
+
+
+def leave_orphans(count: int, seconds: float) -> int:
+    """Let orphans use CPU time each, then wait until they are no zombies any more either."""
+    ended, tell = os.pipe()
+    for _ in range(count):
+        if os.fork() == 0:
+            if os.fork() == 0:
+                while time.process_time() < seconds:
+                    pass
+            os._exit(0)
+        os.wait()
+    os.close(tell)
+    os.read(ended, 1)  # its end: all have gone
+    wait_until(lambda: child_pids(os.getppid()) == [os.getpid()], 10)
+    return count
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"processes": 20}, {"max_tasks_per_child": None}], ids=["alone", "gate", "kept"]
+)
+def test_ended_orphans_are_reaped_while_the_task_runs(options: dict[str, Any]) -> None:
+    """A long one that leaves some each second does not run out of pids; all they used counts."""
+    with LimitedProcessExecutor(1, wall_time=60, **options) as executor:
+        for _ in range(2):
+            future = executor.submit(leave_orphans, 10, 0.05)
+            assert future.result(PATIENCE) == 10
+            report = future.wait_for_report()
+            assert 0.5 < report.cpu_time < 1.5
+            assert report.rusage is not None
+            assert 0.5 < report.rusage.ru_utime + report.rusage.ru_stime < 1.5

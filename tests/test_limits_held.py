@@ -310,6 +310,24 @@ except ValueError as error:
 
 
 @requires("seccomp")
+def test_orphans_that_are_reaped_meanwhile_count_once_without_perf() -> None:
+    """Their time goes from the clocks of the living to the sum of the reaped."""
+    out = run_refused(
+        "perf_event_open",
+        """
+from pynisher_exec import LimitedProcessExecutor
+from test_left_by_the_function import leave_orphans
+with LimitedProcessExecutor(1, wall_time=60) as executor:
+    future = executor.submit(leave_orphans, 10, 0.05)
+    print(future.result(40), future.report.cpu_time)
+""",
+    )
+    count, used = out.split()
+    assert count == "10"
+    assert 0.5 < float(used) < 1.5
+
+
+@requires("seccomp")
 def test_process_limit_is_soft_without_seccomp_and_says_so() -> None:
     """What stays over it is found and ended; a short burst above it is not refused."""
     out = run_refused(

@@ -23,7 +23,7 @@ from pynisher_exec.kernel import pidfd, proc
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator
 
-__all__ = ["Reaped", "end_others", "end_tree", "ignore", "reap"]
+__all__ = ["Reaped", "end_others", "end_tree", "ignore", "reap", "reap_orphans"]
 
 ROUND = 0.002
 """Seconds to wait for the next death before looking for more to kill."""
@@ -66,6 +66,23 @@ def reap(reaped: Reaped) -> bool:
         if pid == 0:
             return False
         reaped(pid, status, usage)
+
+
+def reap_orphans(first: int, reaped: Reaped, most: int) -> set[int]:
+    """Reap what has come to this process and has ended, but never its `first` child; give the pids.
+
+    `first` is left to be waited for when its task is over. It is looked who has ended before
+    anything is taken: a pid cannot be another's until this thread reaps it. `most` bounds it: a
+    tree that leaves orphans faster than they are reaped must not keep this process from its clocks.
+    """
+    gone: set[int] = set()
+    while len(gone) < most:
+        ended = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+        if ended is None or ended.si_pid == first:  # then all of them are about to be ended
+            break
+        reaped(*os.wait4(ended.si_pid, os.WNOHANG))
+        gone.add(ended.si_pid)
+    return gone
 
 
 def end_tree(

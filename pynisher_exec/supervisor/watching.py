@@ -58,7 +58,6 @@ wake up for each word would cost it, and other tasks, more than what it does. No
 that: its words carry their time, and no limit is looked at earlier.
 """
 
-
 _CORES = os.cpu_count() or 1
 
 
@@ -209,12 +208,17 @@ class Watching:
         return self._watch.last._replace(cpu_time=self._account.cpu_time(), cost=0.0)
 
     def _look(self) -> Reading:
-        """Take a reading."""
+        """Take a reading, and reap the orphans that have ended: else a long task runs out of pids.
+
+        After their clocks have been noted, so that none of their time is lost.
+        """
         self._rung = False
         began = time.monotonic()
         account = self._account
         pids = fair.tree()
         account.living.note(pids)
+        gone = kill.reap_orphans(self._child.pid, account.reaped, len(pids))
+        pids = [pid for pid in pids if pid not in gone]  # may be others' from now on
         self._walked_at = account.cpu_time()
         used = self._walked_at if self._knows_all() else math.inf
         held = account.gauge.read(pids, self._limits.memory, used)
@@ -255,11 +259,8 @@ class Watching:
     def _hear_task(self) -> None:
         """Take what the task has said. Its end of this line is in the function's hands."""
         for _ in range(WORDS_AT_ONCE):
-            if self._words == MOST_WORDS:
-                self._ignore(self._child.line.fileno())
-                return
             try:
-                message = messages.hear(self._child.line)
+                message = None if self._words == MOST_WORDS else messages.hear(self._child.line)
             except BlockingIOError:
                 return
             if message is None:
