@@ -9,16 +9,15 @@ import sys
 import tempfile
 import threading
 import time
-from typing import TYPE_CHECKING
 
+import pytest
 import test_limits_held
+from conftest import wait_until
 
 from pynisher_exec import LimitedProcessExecutor, Report
 from pynisher_exec.kernel import proc
+from pynisher_exec.supervisor import fair
 from pynisher_exec.supervisor import memory as gauges
-
-if TYPE_CHECKING:
-    import pytest
 
 PATIENCE = 40
 MB = 1_000_000
@@ -108,6 +107,34 @@ def test_a_reading_that_waits_for_a_lock_holds_up_no_clock(monkeypatch: pytest.M
     while gauge.read(pids, limit) == limit:
         assert time.monotonic() < deadline
     gauge.close()
+
+
+def test_thread_that_outlives_its_gauge_rings_no_bell_but_its_own(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A process that serves other tasks may hold it up; it reads no other one after that."""
+    may_go_on = threading.Event()
+    read: list[int] = []
+
+    def read_late(pid: int) -> None:
+        read.append(pid)
+        may_go_on.wait(PATIENCE)
+
+    monkeypatch.setattr(proc, "fair_memory", read_late)
+    monkeypatch.setattr(fair, "_END_TIME", 0.01)
+    threads = len(os.listdir("/proc/self/task"))
+    gauge = gauges.MemoryGauge(0, os.getpid())
+    gauge.read([os.getpid(), os.getppid()], 1)
+    wait_until(lambda: read)
+    gauge.close()
+    others = [os.eventfd(0, os.EFD_NONBLOCK) for _ in range(64)]  # on every number that is free
+    may_go_on.set()
+    wait_until(lambda: len(os.listdir("/proc/self/task")) == threads)
+    for other in others:
+        with pytest.raises(BlockingIOError):
+            os.eventfd_read(other)
+        os.close(other)
+    assert len(read) == 1
 
 
 def hold_shared(count: int, children: int) -> None:

@@ -27,7 +27,7 @@ _ALIKE = 4 << 20
 run again by the second one."""
 
 _END_TIME = 5.0
-"""Seconds to wait for the thread's end: it has been told, and all that it reads has gone."""
+"""Seconds to wait for the thread's end: it has been told, and reads one process at most."""
 
 
 def tree() -> list[int]:
@@ -142,7 +142,7 @@ def _threads() -> int:
 
 
 class FairReader:
-    """The thread; `bell` is an eventfd that rings when a reading has ended.
+    """The thread; `bell` is an eventfd that rings when a reading has ended, closed by the thread.
 
     Raises RuntimeError, OSError or MemoryError where there is no room for it. Not by `threading`,
     whose hooks a fork of the caller may have set, and whose `join` comes back, before Python 3.13,
@@ -169,12 +169,15 @@ class FairReader:
             os.eventfd_read(self.bell)
 
     def close(self) -> None:
-        """End the thread, and see it gone. No process may be left that it could wait for."""
+        """Tell the thread to end, and see it gone unless that takes too long.
+
+        It has nothing to wait for once the tree is gone. A process that lives on, to serve other
+        tasks, may hold it up by the lock of its memory map: while it forks, or because it is huge.
+        """
         self._wanted.put(None)
         deadline = time.monotonic() + _END_TIME
         while _threads() > self._others and time.monotonic() < deadline:
             time.sleep(0.0002)
-        os.close(self.bell)
 
     def _serve(self) -> None:
         while (reading := self._wanted.get()) is not None:
@@ -184,3 +187,5 @@ class FairReader:
                     pass
             reading.end()
             os.eventfd_write(self.bell, 1)
+        # Not by who tells it to end: a thread that is late would ring what has the number by then.
+        os.close(self.bell)

@@ -223,7 +223,10 @@ class MemoryGauge:
         self._reading = None
 
     def close(self) -> None:
-        """End what is under way, once no process of the tree is left."""
+        """End what is under way: the task is over, though its process may live on for others."""
+        if self._reading is not None:
+            self._reading.end()  # no other process of the tree is read for it
+            self._reading = None
         if self._reader is not None:
             self._reader.close()
             self._reader = None
