@@ -38,6 +38,7 @@ _FACTS: Final = {
 
 _LONGEST_TEXT = 1000
 _LONGEST_LIST = 40_000  # of modules: what `task.imports` tells, as long as a task is honest
+"""Bytes: all of it has to fit into one message to the caller."""
 _MAX_RSS = 2  # its place in struct rusage: the one figure of which not the sum is taken
 
 
@@ -152,13 +153,13 @@ class Account:
             "peak_processes": max(self.peak_processes, 0 if gate is None else gate.peak),
             "detail": f"most of it by {largest.name}, pid {largest.pid}" if largest else "",
             "rusage": self._usage,
-            "imported": self._imported[:_LONGEST_LIST],
+            "imported": _cut(self._imported, _LONGEST_LIST),
         }
 
     def _told_mechanisms(self) -> dict[str, str]:
         known = self._limits.as_message
         return {
-            name: str(text)[:_LONGEST_TEXT]
+            name: _cut(str(text), _LONGEST_TEXT)
             for name, text in self._mechanisms.items()
             if name in known
         }
@@ -194,5 +195,11 @@ def _facts_of(returned: dict[str, Any]) -> dict[str, Any]:
     for name, kind in _FACTS.items():
         value = returned.get(name)
         if isinstance(value, kind):
-            facts[name] = value[:_LONGEST_TEXT] if isinstance(value, str) else value
+            facts[name] = _cut(value, _LONGEST_TEXT) if isinstance(value, str) else value
     return facts
+
+
+def _cut(text: str, most: int) -> str:
+    """Cut a text to so many bytes, as it is sent; where it is cut, lone surrogates go as well."""
+    data = text.encode(errors="surrogatepass")
+    return text if len(data) <= most else data[:most].decode(errors="ignore")
