@@ -6,12 +6,14 @@ import contextlib
 import ctypes
 import os
 import signal
+import socket
 import stat
 import struct
 import subprocess
 import sys
 import time
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import crashes
 import pytest
@@ -21,7 +23,6 @@ from pynisher_exec import LimitedProcessExecutor, PynisherError, TimeoutExceptio
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
 PATIENCE = 40
 PTRACE_SEIZE = 0x4206
@@ -107,6 +108,63 @@ class ForgesWhenLoaded:
 
     def __reduce__(self) -> tuple[object, ...]:
         return write_everywhere, (b'{"kind":"outcome"}',)
+
+
+def say_running(more: str, path: str | None = None) -> str:
+    """Tell the supervisor that the function starts; with descriptors of a file, as many as go."""
+    files = [] if path is None else [os.open(path, os.O_RDONLY | os.O_CREAT) for _ in range(4)]
+    for fd in sockets():
+        with socket.socket(fileno=os.dup(fd)) as line:
+            if line.type == socket.SOCK_SEQPACKET:
+                socket.send_fds(line, [f'{{"kind":"running"{more}}}'.encode()], files)
+    for file in files:
+        os.close(file)
+    return "said"
+
+
+class SaysRunningWhenLoaded:
+    """Says so before its function starts: this is the one that is believed."""
+
+    def __init__(self, *said: str) -> None:
+        self.said = said
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return say_running, self.said
+
+
+def tell_supervisor(_: object) -> int:
+    """Return its pid."""
+    return os.getppid()
+
+
+def open_in(pid: int) -> list[str]:
+    """Return what a process has open; but for what it closes while we look."""
+    found = []
+    for file in Path(f"/proc/{pid}/fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):
+            found.append(str(file.readlink()))
+    return found
+
+
+@pytest.mark.parametrize("options", [{}, {"processes": 4}], ids=["no gate", "gate"])
+def test_descriptors_that_a_task_gives_away_fill_no_table(
+    options: dict[str, Any], tmp_path: Path
+) -> None:
+    """Its supervisor, which serves many after it, closes what it has not asked for."""
+    path = tmp_path / "given"
+    with LimitedProcessExecutor(1, wall_time=20, **options) as executor:
+        says = SaysRunningWhenLoaded("", str(path))
+        supervisor = executor.submit(tell_supervisor, says).result(PATIENCE)
+        assert path.exists()
+        assert str(path) not in open_in(supervisor)
+
+
+def test_texts_that_a_task_tells_fit_into_its_account_in_any_script() -> None:
+    """They are cut to what the account has room for, which is counted in bytes."""
+    says = SaysRunningWhenLoaded(',"imported":"' + "\u00e9" * 32_650 + '"')
+    with LimitedProcessExecutor(1, wall_time=20) as executor:
+        assert executor.submit(tell_supervisor, says).result(PATIENCE)
+        assert executor.submit(crashes.value).result(PATIENCE) == 42
 
 
 def sleep_whatever(_: object) -> None:

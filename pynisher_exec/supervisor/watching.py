@@ -208,16 +208,13 @@ class Watching:
         return self._watch.last._replace(cpu_time=self._account.cpu_time(), cost=0.0)
 
     def _look(self) -> Reading:
-        """Take a reading, and reap the orphans that have ended: else a long task runs out of pids.
-
-        After their clocks have been noted, so that none of their time is lost.
-        """
+        """Take a reading, and reap orphans that have ended: else a long task runs out of pids."""
         self._rung = False
         began = time.monotonic()
         account = self._account
         pids = fair.tree()
         account.living.note(pids)
-        gone = kill.reap_orphans(self._child.pid, account.reaped, len(pids))
+        gone = kill.reap_orphans(self._child.pid, account.reaped, len(pids))  # clocks are noted
         pids = [pid for pid in pids if pid not in gone]  # may be others' from now on
         self._walked_at = account.cpu_time()
         used = self._walked_at if self._knows_all() else math.inf
@@ -296,6 +293,8 @@ class Watching:
         if message.descriptors and self._limits.processes is not None:
             self._gate = Gate(message.descriptors[0], self._limits.processes, self._child.pid)
             self._listen(self._gate.fileno(), self._serve_gate)
+            message = message._replace(descriptors=message.descriptors[1:])
+        message.close()  # a gate is all that is asked for; a task may send more, or unasked
         self._watch.counts_processes = self._gate is None
 
     def _take_returned(self) -> None:
