@@ -25,6 +25,7 @@ __all__ = [
     "command_name",
     "descendants",
     "fair_memory",
+    "has_thread",
     "is_alive",
     "own_memory",
     "place_of",
@@ -46,11 +47,13 @@ _LINKS_OF_ONE = 3  # a directory has two beside one for each that it holds
 
 
 class Stat(NamedTuple):
-    """The part of /proc/PID/stat that judging needs; times in seconds (10 ms units)."""
+    """The part of /proc/PID/stat that judging needs.
+
+    `reaped_cpu_time`: seconds, in units of 10 ms, of the children it has waited for.
+    """
 
     state: str
     parent: int
-    cpu_time: float
     reaped_cpu_time: float
     threads: int
     started: int
@@ -125,7 +128,7 @@ def descendants(pid: int) -> list[int]:
 
 
 def stat(pid: int) -> Stat | None:
-    """State, parent and CPU clocks of a process, or None when it has gone."""
+    """State and parent of a process, and more, or None when it has gone."""
     text = _read(f"/proc/{pid}/stat")
     if not text:
         return None
@@ -133,7 +136,6 @@ def stat(pid: int) -> Stat | None:
     return Stat(
         state=fields[0].decode(),
         parent=int(fields[1]),
-        cpu_time=(int(fields[11]) + int(fields[12])) / TICK,
         reaped_cpu_time=(int(fields[13]) + int(fields[14])) / TICK,
         threads=int(fields[17]),
         started=int(fields[19]),

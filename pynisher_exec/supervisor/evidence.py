@@ -130,7 +130,11 @@ class Account:
         self._usage = tuple(summed)
 
     def fields(self, watch: Watch, gate: Gate | None, survivors: list[int]) -> dict[str, Any]:
-        """Everything for ENDED. The tree is gone, so nothing of it changes any more."""
+        """Everything for ENDED, when nothing of it changes any more.
+
+        The tree is gone then, or its process rests; what that has used to tidy up counts as far as
+        it has come. Asked for at RETURNED, it is what is known so far.
+        """
         returned = watch.returned
         largest = self.gauge.largest
         return {

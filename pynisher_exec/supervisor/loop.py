@@ -3,7 +3,8 @@
     idle:     a child waits for a call; its stream has gone to the caller with READY, or is still
               there from the call before, and then what that has left is stopped after a while
     watching: from START to the end of the child, see `watching`
-    after:    everything below is killed and reaped to ECHILD, then ENDED tells the evidence
+    after:    everything below is killed and reaped to ECHILD, or all but a child that waits for its
+              next call, and its resource trackers; then ENDED tells the evidence
 
 To the caller go READY (with the stream of the next task), RETURNED (when its outcome needs
 reading before the task can end) and ENDED; from it come START and KILL. When the caller dies

@@ -1,7 +1,7 @@
 """The watch over one task, from its START to ENDED: the I/O around `state.Watch`.
 
-Whatever ends the watch, everything below this process is killed and reaped to ECHILD before the
-caller is told.
+Whatever ends the watch, everything below this process is killed and reaped before the caller is
+told: to ECHILD, or all but a process that waits for its next task, and its resource trackers.
 """
 
 from __future__ import annotations
