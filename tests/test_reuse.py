@@ -39,6 +39,8 @@ from pynisher_exec import (
     SubprocessException,
     TimeoutException,
 )
+from pynisher_exec.kernel import proc, sealed_memory
+from pynisher_exec.supervisor.child import Child
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -594,6 +596,40 @@ def test_shared_object_that_a_task_kept_is_not_charged_to_the_next(
     executor.submit(keep, executor.share(np.ones(20 * MIB))).result(PATIENCE)
     limited = executor.limit(memory=64 * MIB)
     assert limited.submit(use).result(PATIENCE) == 20 * MIB
+
+
+def test_shared_object_that_a_task_kept_is_remembered_among_many(
+    executor: LimitedProcessExecutor,
+) -> None:
+    """A supervisor forgets those that are mapped no more, and only those."""
+
+    def keep(array: Any) -> int:
+        logging.kept = array  # type: ignore[attr-defined]
+        return os.getpid()
+
+    def use() -> tuple[float, int]:
+        return float_sum(logging.kept), os.getpid()  # type: ignore[attr-defined]
+
+    pid = executor.submit(keep, executor.share(np.ones(20 * MIB))).result(PATIENCE)
+    for _ in range(6):
+        many = [executor.share(np.ones(1)) for _ in range(200)]
+        assert executor.submit(len, many).result(PATIENCE) == len(many)
+    limited = executor.limit(memory=64 * MIB)
+    assert limited.submit(use).result(PATIENCE) == (20 * MIB, pid)
+
+
+def test_shared_objects_of_calls_that_are_over_are_forgotten() -> None:
+    """A process may serve without end."""
+    descriptor = sealed_memory.create([], 4096)
+    view = sealed_memory.view(descriptor, 4096)
+    child = Child.__new__(Child)
+    child.pid, child.shares = os.getpid(), {proc.place_of(descriptor)}
+    for number in range(5000):
+        child.note_shares([b"00:00 %d" % number])
+    assert proc.place_of(descriptor) in child.shares
+    assert len(child.shares) < 2000
+    view.release()
+    os.close(descriptor)
 
 
 def test_process_in_which_tasks_leave_much_is_replaced(executor: LimitedProcessExecutor) -> None:

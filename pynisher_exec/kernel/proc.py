@@ -31,6 +31,7 @@ __all__ = [
     "place_of",
     "resident_memory",
     "sealed_memory",
+    "sealed_places",
     "shared_memory",
     "signal_masks",
     "stat",
@@ -272,13 +273,24 @@ def sealed_memory(pid: int, places: Collection[bytes], processes: int) -> int:
     for line in text.splitlines() if _SEALED in text else ():
         name, _, rest = line.partition(b" ")
         if not name.endswith(b":"):  # the head of the next map
-            ours = line.endswith(_SEALED) and b" ".join(line.split(None, 5)[3:5]) in places
+            ours = line.endswith(_SEALED) and _place_in(line) in places
         elif ours and name in (b"Rss:", b"Pss:", b"Anonymous:"):
             sizes[name] = int(rest.split()[0]) << 10
             if name == b"Anonymous:":  # it comes after the two
                 uncopied = sizes[b"Rss:"] - sizes[name]
                 found += max(0, min(uncopied, sizes[b"Pss:"] - sizes[name] // processes))
     return found
+
+
+def sealed_places(pid: int) -> set[bytes]:
+    """Places of the sealed memory files that a process has mapped; none where it cannot be read."""
+    lines = _read(f"/proc/{pid}/maps", to_its_end=True).splitlines()
+    return {_place_in(line) for line in lines if line.endswith(_SEALED)}
+
+
+def _place_in(head: bytes) -> bytes:
+    """Device and inode, from the line of a map."""
+    return b" ".join(head.split(None, 5)[3:5])
 
 
 def place_of(descriptor: int) -> bytes:

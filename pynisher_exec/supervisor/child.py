@@ -8,17 +8,20 @@ import signal
 import sys
 from typing import TYPE_CHECKING
 
-from pynisher_exec.kernel import pidfd
+from pynisher_exec.kernel import pidfd, proc
 from pynisher_exec.protocol import messages
 from pynisher_exec.supervisor import cpu
 from pynisher_exec.task import rehearsal, run, worker
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
     from pynisher_exec.kernel.cgroup import Group
 
 __all__ = ["Child", "Pipes"]
+
+MOST_SHARES = 1000
+"""Places that are remembered before it is looked which of them are mapped still."""
 
 
 class Pipes:
@@ -54,8 +57,9 @@ class Child:
     ruleset for it, if there is one; `group` the supervisor's, in which it is born.
 
     `rest` is a pipe by which a process that serves `max_tasks` (None: any number) says that it
-    waits for the next; None where it serves one. `shares`: places of all that it has been given to
-    read. `trackers`: resource trackers that tasks have left to it. `stands`: it has been stopped.
+    waits for the next; None where it serves one. `shares`: places of what it has been given to
+    read, unless it has been seen to have let go of that. `trackers`: resource trackers that tasks
+    have left to it. `stands`: it has been stopped.
     """
 
     def __init__(
@@ -100,6 +104,16 @@ class Child:
         self.pidfd = pidfd.open_pidfd(self.pid)
         self.clock = cpu.open_clock(self.pid, group)
         self.line.setblocking(False)
+
+    def note_shares(self, places: Iterable[bytes]) -> None:
+        """It is about to be given these to read.
+
+        What calls before have kept stays, all else goes: a process may serve without end, and a
+        number that is free again may become the place of what nobody has shared.
+        """
+        if len(self.shares) > MOST_SHARES:
+            self.shares &= proc.sealed_places(self.pid)
+        self.shares.update(places)
 
     def stop(self) -> None:
         """Stop all its threads; that is nothing to one that has died."""

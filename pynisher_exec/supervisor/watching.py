@@ -90,7 +90,7 @@ class Watching:
         self._rests = False
         self._limits = limits = Limits.received(start["limits"])
         self._watch = Watch(limits, _CORES, time.monotonic())
-        child.shares.update(start["shared"])
+        child.note_shares(start["shared"])
         reused = child.rest is not None
         self._account = Account(child.pid, child.clock, limits, child.shares, reused=reused)
         self._gate: Gate | None = None
