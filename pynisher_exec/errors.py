@@ -105,13 +105,16 @@ class UnpicklableError(AnythingException, pickle.PicklingError):
 class RemoteTraceback(Exception):
     """The traceback as it was printed inside the task: the `__cause__` of what a future raises.
 
-    `forking`: whether it ends where a process was asked for.
+    `forking`: whether it ends where a process was asked for. `cause`: what the exception was raised
+    from in the task, its own `__cause__` there, where that can be pickled; its `__context__`, and
+    both of every exception behind these and in a group, are in their places.
     """
 
     def __init__(self, text: str, *, forking: bool = False) -> None:
         super().__init__(text)
         self.text = text
         self.forking = forking
+        self.cause: BaseException | None = None
 
     def __str__(self) -> str:
         return f'\n"""\n{self.text}"""'

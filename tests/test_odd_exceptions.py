@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 import sys
 from fractions import Fraction
+from typing import Any
 
 import crashes
 import pytest
 
-from pynisher_exec import LimitedProcessExecutor
+from pynisher_exec import LimitedProcessExecutor, RemoteTraceback
 
 PATIENCE = 30
 
@@ -156,3 +157,95 @@ def test_note_is_not_told_for_the_reason() -> None:
     assert str(unpicklable).endswith("NotPickled cannot be pickled: ValueError: no reason")
     said = "the call could not be loaded in its task: ValueError: no reason"
     assert str(unloadable) == said
+
+
+OUTER = "outer"
+
+
+def raise_from(cause: BaseException) -> None:
+    """Fail because of that, while another was handled."""
+    try:
+        _ = dict[str, str]()["context"]
+    except KeyError:
+        raise ValueError(OUTER) from cause
+
+
+def test_what_an_exception_was_raised_from_comes_with_it() -> None:
+    """The cause behind the task's traceback, the context in its place, and theirs in turn."""
+    cause = TypeError("cause")
+    cause.__context__ = OSError(2, "context of the cause")
+    with LimitedProcessExecutor(1, wall_time=5) as executor:
+        error = executor.submit(raise_from, cause).exception(PATIENCE)
+    assert isinstance(error, ValueError)
+    remote = error.__cause__
+    assert isinstance(remote, RemoteTraceback)
+    assert repr(remote.cause) == "TypeError('cause')"
+    assert repr(error.__context__) == "KeyError('context')"
+    # The call's own pickle has left that of an argument behind: not so the outcome's.
+    assert remote.cause is not None
+    assert remote.cause.__context__ is None
+
+
+class Clinging(Exception):  # noqa: N818  (what it does is what counts)
+    """Cannot travel, or only one way."""
+
+    def __init__(self, way: str) -> None:
+        super().__init__()
+        self.way = way
+
+    def __reduce__(self) -> Any:
+        if self.way == "pickle":
+            raise TypeError(self.way)
+        return int, ("no number",)
+
+
+def raise_from_one_that_stays(way: str) -> None:
+    """Fail because of something that cannot travel."""
+    raise ValueError(OUTER) from Clinging(way)
+
+
+@pytest.mark.parametrize("way", ["pickle", "load"])
+def test_cause_that_cannot_travel_stays_behind(way: str) -> None:
+    """The exception itself comes all the same, and the text tells its history."""
+    with LimitedProcessExecutor(1, wall_time=5) as executor:
+        error = executor.submit(raise_from_one_that_stays, way).exception(PATIENCE)
+    assert isinstance(error, ValueError)
+    assert isinstance(error.__cause__, RemoteTraceback)
+    assert error.__cause__.cause is None
+    assert "Clinging" in str(error.__cause__)
+
+
+def raise_from_a_large_one() -> None:
+    """Fail because of something that holds much."""
+    raise ValueError(OUTER) from RuntimeError(bytes(4 << 20))
+
+
+def test_cause_that_holds_much_stays_behind() -> None:
+    """What an exception was raised from costs no more than a bound."""
+    with LimitedProcessExecutor(1, wall_time=5) as executor:
+        error = executor.submit(raise_from_a_large_one).exception(PATIENCE)
+    assert isinstance(error, ValueError)
+    assert isinstance(error.__cause__, RemoteTraceback)
+    assert error.__cause__.cause is None
+
+
+def raise_in_a_long_chain(length: int) -> None:
+    """Fail with that many contexts, the last of which is the first."""
+    first = error = ValueError("0")
+    for number in range(1, length):
+        error.__context__ = ValueError(str(number))
+        error = error.__context__
+    error.__cause__ = first
+    raise first
+
+
+@pytest.mark.parametrize(("length", "expected"), [(3, 3), (1000, 100)])
+def test_lineage_has_an_end(length: int, expected: int) -> None:
+    """A chain that closes is told as it is, a long one as far as a bound."""
+    with LimitedProcessExecutor(1, wall_time=5) as executor:
+        error = executor.submit(raise_in_a_long_chain, length).exception(PATIENCE)
+    found: list[str] = []
+    while error is not None and len(found) < 2 * expected:
+        found.append(str(error))
+        error = error.__context__
+    assert found == [str(number) for number in range(expected)]

@@ -81,25 +81,31 @@ def strided() -> Any:
     return np.arange(10_000_000).reshape(1000, 10_000)[::7, ::3]
 
 
+def noted(error: BaseException) -> BaseException:
+    """Add a note, from Python 3.11 on."""
+    if hasattr(error, "add_note"):
+        error.add_note("a note")
+    return error
+
+
 def fail_with_a_history() -> None:
-    """An exception with a cause that has a context and, from Python 3.11 on, a note."""
+    """An exception with a cause that has a context; each has a note."""
     try:
         try:
-            raise KeyError("inner")  # noqa: EM101, TRY301 - a history
+            raise noted(KeyError("inner"))
         except KeyError:
-            raise ValueError("middle")  # noqa: B904, EM101 - its context
+            raise noted(ValueError("middle"))  # noqa: B904 - its context
     except ValueError as middle:
-        error = RuntimeError("outer")
-        if hasattr(error, "add_note"):
-            error.add_note("a note")
-        raise error from middle
+        raise noted(RuntimeError("outer")) from middle
 
 
 def raise_a_group() -> None:
-    """Fail with a group of exceptions (Python 3.11)."""
+    """Fail with a group of exceptions (Python 3.11), one of which has a cause; each has a note."""
     group: Any = vars(builtins)["ExceptionGroup"]
-    error = group("group", [ValueError(1), group("inner", [KeyError("k")])])
-    raise error
+    member = noted(ValueError(1))
+    member.__cause__ = noted(OSError(2, "why"))
+    inner = noted(group("inner", [noted(KeyError("k"))]))
+    raise noted(group("group", [member, inner]))
 
 
 def count_up() -> Iterator[int]:
@@ -112,9 +118,8 @@ def _wrong_refusals(executor: LimitedProcessExecutor) -> list[str]:
     wrong = []
     if hasattr(builtins, "ExceptionGroup"):
         group: Any = executor.submit(raise_a_group).exception(PATIENCE)
-        parts = repr(getattr(group, "exceptions", group))
-        if parts != "(ValueError(1), ExceptionGroup('inner', [KeyError('k')]))":
-            wrong.append(f"a group came as {parts}")
+        wrong += [f"a group came as {group!r}"] if repr(group) != GROUP else []
+        wrong += _wrong_members(group)
     for name, future, kind in (
         ("a generator function", executor.submit(count_up), TypeError),
         ("a generator", executor.submit(lambda: (n for n in (1, 2))), UnpicklableError),
@@ -124,6 +129,22 @@ def _wrong_refusals(executor: LimitedProcessExecutor) -> list[str]:
         if not isinstance(error, kind) or name.split()[-1] not in str(error):
             wrong.append(f"{name} was answered by {error!r}"[:200])
     return wrong
+
+
+GROUP = "ExceptionGroup('group', [ValueError(1), ExceptionGroup('inner', [KeyError('k')])])"
+
+
+def _wrong_members(group: Any) -> list[str]:
+    """What has been lost of a group's members, and of what one of them was raised from."""
+    try:
+        member, inner = group.exceptions
+        cause = member.__cause__
+        all_noted = [group, member, cause, inner, inner.exceptions[0]]
+    except (AttributeError, TypeError, ValueError) as error:
+        return [f"a group has come otherwise: {error!r}"]
+    notes = [getattr(each, "__notes__", None) for each in all_noted]
+    good = repr(cause) == "FileNotFoundError(2, 'why')" and notes == [["a note"]] * len(notes)
+    return [] if good else [f"a member's cause came as {cause!r}, notes as {notes}"]
 
 
 def _has_depth(depth: int, thing: list[Any]) -> bool:
@@ -160,14 +181,29 @@ HISTORY = (
 def _wrong_history(error: BaseException | None) -> str:
     if not isinstance(error, RuntimeError) or error.args != ("outer",):
         return f"raised {error!r}"
+    wrong = _wrong_lineage(error)
+    if wrong:
+        return wrong
     text = str(error.__cause__)  # as of the standard executors: the remote traceback
     places = [text.find(line) for line in HISTORY]
     missing = [line for line, place in zip(HISTORY, places, strict=True) if place < 0]
     if places != sorted(places):
         missing.append("the order")
-    if hasattr(error, "add_note") and getattr(error, "__notes__", []) != ["a note"]:
-        missing.append("the note")
     return f"lost: {', '.join(missing)}" if missing else ""
+
+
+def _wrong_lineage(error: RuntimeError) -> str:
+    """The exceptions that it was raised from, as objects: the cause behind the traceback."""
+    middle = getattr(error.__cause__, "cause", None)
+    inner = getattr(middle, "__context__", None)
+    if not isinstance(middle, ValueError) or middle.args != ("middle",):
+        return f"the cause came as {middle!r}"
+    if not isinstance(inner, KeyError) or inner.args != ("inner",):
+        return f"the context of the cause came as {inner!r}"
+    all_noted = (error, middle, inner) if hasattr(error, "add_note") else ()
+    notes = [getattr(each, "__notes__", None) for each in all_noted]
+    good = error.__context__ is middle and notes == [["a note"]] * len(notes)
+    return "" if good else f"context {error.__context__!r}, notes {notes}"
 
 
 def _values(
@@ -273,6 +309,9 @@ def _own_temporary_folder() -> Iterator[Path]:
         yield Path(folder)
 
 
+MOST_FOR_NAMES = 3.0
+"""Seconds from a task's end to its future: the trackers get one, and what they do takes time."""
+
 MADE = {"psm", "sem.loky"}
 """Shared memory and loky's semaphores; those of multiprocessing lose their names at once."""
 
@@ -316,6 +355,8 @@ def names_in_shared_memory(count: int) -> Found:
         left = [*map(str, folder.iterdir()), *_left_in_shared_memory(before)]
     left += [name for name in names.told if (SHARED / name).exists()]
     failures = looks.failures(count) + [f"left: {name}" for name in left]
+    if names.slowest > MOST_FOR_NAMES:
+        failures.append(f"{names.slowest:.1f} s from a task's end to its future")
     worst = f"{len(left)} left of {len(names.told)} told and all new names"
     after = f"{names.slowest * 1000:.0f} ms at most from a task's end to its future"
     return Found(count, failures, f"{worst}; {after}, the trackers' time")
@@ -325,8 +366,8 @@ CHECKS = (
     Check(
         20,
         "a result arrives as it was, from 1 byte to 1 GiB",
-        "sizes, depths, a strided array; exceptions with notes and groups, their causes and"
-        " contexts as text in the remote traceback; generators, and what is too deep, refused",
+        "sizes, depths, a strided array; exceptions and groups with their notes, causes and"
+        " contexts, as objects and as text; generators, and what is too deep, refused",
         results,
         10,
         1,

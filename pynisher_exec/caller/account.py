@@ -15,6 +15,7 @@ from pynisher_exec import errors
 from pynisher_exec.caller.future import is_interrupt
 from pynisher_exec.caller.item import name_of, text_of
 from pynisher_exec.protocol import payload
+from pynisher_exec.protocol.lineage import Lineage, cause_of
 from pynisher_exec.report import Enforced, Report, Status, signal_name
 from pynisher_exec.verdict import Evidence, Verdict, judge
 
@@ -70,7 +71,9 @@ def conclude(item: Item, ending: Ending) -> None:
     """
     try:
         answer = _account(item, ending)
-    except Exception as problem:  # noqa: BLE001  (no memory, say: this costs one future, not all)
+    except BaseException as problem:  # no memory, or foreign code: this costs one future, not all
+        if is_interrupt(problem):
+            raise
         message = f"the outcome could not be taken: {text_of(problem)}"
         answer = never_started(message, problem, Status.TRANSFER)
     item.future.conclude(answer.report, answer.error, cancelled=answer.cancelled)
@@ -165,6 +168,8 @@ class _Made:
                 self._facts = {**json.loads(bytes(outcome[0])), **self._facts}
                 if len(outcome) > 1:
                     sent = payload.load_outcome(outcome[1:])
+                if isinstance(sent, Lineage):
+                    sent = sent.restore()
             finally:  # others up the stack have it too, and who waits may be short of memory
                 outcome.clear()
         if self._status is Status.OK:
@@ -178,14 +183,21 @@ class _Made:
             self.error = self._own_exception()
             if self._status is Status.STARTUP and isinstance(sent, BaseException):
                 _set_cause(self.error, sent)
-                _set_cause(sent, self._remote_traceback())
+                self._set_remote_cause(sent)
 
     def _take_exception(self, sent: Any) -> None:
         if not isinstance(sent, BaseException):
             msg = "what the task sent as its exception is none"
             raise TypeError(msg)
-        _set_cause(sent, self._remote_traceback())
+        self._set_remote_cause(sent)
         self.error = sent
+
+    def _set_remote_cause(self, error: BaseException) -> None:
+        """Put the traceback of the task in the place of the cause, which goes behind it."""
+        remote = self._remote_traceback()
+        if remote is not None:
+            remote.cause = cause_of(error)
+            _set_cause(error, remote)
 
     def refuse(self, problem: BaseException) -> None:
         """The outcome arrived and could not be loaded here."""

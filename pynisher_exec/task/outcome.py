@@ -19,6 +19,7 @@ from pynisher_exec.errors import RemoteTraceback, TaskError
 from pynisher_exec.kernel import memory_copy
 from pynisher_exec.protocol import payload
 from pynisher_exec.protocol.frames import LEAST_LEFT, TAKEN, FrameWriter, Left
+from pynisher_exec.protocol.lineage import Lineage
 from pynisher_exec.task import rlimits
 
 if TYPE_CHECKING:
@@ -41,6 +42,9 @@ __all__ = [
 
 _MAX_TEXT = 1 << 15
 _MAX_ERRNO = (1 << 31) - 1
+_MAX_LINEAGE = 1 << 20
+"""Bytes that an exception may be the larger for what it was raised from."""
+
 _FORKING = frozenset(
     ("fork", "forkpty", "fork_exec", "_fork_exec", "posix_spawn", "posix_spawnp", "system")
 )
@@ -188,6 +192,8 @@ def pack(
         segments = _attempt(noun, "pickled", value, lambda: payload.dump_outcome(value, main_names))
         if type(value) not in payload.ATOMS and not payload.looks_plain(segments[0]):
             _attempt(noun, "loaded again", value, lambda: payload.try_outcome(segments))
+        if isinstance(value, BaseException):
+            segments = _with_lineage(value, segments, main_names)
     except _Untravelled as problem:
         if kind != "startup":
             facts["outcome"], facts["message"] = "unpicklable", str(problem)
@@ -195,6 +201,26 @@ def pack(
         segments = []
     head = json.dumps(facts).encode()
     return Outcome([head, *segments], _without_traceback(facts))
+
+
+def _with_lineage(
+    error: BaseException, alone: list[bytes | memoryview], main_names: frozenset[str] | None
+) -> list[bytes | memoryview]:
+    """Have what an exception was raised from travel with it, where that can, at a bounded cost."""
+
+    def dump() -> list[bytes | memoryview]:
+        lineage = Lineage.of(error)
+        return alone if lineage is None else payload.dump_outcome(lineage, main_names)
+
+    try:
+        segments: list[bytes | memoryview] = _attempt("exception", "pickled", error, dump)
+        if sum(map(len, segments)) > sum(map(len, alone)) + _MAX_LINEAGE:
+            return alone
+        if segments is not alone:
+            _attempt("exception", "loaded again", error, lambda: payload.try_outcome(segments))
+    except _Untravelled:  # its history is told by the traceback all the same
+        return alone
+    return segments
 
 
 def untold(problem: BaseException) -> Outcome:
