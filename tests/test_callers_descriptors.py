@@ -108,3 +108,29 @@ def test_memory_that_lacks_for_captured_output_costs_that_output_alone() -> None
     )
     lost = "[output lost: no memory was free to receive it]"
     assert done.stdout == f"written {lost} None\n1\n", done.stderr
+
+
+UNSENT = """
+    import os, resource, time
+    from pynisher_exec import LimitedProcessExecutor
+
+    with LimitedProcessExecutor(1, kill_timeout=1) as executor:
+        executor.submit(abs, -1).result()
+        slots = executor._pool._monitor._slots
+        while [slot.state for slot in slots] != ["idle"]:
+            time.sleep(0.01)
+        os.close(1)
+        most, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (1, hard))
+        error = executor.submit(time.sleep, 600).exception(30)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
+        value = executor.submit(abs, -3).result(30)
+    os.write(2, f"{type(error).__name__} {value}".encode())
+"""
+
+
+def test_call_that_cannot_be_sent_ends_its_task() -> None:
+    """A daemon has closed its output, and no descriptor is free for what stands in for it."""
+    program = [sys.executable, "-c", dedent(UNSENT)]
+    found = subprocess.run(program, stderr=subprocess.PIPE, text=True, timeout=60, check=False)
+    assert found.stderr == "PynisherError 3", found

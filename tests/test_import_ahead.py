@@ -249,6 +249,30 @@ def test_what_cannot_be_imported_ahead_any_more_is_done_without(
     assert output(python, tmp_path, mine, code) == "True\n[False, False, False]\n"
 
 
+def test_a_template_let_go_before_it_was_up_is_not_distrusted(python: Path, tmp_path: Path) -> None:
+    """Nothing was wrong with what it imports ahead: the next one of its key does that too."""
+    code = """
+    with LimitedProcessExecutor(1) as executor:
+        print(until(bool, mine.ahead))
+        hosts = executor._pool._monitor._hosts
+        for number in "34":  # other keys take the two slots
+            os.environ["OMP_NUM_THREADS"] = number
+            executor.submit(abs, -1).result()
+        del os.environ["OMP_NUM_THREADS"]
+        let_go = []
+        keep = hosts._keep
+        def keep_and_let_go(host):
+            del hosts._keep
+            let_go.append(keep(host))
+            hosts.release(host)
+            return host
+        hosts._keep = keep_and_let_go
+        print(executor.submit(mine.ahead).result(), len(let_go), bool(let_go[0].ahead))
+    """
+    expected = "True\nTrue 1 True\n"
+    assert output(python, tmp_path, AHEAD, code) == expected
+
+
 def test_preload_given_is_all_that_is_imported_ahead(python: Path, tmp_path: Path) -> None:
     """An empty one: nothing."""
     code = """

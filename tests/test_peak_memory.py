@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import mmap
 import os
+import signal
 import subprocess
 import sys
 import tempfile
 import threading
 import time
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import test_limits_held
@@ -16,8 +19,11 @@ from conftest import wait_until
 
 from pynisher_exec import LimitedProcessExecutor, Report
 from pynisher_exec.kernel import proc
-from pynisher_exec.supervisor import fair
+from pynisher_exec.supervisor import fair, state
 from pynisher_exec.supervisor import memory as gauges
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 PATIENCE = 40
 MB = 1_000_000
@@ -135,6 +141,52 @@ def test_thread_that_outlives_its_gauge_rings_no_bell_but_its_own(
             os.eventfd_read(other)
         os.close(other)
     assert len(read) == 1
+
+
+@contextmanager
+def forks_that_sleep(count: int) -> Iterator[list[int]]:
+    """Forks of this process that hold its pages, ended in the end."""
+    pids = []
+    try:
+        for _ in range(count):
+            pid = os.fork()
+            if pid == 0:
+                signal.pause()
+                os._exit(0)
+            pids.append(pid)
+        yield pids
+    finally:
+        for pid in pids:
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
+
+
+def test_a_tree_that_shares_much_is_read_again_when_it_may_have_grown(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The dear reading costs milliseconds; what had no CPU time since cannot hold more."""
+    begun: list[list[int]] = []
+
+    class Counted(fair.FairReading):
+        def __init__(self, pids: list[int], *others: Any) -> None:
+            begun.append(pids)
+            super().__init__(pids, *others)
+
+    monkeypatch.setattr(gauges, "FairReading", Counted)
+    held = bytearray(b"x") * (100 * MB)
+    with forks_that_sleep(3) as pids:
+        gauge = gauges.MemoryGauge(0, pids[0])
+        limit = 2 * len(held)  # three times as much is mapped, and a share of it counts
+        deadline = time.monotonic() + PATIENCE
+        while gauge.read(pids, limit, 1.0) == limit:
+            assert time.monotonic() < deadline
+        assert len(begun) == 1
+        time.sleep(2 * state.DEAREST_LOOK)  # another would be due
+        assert 0 < gauge.read(pids, limit, 1.0) < limit
+        assert len(begun) == 1
+        gauge.read(pids, limit, 1.0 + limit / gauges.FASTEST)
+        assert len(begun) == 2
+        gauge.close()
 
 
 def hold_shared(count: int, children: int) -> None:

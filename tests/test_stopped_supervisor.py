@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import os
 import signal
+import tempfile
 import time
 from concurrent.futures import wait
 from contextlib import contextmanager
+from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
 import crashes
 import pytest
 from conftest import child_pids, wait_until, wait_until_running, wait_until_stopped
 
-from pynisher_exec import LimitedProcessExecutor, PynisherError
+from pynisher_exec import LimitedProcessExecutor, PynisherError, TaskError
 from pynisher_exec.caller import monitor, slot
+from pynisher_exec.kernel import pidfd
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
 PATIENCE = 40
 
@@ -155,3 +159,109 @@ def obeyed(executor: LimitedProcessExecutor) -> None:
     while not turns:
         executor._pool._reactor.ring()
         assert time.monotonic() < deadline
+
+
+def leave_files(then: float) -> None:
+    """Fill the task's temporary directory, whose removal takes a while, and sleep."""
+    place = Path(tempfile.gettempdir())
+    for number in range(5000):
+        (place / str(number)).touch()
+    (place / "full").touch()
+    time.sleep(then)
+
+
+class Tidying:
+    """Stops supervisors as they begin to remove a directory, from the moment that it is armed."""
+
+    def __init__(self) -> None:
+        self.is_armed = False
+        self.stopped: list[int] = []
+
+    def take(self, original: Callable[[slot.Slot], None], running: slot.Slot) -> None:
+        """In the place of the slot's own."""
+        if self.is_armed and running._supervisor is not None:
+            self.stopped.append(os.dup(running._supervisor))
+            pidfd.send_signal(self.stopped[-1], signal.SIGSTOP)
+        original(running)
+
+
+@pytest.fixture
+def tidying(monkeypatch: pytest.MonkeyPatch) -> Iterator[Tidying]:
+    """Not armed yet."""
+    found = Tidying()
+    original = slot.Slot._take_tidying
+    monkeypatch.setattr(slot.Slot, "_take_tidying", lambda self: found.take(original, self))
+    yield found
+    for handle in found.stopped:
+        os.close(handle)
+
+
+@pytest.fixture
+def places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where temporary directories of tasks are made."""
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    return tmp_path
+
+
+def test_stopped_while_it_tidies_up_is_not_waited_for_either(
+    places: Path, tidying: Tidying, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The task has gone, and only its directory is left, which the caller removes then."""
+    monkeypatch.setattr(slot, "CHECK_AFTER", 0.3)
+    tidying.is_armed = True
+    with LimitedProcessExecutor(1, kill_timeout=1, private_tmp=True) as executor:
+        future = executor.submit(leave_files, 0)
+        error = future.exception(PATIENCE)
+        assert isinstance(error, PynisherError)
+        assert future.report is not None
+        assert future.report.status == "supervisor_lost"
+        assert list(places.glob("pynisher_exec-*")) == []
+
+
+def test_supervisor_that_tidies_up_has_obeyed(
+    places: Path, tidying: Tidying, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A cancelled task has ended, and its supervisor may take its time for what is left."""
+    monkeypatch.setattr(slot, "CHECK_AFTER", 1.0)
+    with LimitedProcessExecutor(1, private_tmp=True) as executor:
+        supervisor = supervisor_of(executor)
+        tidying.is_armed = True
+        future = executor.submit(leave_files, PATIENCE)
+        wait_until(lambda: list(places.glob("*/full")), PATIENCE)
+        assert future.cancel()
+        (busy,) = executor._pool._monitor._slots
+        wait_until(lambda: busy._was_stopped, PATIENCE)
+        tidying.is_armed = False
+        pidfd.send_signal(tidying.stopped[-1], signal.SIGCONT)
+        assert not wait([future], PATIENCE).not_done
+        assert future.cancelled()
+        assert list(places.glob("pynisher_exec-*")) == []
+        assert busy._supervisor_pid == supervisor
+        assert executor.submit(os.getppid).result(PATIENCE) == supervisor
+
+
+def test_supervisor_that_cannot_be_reached_goes_with_its_template(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """No descriptor was free for its pidfd; what it leaves undone is ended all the same.
+
+    The kernel has a stopped one go on whose parent ends (setpgid(2)), so it may end its task first.
+    """
+
+    def refuse(pid: int) -> int:
+        message = f"no descriptor for {pid}"
+        raise OSError(message)
+
+    unreachable = SimpleNamespace(open_pidfd=refuse, send_signal=pidfd.send_signal)
+    monkeypatch.setattr(slot, "pidfd", unreachable)
+    monkeypatch.setattr(slot, "CHECK_AFTER", 0.3)
+    with LimitedProcessExecutor(1, wall_time=0.5, kill_timeout=1) as executor:
+        supervisor = supervisor_of(executor)
+        future = executor.submit(crashes.sleep_long)
+        wait_until_running(future)
+        with stopped(supervisor):
+            assert isinstance(future.exception(PATIENCE), TaskError)
+        assert future.report is not None
+        assert future.report.status in ("supervisor_lost", "wall_time")
+        assert executor.submit(crashes.value).result(PATIENCE) == 42
