@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import secrets
 import signal
@@ -88,6 +89,9 @@ def run_apart(number: int, *, quick: bool) -> bool:
         time.sleep(0.05)
     if left:
         trouble += f" {len(left)} processes left: {left[:10]}"
+        for pid in left:  # nothing of a row lives on beside the next one
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
     if trouble:
         print(f"{number:2} {trouble}", flush=True)
     return kept and not trouble

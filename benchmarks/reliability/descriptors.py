@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from benchmarks.reliability.check import Check, Found
 from benchmarks.reliability.endings import crash, echo, hog
+from benchmarks.reliability.marks import Looks, Mark, marked, nobody_left
 from pynisher_exec import LimitedProcessExecutor
 from pynisher_exec.kernel import memory_copy
 
@@ -197,9 +198,9 @@ FORGERIES = (
     Attack("half a frame, returned", send_and_sleep, (HALF, RETURNED), ("transfer",)),
     Attack("2^62 bytes", send_and_sleep, (HUGE, RETURNED), ("transfer",)),
     Attack("nothing, returned", send_and_sleep, (b"", RETURNED), ("transfer",)),
-    Attack("loading hangs", Loads, (time.sleep, 60), ("exception", "wall_time")),
+    Attack("loading hangs", Loads, (time.sleep, 60), ("exception",)),
     Attack("loading crashes", Loads, (crash,), ("exception",)),
-    Attack("loading takes 10 GB", Loads, (hog, 10 << 30), ("exception", "memory")),
+    Attack("loading takes 10 GB", Loads, (hog, 10 << 30), ("exception",)),
     Attack("loading exits", Loads, (os._exit, 3), ("exception",)),
     Attack("1 GiB untouched", claim_and_sleep, (GIB, GIB, b"T"), ("exception",), SMALL),
     Attack("untouched, no word", claim_and_sleep, (PART, PART, b""), ("transfer",), SMALL),
@@ -211,7 +212,10 @@ FORGERIES = (
 def _attacked(executor: LimitedExecutor, attack: Attack) -> tuple[list[str], float]:
     """Run one beside tasks whose values are known; what was wrong, and the seconds it took."""
     began = time.monotonic()
-    hostile = executor.limit(memory=attack.memory).submit(attack.function, *attack.args)
+    mark, looks = Mark(), Looks()
+    limited = executor.limit(memory=attack.memory)
+    hostile = limited.submit(marked, mark.value, attack.function, *attack.args)
+    looks.at(hostile, partial(nobody_left, mark))
     data = os.urandom(100_000)
     others = [executor.submit(echo, data) for _ in range(6)]
     wrong = []
@@ -229,6 +233,7 @@ def _attacked(executor: LimitedExecutor, attack: Attack) -> tuple[list[str], flo
     report: Report | None = hostile.report
     if report is None or report.status not in attack.statuses or took > BOUND:
         wrong.append(f"{attack.name}: {report} after {took:.1f} s")
+    wrong += [f"{attack.name}: {each}" for each in looks.failures(1)]
     return wrong, took
 
 
@@ -261,6 +266,7 @@ class _Attackers:
 def _attackers() -> Iterator[_Attackers]:
     with (
         ThreadPoolExecutor(SLOTS) as threads,
+        Mark().on_what_is_started(),
         LimitedProcessExecutor(
             SLOTS, memory="1GiB", wall_time=WALL_TIME, preload=[__name__], private_tmp=True
         ) as executor,

@@ -7,10 +7,12 @@ import ctypes
 import errno
 import mmap
 import os
+import resource
 import signal
 import struct
 import subprocess
 import sys
+import tempfile
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +20,7 @@ from benchmarks.processes import parent_of
 from benchmarks.reliability.check import Check, Found
 from benchmarks.reliability.scripts import Script, run_all
 from benchmarks.reliability.shortages import without_root
-from pynisher_exec import LimitedProcessExecutor, supports
+from pynisher_exec import LimitedProcessExecutor, TimeoutException, supports
 from pynisher_exec.kernel import landlock, libc, prctl
 
 if TYPE_CHECKING:
@@ -32,6 +34,21 @@ PATIENCE = 60
 ROUNDS = 6
 SOFTLY = ("counted", "summed process clocks")
 """The mechanisms, as reports name them, of limits that can be outrun."""
+
+LIMITS = (
+    "memory",
+    "cpu_time",
+    "wall_time",
+    "processes",
+    "grace_period",
+    "startup_time",
+    "open_files",
+    "file_size",
+    "core_size",
+)
+
+LATEST = 1.0
+"""Seconds by which a wall limit is passed where other rows, or a suite, want the processors too."""
 
 LEAST_SHARE = 0.9
 """Of the throughput without the scope: by less than a tenth may it fall, to be on by default."""
@@ -110,30 +127,100 @@ def start_programs_slowly(size: int, seconds: float) -> None:
         subprocess.run(["true"], check=True, env={"PATH": path})  # noqa: S607 - it is to be searched
 
 
+def _lift(kind: int) -> None:
+    """What a task would do first that does not want to be limited."""
+    with contextlib.suppress(ValueError, OSError):
+        resource.setrlimit(kind, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+
+
+def open_many(count: int) -> int:
+    """Open that many files, and say how many this process can have."""
+    _lift(resource.RLIMIT_NOFILE)
+    with contextlib.suppress(OSError):
+        for _ in range(count):
+            os.open("/dev/null", os.O_RDONLY)
+    return len(os.listdir("/proc/self/fd"))
+
+
+def write_much(size: int) -> int:
+    """Write that much to one file, and say how large it has become."""
+    _lift(resource.RLIMIT_FSIZE)
+    with tempfile.TemporaryFile(buffering=0) as file:
+        with contextlib.suppress(OSError):
+            for _ in range(0, size, 1024):
+                file.write(bytes(1024))
+        return os.fstat(file.fileno()).st_size
+
+
+def largest_core() -> int:
+    """Bytes that a crash of this process may leave behind."""
+    _lift(resource.RLIMIT_CORE)
+    return resource.getrlimit(resource.RLIMIT_CORE)[0]
+
+
+def swallow_and_stay() -> None:
+    """Take no notice of the soft signal."""
+    with contextlib.suppress(TimeoutException):
+        time.sleep(60)
+    time.sleep(60)
+
+
+class SlowToLoad:
+    """An argument that takes its time."""
+
+    def __reduce__(self) -> Any:
+        return time.sleep, (60,)
+
+
+def _attack() -> tuple[dict[str, bool], dict[str, str]]:
+    """Attack each limit: whether it was held, and the mechanism where there are several."""
+    with (
+        LimitedProcessExecutor(1, startup_time=0.5) as slow,
+        LimitedProcessExecutor(1, wall_time=20) as executor,
+    ):
+        loading = slow.submit(id, SlowToLoad())
+        bursts = [executor.limit(processes=2).submit(fork_in_a_burst, 3) for _ in range(5)]
+        cpu = executor.limit(cpu_time=0.3).submit(burn_disowned, 1)
+        memory = executor.limit(memory="100MB").submit(hold, 250 << 20)
+        wall = executor.limit(wall_time=0.2).submit(time.sleep, 60)
+        grace = executor.limit(wall_time=0.2, grace_period=0.2).submit(swallow_and_stay)
+        files = executor.limit(open_files=40).submit(open_many, 50)
+        size = executor.limit(file_size=4096).submit(write_much, 8192)
+        core = executor.limit(core_size=0).submit(largest_core)
+        ended: list[LimitedFuture[Any]] = [loading, *bursts, cpu, memory, wall, grace]
+        for future in ended:
+            future.exception(PATIENCE)
+        held = {
+            "processes": all(_status(each) == "processes" or each.result() <= 2 for each in bursts),
+            "cpu_time": _status(cpu) == "cpu_time",
+            "memory": _status(memory) == "memory",
+            "wall_time": _ended_in_time(wall, "wall_time", 0.2),
+            "grace_period": _ended_in_time(grace, "wall_time", 0.4),
+            "startup_time": _status(loading) == "startup",
+            "open_files": files.result(PATIENCE) <= 40,
+            "file_size": size.result(PATIENCE) <= 4096,
+            "core_size": core.result(PATIENCE) == 0,
+        }
+    used = {
+        "processes": bursts[0].report.limits["processes"].mechanism,  # type: ignore[union-attr]
+        "cpu_time": cpu.report.limits["cpu_time"].mechanism,  # type: ignore[union-attr]
+    }
+    return held, used
+
+
+def _ended_in_time(future: LimitedFuture[Any], status: str, seconds: float) -> bool:
+    """Whether a task was ended at a wall limit, and not long after it on a machine that is busy."""
+    took = 0.0 if future.report is None else future.report.wall_time
+    return _status(future) == status and seconds <= took < seconds + LATEST
+
+
 def is_true(*may_be_soft: str) -> bool:
     """Whether an attack on each limit finds what is said of it: hard, unless it is named here.
 
     What is soft may hold all the same: it is not promised.
     """
-    told = {name: str(supports(name)) for name in ("memory", "cpu_time", "wall_time", "processes")}
-    with LimitedProcessExecutor(1, wall_time=20) as executor:
-        bursts = [executor.limit(processes=2).submit(fork_in_a_burst, 3) for _ in range(5)]
-        cpu = executor.limit(cpu_time=0.3).submit(burn_disowned, 1)
-        memory = executor.limit(memory="100MB").submit(hold, 250 << 20)
-        wall = executor.limit(wall_time=0.2).submit(time.sleep, 60)
-        ended: list[LimitedFuture[Any]] = [*bursts, cpu, memory, wall]
-        for future in ended:
-            future.exception(PATIENCE)
-    held = {
-        "processes": all(_status(each) == "processes" or each.result() <= 2 for each in bursts),
-        "cpu_time": _status(cpu) == "cpu_time",
-        "memory": _status(memory) == "memory",
-        "wall_time": _status(wall) == "wall_time",
-    }
-    used = {
-        "processes": bursts[0].report.limits["processes"].mechanism,  # type: ignore[union-attr]
-        "cpu_time": cpu.report.limits["cpu_time"].mechanism,  # type: ignore[union-attr]
-    }
+    told = {name: str(supports(name)) for name in LIMITS}
+    held, used = _attack()
     accepted = {name: _is_accepted_strictly(name) for name in told}
     print(told, held, used, accepted, file=sys.stderr)
     agreed = all(accepted[name] == (word == "hard") for name, word in told.items())
@@ -145,8 +232,9 @@ def is_true(*may_be_soft: str) -> bool:
 
 def _is_accepted_strictly(name: str) -> bool:
     """Whether an executor that takes only hard limits takes this one."""
-    value: Any = "100MB" if name == "memory" else 1
-    limits = {name: value}
+    limits: dict[str, Any] = {name: "100MB" if name == "memory" else 1}
+    if name == "grace_period":
+        limits["wall_time"] = 1
     try:
         LimitedProcessExecutor(1, strict=True, **limits).shutdown()
     except ValueError:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
     from concurrent.futures import Future
 
-__all__ = ["Looks", "Mark"]
+__all__ = ["Looks", "Mark", "marked", "nobody_left"]
 
 VARIABLE = "PYNISHER_EXEC_RELIABILITY"
 ENV_START = 49
@@ -77,6 +77,19 @@ class Mark:
             seen = time.monotonic()
             time.sleep(0.002)
         return seen - began
+
+
+def marked(mark: str, function: Callable[..., Any], *args: Any) -> Any:
+    """In a task: be known by a mark from here on, with all that it starts."""
+    Mark(mark).put_on_this_process()
+    return function(*args)
+
+
+def nobody_left(mark: Mark, _: object) -> Iterator[str]:
+    """For `Looks`: say how many processes have the mark of a task whose future has resolved."""
+    left = mark.scan()
+    if left:
+        yield f"{len(left)} alive when the future resolved"
 
 
 class Looks:

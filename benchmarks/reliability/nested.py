@@ -10,17 +10,8 @@ from benchmarks.reliability.scripts import Script
 __all__ = ["NESTED"]
 
 DIVE = """
-from benchmarks.processes import name_of
-from benchmarks.reliability.marks import Mark
+from benchmarks.reliability.marks import Mark, marked
 
-def is_alone():
-    # every executor has a template: of those in the tasks none is left, nor what is below them;
-    # a fresh fork has its parent's name for a moment
-    until = time.monotonic() + 2
-    while True:
-        names = [name_of(pid) for pid in Mark.own().scan() if pid != os.getpid()]
-        if len(set(names)) == len(names) or time.monotonic() > until:
-            return len(set(names)) == len(names) and "limit-template" in names
 def dive(depth, limits):
     if depth == 0:
         if os.fork() == 0:
@@ -28,9 +19,10 @@ def dive(depth, limits):
             signal.signal(signal.SIGTERM, signal.SIG_IGN)
         time.sleep(30)
     with LimitedProcessExecutor(1, wall_time=limits[0], preload=[]) as executor:
-        future = executor.submit(dive, depth - 1, limits[1:])
+        mark = Mark() if depth == 3 else Mark.own()  # on the outermost task, and all below it
+        future = executor.submit(marked, mark.value, dive, depth - 1, limits[1:])
         error = future.exception(30)
-        alone = depth < 3 or is_alone()
+        alone = depth < 3 or not mark.scan()
         return (type(error).__name__ if error else future.result()) + " alone" * alone
 began = time.monotonic()
 """
@@ -53,10 +45,11 @@ def under(name, limits, function, *arguments):
         return []
     limit = {name: limits[0]}
     with LimitedProcessExecutor(1, preload=[], wall_time=20, **limit) as executor:
-        future = executor.submit(under, name, limits[1:], function, *arguments)
+        mark = Mark() if len(limits) == 3 else Mark.own()
+        future = executor.submit(marked, mark.value, under, name, limits[1:], function, *arguments)
         error = future.exception(60)
         if len(limits) == 3:
-            good.append(is_alone() and has_counted(name, limits[0], future.report))
+            good.append(not mark.scan() and has_counted(name, limits[0], future.report))
         return [type(error).__name__] if error else [*future.result(), "ok"]
 def has_counted(name, limit, report):
     # what inner tasks used is in the outermost one's account, within its limit

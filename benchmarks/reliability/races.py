@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import logging
 import os
 import random
 import signal
@@ -18,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from benchmarks.processes import descendants, name_of, zombies
 from benchmarks.reliability.check import Check, Found
 from benchmarks.reliability.marks import Mark
-from benchmarks.reliability.scripts import Script, run_all
+from benchmarks.reliability.scripts import GONE_WITHIN, Script, run_all
 from benchmarks.rows import fork_and_wait, timed
 from pynisher_exec import LimitedProcessExecutor
 
@@ -43,6 +44,7 @@ class _Race:
     def __init__(self, chance: random.Random) -> None:
         self.troubles: list[str] = []
         self.futures: list[LimitedFuture[Any]] = []
+        self._may_cancel = False
         self._executor: LimitedProcessExecutor | None = LimitedProcessExecutor(2)
         self._chance = chance
 
@@ -74,7 +76,8 @@ class _Race:
         try:
             value = future.result(PATIENCE)
         except CancelledError:
-            return
+            if not self._may_cancel:
+                self.troubles.append("cancelled by nobody")
         except TimeoutError:
             self.troubles.append(f"no answer: {future}")
         else:
@@ -96,13 +99,17 @@ class _Race:
             self.futures.append(executor.submit(abs, -2))
 
     def _cancel(self, _: LimitedProcessExecutor) -> None:
+        self._may_cancel = True
         for future in self.futures[::2]:
             future.cancel()
 
     def _shut_down(self, executor: LimitedProcessExecutor) -> None:
-        executor.shutdown(wait=True, cancel_futures=self._chance.random() < 0.5)
+        cancels = self._chance.random() < 0.5
+        self._may_cancel |= cancels
+        executor.shutdown(wait=True, cancel_futures=cancels)
 
     def _kill(self, executor: LimitedProcessExecutor) -> None:
+        self._may_cancel = True
         executor.kill_workers()
 
     def _drop(self, _: LimitedProcessExecutor) -> None:
@@ -110,33 +117,55 @@ class _Race:
         gc.collect()
 
 
+class _Complaints(logging.Handler):
+    """All that is raised where nobody can catch it, or logged as an error."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.ERROR)
+        self.heard: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Hear a line of a log."""
+        self.heard.append(f"logged: {self.format(record)}"[:400])
+
+    def __enter__(self) -> list[str]:
+        self._hooks = threading.excepthook, sys.unraisablehook
+        threading.excepthook = lambda args: self.heard.append(f"a thread raised: {args}")
+        sys.unraisablehook = lambda args: self.heard.append(f"unraisable: {args}")
+        logging.getLogger().addHandler(self)
+        return self.heard
+
+    def __exit__(self, *_: object) -> None:
+        threading.excepthook, sys.unraisablehook = self._hooks
+        logging.getLogger().removeHandler(self)
+
+
+def _one_race(chance: random.Random) -> list[str]:
+    """Run one, and see its processes go."""
+    mark = Mark()
+    with mark.on_what_is_started():
+        race = _Race(chance)
+        race.run()
+    mark.wait_until_gone(GONE_WITHIN)
+    left = mark.scan()
+    return [*race.troubles, *(f"left: {name_of(pid)} {pid}" for pid in left)]
+
+
 def shutdown_races(count: int) -> Found:
     """Row 14."""
     chance = random.Random(SEED)  # noqa: S311 - the same races in every run
     failures: list[str] = []
-    complaints: list[str] = []
-    hooks = threading.excepthook, sys.unraisablehook
-    threading.excepthook = lambda args: complaints.append(str(args))
-    sys.unraisablehook = lambda args: complaints.append(str(args))
     slowest = 0.0
-    mark = Mark()
-    try:
+    with _Complaints() as complaints:
         for _ in range(count):
             began = time.monotonic()
-            with mark.on_what_is_started():
-                race = _Race(chance)
-                race.run()
+            failures += _one_race(chance)
             slowest = max(slowest, time.monotonic() - began)
-            failures += race.troubles
-    finally:
-        threading.excepthook, sys.unraisablehook = hooks
-    mark.wait_until_gone(10)
-    failures += [f"left: {pid}" for pid in mark.scan()]
-    failures += [f"a thread raised: {line}" for line in complaints]
     exits = run_all(EXITS, max(len(EXITS), count // 20))
-    return Found(
-        count + exits.tries, failures + exits.failures, f"slowest {slowest:.1f} s, {exits.worst}"
-    )
+    at_random = run_all(EXITS_AT_RANDOM, max(1, count // 20))
+    tries = count + exits.tries + at_random.tries
+    failures += [*complaints, *exits.failures, *at_random.failures]
+    return Found(tries, failures, f"slowest {slowest:.1f} s, {exits.worst}")
 
 
 EXITS = (
@@ -148,6 +177,7 @@ EXITS = (
             executor.submit(time.sleep, 0.05).add_done_callback(lambda future: print(True))
         """,
         "True\n" * 6,
+        quiet=True,
     ),
     Script(
         "the interpreter ends by an exception, the executor was never shut down",
@@ -158,6 +188,7 @@ EXITS = (
         sys.exit(3)
         """,
         code=3,
+        quiet=True,
     ),
     Script(
         "the process ends at once, with tasks running",
@@ -168,6 +199,7 @@ EXITS = (
         os._exit(4)
         """,
         code=4,
+        quiet=True,
     ),
     Script(
         "the interpreter ends while other threads submit and shut down",
@@ -186,7 +218,51 @@ EXITS = (
         for thread in threads:
             thread.start()
         """,
+        quiet=True,
     ),
+)
+
+EXIT_AT_RANDOM = """
+import gc, random
+chance = random.Random({seed})
+executors = [LimitedProcessExecutor(2)]
+futures = []
+def submit(executor):
+    for _ in range(5):
+        futures.append(executor.submit(time.sleep, chance.uniform(0, 0.1)))
+def cancel(executor):
+    for future in futures[::2]:
+        future.cancel()
+def shut_down(executor):
+    executor.shutdown(cancel_futures=chance.random() < 0.5)
+def kill(executor):
+    executor.kill_workers()
+def drop(executor):
+    executors.clear()
+    del executor
+    gc.collect()
+def act(action, pause):
+    time.sleep(pause)
+    try:
+        if executors:
+            action(executors[0])
+    except RuntimeError as error:  # it has been shut down, or the interpreter ends
+        if "shutdown" not in str(error):
+            raise
+actions = [submit, *chance.choices([submit, cancel, shut_down, kill, drop], k=4)]
+for action in actions:
+    threading.Thread(target=act, args=(action, chance.uniform(0, 0.3)), daemon=True).start()
+time.sleep(chance.uniform(0, 0.4))
+"""
+
+EXITS_AT_RANDOM = tuple(
+    Script(
+        f"the interpreter ends at a random point, {seed}",
+        EXIT_AT_RANDOM.format(seed=seed),
+        "",
+        quiet=True,
+    )
+    for seed in range(100)
 )
 
 
@@ -297,6 +373,7 @@ def soak(count: int) -> Found:
         allowed = 1.1 if count >= JUDGED or "forks" not in what else 3
         allowed = 1.0 if what == "descriptors" else allowed
         failures += [f"{what} grew: {first:.2f} to {last:.2f}"] if last > allowed * first else []
+    failures += [f"{what}: none seen" for what, held in marks[-1].items() if not held]
     failures += [f"zombie {pid}" for pid in zombies()]
     return Found(count, failures, "; ".join(worst))
 

@@ -17,6 +17,9 @@ __all__ = ["PATIENCE", "Script", "run_all"]
 
 PATIENCE = 60
 
+GONE_WITHIN = 1.0
+"""Seconds after a caller's end, whatever end, within which nothing of it is left."""
+
 HEAD = """
 import os, signal, sys, threading, time
 sys.path[:] = {path!r}
@@ -65,7 +68,7 @@ def _run(script: Script) -> _Ran:
         )
     except subprocess.TimeoutExpired:
         return _Ran([f"{script.name}: hangs"])
-    took = mark.wait_until_gone(10)
+    took = mark.wait_until_gone(GONE_WITHIN)
     wrong = []
     if (done.stdout, done.returncode) != (script.expected, script.code):
         wrong.append(f"{script.name}: {done.stdout!r}, {done.returncode}: {done.stderr[-300:]}")

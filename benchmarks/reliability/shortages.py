@@ -182,7 +182,7 @@ with shortages.no_descriptors():
 with LimitedProcessExecutor(2) as executor:
     with shortages.no_descriptors():
         futures = [executor.submit(abs, -1) for _ in range(4)]
-        fine = fine and told(futures, "Too many open files", "descriptor")
+        fine = fine and told(futures, "Too many open files")
     print(fine and answers(executor))
 """,
     ),

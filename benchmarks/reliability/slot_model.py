@@ -97,6 +97,8 @@ class SlotModel(RuleBasedStateMachine):
         self.forked_since = False
         self.asked_to_read = self.said_taken = False
         self.frames = 0
+        self.reasons: set[str] = set()
+        """For which answers something has happened since the task was given."""
 
     @initialize(steps=st.integers(0, 4), data=st.sampled_from(["stayed", "nowhere"]))
     def come_up(self, steps: int, data: str) -> None:
@@ -111,8 +113,9 @@ class SlotModel(RuleBasedStateMachine):
             step()
 
     def answer(self, item: Item, what: str) -> None:
-        """A task has its verdict, or goes back to the queue."""
+        """A task has its verdict, or goes back to the queue: for a reason."""
         assert self.owed == [item]
+        assert what in self.reasons
         self.owed.clear()
         self.answers.append(what)
 
@@ -145,6 +148,8 @@ class SlotModel(RuleBasedStateMachine):
         self.generation += 1
         self.forked_since = self.slot.state == "busy"
         streams = (its.fileno(),) if with_stream else ()
+        if not with_stream:  # the caller had no descriptor left for it, and gives the slot up
+            self.reasons.add("lost")
         self._say("ready", streams, generation=self.generation, pid=os.getpid(), supervisor=NOBODY)
         its.close()
 
@@ -157,6 +162,7 @@ class SlotModel(RuleBasedStateMachine):
         self.given += 1
         self.forked_since = self.asked_to_read = self.said_taken = False
         self.frames = 0
+        self.reasons.clear()
         self.slot.run(item, [b"call"])
 
     @precondition(lambda self: self._near_is_open)
@@ -211,6 +217,7 @@ class SlotModel(RuleBasedStateMachine):
         fields: dict[str, Any] = {"generation": self.generation, "survivors": survivors}
         if unstarted and self.forked_since:  # it says so of a child before the one that waits
             fields.update(unstarted=True, next_generation=self.generation)
+        self.reasons.add("requeue" if "unstarted" in fields else "finished")
         self._say("ended", **fields)
 
     @precondition(lambda self: self._near_is_open)
@@ -225,6 +232,7 @@ class SlotModel(RuleBasedStateMachine):
         """The supervisor fails, or the line has been tampered with."""
         if not kind:
             return
+        self.reasons.add("lost")
         self._say(kind)
 
     @rule(what=st.sampled_from([*NOTHING, "supervisor", "both", "template"]))
@@ -232,6 +240,7 @@ class SlotModel(RuleBasedStateMachine):
         """The supervisor dies, and the template may tell so; or that one dies, alone."""
         if not what:
             return
+        self.reasons.add("lost")
         if what == "template":
             self.host.kill()
         else:
@@ -253,6 +262,7 @@ class SlotModel(RuleBasedStateMachine):
         """The next deadline passes."""
         due = self.slot.next_deadline
         if due is not None:
+            self.reasons.add("lost")  # it may give the supervisor up
             self.now = max(self.now, due)
             self.monitor._pass_deadline(self.slot, self.now)  # noqa: SLF001 - as it does when late
             self._turn()
