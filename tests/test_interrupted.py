@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import signal
+import threading
 from typing import TYPE_CHECKING
 
+import crashes
 import pytest
 from test_places import run_script, wait_until_gone
 
+from pynisher_exec import LimitedProcessExecutor
+
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from conftest import Mark
 
 # The interrupt comes when the main thread waits in `Pool.join`: its stack says so, and the kernel
@@ -87,3 +93,39 @@ def test_caught_ctrl_c_has_ended_the_tasks(marked: Mark) -> None:
     assert done.stdout.splitlines()[-2:] == ["[True, True]", "1"], done.stderr
     assert done.returncode == 0
     wait_until_gone(marked, 5)
+
+
+def once(function: Callable[..., object], *, before: bool) -> Callable[..., object]:
+    """The same function, which is interrupted at its first call, just before it or just after."""
+    strikes = [KeyboardInterrupt()]
+
+    def interrupted(*args: object) -> object:
+        if before and strikes:
+            raise strikes.pop()
+        value = function(*args)
+        if strikes:
+            raise strikes.pop()
+        return value
+
+    return interrupted
+
+
+@pytest.mark.parametrize("before", [True, False])
+@pytest.mark.parametrize("where", ["mask", "start"])
+def test_interrupted_first_submit_is_made_good_by_the_next(
+    monkeypatch: pytest.MonkeyPatch, where: str, *, before: bool
+) -> None:
+    """The monitor thread runs, or does not: never a thread that is waited for and not there."""
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, ())
+    with LimitedProcessExecutor(1) as executor, monkeypatch.context() as patched:
+        if where == "mask":
+            patched.setattr(signal, "pthread_sigmask", once(signal.pthread_sigmask, before=before))
+        else:
+            patched.setattr(threading.Thread, "start", once(threading.Thread.start, before=before))
+        with pytest.raises(KeyboardInterrupt):
+            executor.submit(crashes.value)
+        patched.undo()
+        assert executor.submit(crashes.value).result(30) == 42
+        monitors = [each for each in threading.enumerate() if "monitor" in each.name]
+        assert len(monitors) == 1
+    assert signal.pthread_sigmask(signal.SIG_BLOCK, ()) == mask

@@ -24,6 +24,7 @@ from pynisher_exec import (
     Report,
     Status,
     TaskError,
+    UnpicklableError,
     errors,
     limited,
 )
@@ -334,3 +335,29 @@ def test_lock_of_a_thread_in_a_closure_is_named() -> None:
     with LimitedProcessExecutor(1, context="spawn") as executor:
         error = executor.submit(lambda: lock).exception(PATIENCE)
     assert "lock" in str(error)
+
+
+class BoundElsewhere:
+    """A function's place-holder that stands for something in the thread that bound it alone."""
+
+    def __call__(self) -> None:
+        """Be callable."""
+
+    def __reduce__(self) -> Any:
+        msg = "unbound"
+        raise TypeError(msg)
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "__qualname__" and threading.current_thread() is not threading.main_thread():
+            msg = "unbound"
+            raise RuntimeError(msg)
+        raise AttributeError(name)
+
+
+def test_function_that_cannot_be_named_there_fails_its_own_future() -> None:
+    """Whoever pickles it, and cannot, wants to name it, and goes on without."""
+    with LimitedProcessExecutor(1, wall_time=5) as executor:
+        error = executor.submit(BoundElsewhere()).exception(PATIENCE)
+        assert isinstance(error, UnpicklableError)
+        assert "BoundElsewhere" in str(error)
+        assert executor.submit(abs, -1).result(PATIENCE) == 1

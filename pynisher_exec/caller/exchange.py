@@ -26,6 +26,9 @@ __all__ = ["Exchange"]
 TRANSFER_TIME = 10.0
 """Seconds without progress for which a returned task is waited for, then it is ended."""
 
+LATE = 1.0
+"""Seconds after a deadline at which this thread must have been busy with something else."""
+
 SLOWEST = 1 << 16
 """Bytes a second: a byte that arrives buys no more time than that, so none can trickle for ever."""
 
@@ -197,6 +200,17 @@ class Exchange:
             self.deadline = now + EXIT_TIME
         else:
             self.deadline = min(now + TRANSFER_TIME, self.deadline + came / SLOWEST)
+
+    def give_time(self, now: float) -> bool:
+        """Give the task its time anew where it was this thread that was late, and did not read.
+
+        A callback took long, say, or this process was stopped, or without the interpreter lock.
+        """
+        assert self.deadline is not None  # noqa: S101  (it has passed)
+        if self.trouble or now - self.deadline < LATE:
+            return False
+        self.deadline = now + TRANSFER_TIME
+        return True
 
     def let_go(self) -> socket.socket:
         """Give the stream back: the outcome has been read, and another call may go there."""

@@ -29,6 +29,10 @@ if TYPE_CHECKING:
 __all__ = ["HostKeeper", "Hosts"]
 
 
+MOST_LESSONS = 100
+"""Keys of templates of which is remembered what their tasks imported."""
+
+
 class HostKeeper(Protocol):
     """Who is told what becomes of hosts."""
 
@@ -93,6 +97,8 @@ class Hosts:
         return host
 
     def _lesson(self, key: Key) -> Lesson:
+        if key not in self._lessons and len(self._lessons) >= MOST_LESSONS:
+            self._lessons.pop(next(iter(self._lessons)))  # the oldest: it can be learned again
         return self._lessons.setdefault(key, Lesson())
 
     def _start(
@@ -120,7 +126,7 @@ class Hosts:
         lesson = self._lesson(key)
         try:
             host = self._start(key, around, lesson.begin(), scout=True)
-        except OSError:  # no process or descriptor to be had: tasks import by themselves
+        except Exception:  # noqa: BLE001  (no process, no descriptor: tasks import by themselves)
             lesson.give_up()
             return
         self._scouts[key] = Scout(host, around, time.monotonic() + self._startup_time)
@@ -177,9 +183,16 @@ class Hosts:
     # -- lines and ends --------------------------------------------------------------------------
 
     def _keep(self, host: Host) -> Host:
+        try:
+            self._reactor.listen(host.pidfd, lambda: self._end(host))
+            self._reactor.listen(host.line.fileno(), lambda: self._hear(host))
+        except OSError:  # the kernel has no room for that: nobody would hear of its end
+            self._reactor.ignore(host.pidfd)
+            host.close()
+            host.kill()
+            host.reap()
+            raise
         self._living[host.pidfd] = host
-        self._reactor.listen(host.pidfd, lambda: self._end(host))
-        self._reactor.listen(host.line.fileno(), lambda: self._hear(host))
         return host
 
     def _hear(self, host: Host) -> None:

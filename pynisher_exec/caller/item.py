@@ -143,7 +143,10 @@ def text_of(error: BaseException) -> str:
 
 def name_of(function: object) -> str:
     """A function's name as a message should say it."""
-    return str(getattr(function, "__qualname__", None) or type(function).__qualname__)
+    name = None
+    with contextlib.suppress(Exception):  # a proxy may stand for nothing here
+        name = getattr(function, "__qualname__", None)
+    return str(name or type(function).__qualname__)
 
 
 _UNFIT = (

@@ -35,7 +35,7 @@ from pynisher_exec.template import loop
 
 if TYPE_CHECKING:
     import socket
-    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
     from multiprocessing.context import BaseContext
 
     from pynisher_exec.caller.item import Item, Key
@@ -81,6 +81,8 @@ class Host:
 
     def kill(self) -> None:
         """End it at once; its supervisors go on until their own lines end."""
+        if self.reaped:  # the descriptor's number may be another's
+            return
         with contextlib.suppress(ProcessLookupError):
             pidfd.send_signal(self.pidfd, signal.SIGKILL)
 
@@ -140,20 +142,26 @@ def _standard_numbers_taken() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _signals(change: int, signals: Iterable[int]) -> Iterator[None]:
-    before = signal.pthread_sigmask(change, signals)
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, ())
     try:
+        signal.pthread_sigmask(change, signals)
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def start_interpreter(
-    module: str, descriptors: Sequence[int], arguments: Sequence[object], path: Sequence[str]
+    module: str,
+    descriptors: Sequence[int],
+    arguments: Sequence[object],
+    path: Sequence[str],
+    environment: Mapping[str, str] | None = None,
 ) -> int:
     """Start a fresh interpreter that calls `module.serve(*descriptors, *arguments)`; give its pid.
 
     It has the caller's interpreter flags, the `sys.path` given, and every signal blocked, so that
-    none can reach it before it has chosen how to take them.
+    none can reach it before it has chosen how to take them. `environment` goes over what this
+    process has.
     """
     setup = os.memfd_create("pynisher_exec setup", os.MFD_CLOEXEC)
     try:
@@ -166,10 +174,31 @@ def start_interpreter(
             flags = subprocess._args_from_interpreter_flags()  # type: ignore[attr-defined]  # noqa: SLF001
             command = [executable, *flags, "-c", _BOOTSTRAP, str(passed[0])]
             with _signals(signal.SIG_BLOCK, signal.valid_signals()):
-                pid: int = fork_exec(command, passed)
-                return pid
+                return _fork_exec(command, passed, environment)
     finally:
         os.close(setup)
+
+
+def _fork_exec(command: list[str], passed: list[int], environment: Mapping[str, str] | None) -> int:
+    """loky's, which copies `os.environ` on the way: another thread may change that meanwhile."""
+    for _ in range(_MOST_COPIES):
+        with contextlib.suppress(KeyError, RuntimeError):
+            return int(fork_exec(command, passed, environment))
+    msg = "the environment changes all the time"
+    raise OSError(msg)
+
+
+_MOST_COPIES = 20
+
+_READ_AT_START = ("LD_", "PYTHON")
+"""What the loader and the interpreter read as they start, and take for unset where it is empty."""
+
+
+def _environment(around: Surroundings) -> dict[str, str]:
+    """The variables of a submit, which may have changed since; no others of those above."""
+    known = {os.fsdecode(name): os.fsdecode(value) for name, value in around.environment.items()}
+    later = [name for name in list(os.environ) if name.startswith(_READ_AT_START)]
+    return {**dict.fromkeys(later, ""), **known}
 
 
 def start_template(
@@ -186,6 +215,7 @@ def start_template(
             (far_end.fileno(), caller),
             (list(modules), around.pickled, scout),
             around.path,
+            _environment(around),
         )
         held = _hold(pid)
     except BaseException:

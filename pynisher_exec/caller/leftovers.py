@@ -35,10 +35,13 @@ class Leftovers:
             self._remove(*arguments)
 
     def _remove(self, item: Item, ending: Ending) -> None:
-        gone = private_tmp.remove(item.private_tmp)
-        told = ending.told if gone else {**ending.told, "left": item.private_tmp}
-        self._done.put((item, ending._replace(told=told)))
-        self._ring()
+        gone = False
+        try:
+            gone = private_tmp.remove(item.private_tmp)
+        finally:  # whatever it raises, the future is to be resolved
+            told = ending.told if gone else {**ending.told, "left": item.private_tmp}
+            self._done.put((item, ending._replace(told=told)))
+            self._ring()
 
     def removed(self) -> Iterator[Lost]:
         """Tasks that can be concluded now."""

@@ -125,7 +125,7 @@ class Monitor:
                 self._end(slot, slot.item, "kill")
 
     def _drop(self, item: Item) -> None:
-        """Cancel a call that is in no slot; one that had begun before it came back, too."""
+        """Cancel a call that is in no slot, one that had begun before it came back too."""
         if item.future.cancel_if_pending():
             self._begun.discard(item)
         else:
@@ -212,7 +212,8 @@ class Monitor:
 
     def _could_not_start(self, item: Item, error: BaseException) -> bool:
         """Wait while other slots work; else this item fails, and the next one tries anew."""
-        if self._slots.has_any("busy", "idle", "starting"):
+        # One that waits for nothing may hold what is short here.
+        if self._slots.has_any("busy", "starting") or self._slots.retire_idle():
             self._retry_at = time.monotonic() + RETRY_AFTER
             return False
         if isinstance(error, ConnectionError) and item.tries < MOST_TRIES:
@@ -262,7 +263,7 @@ class Monitor:
         self._begun.add(item)
         try:
             segments = item.segments(bare=self._bound)
-        except (UnpicklableError, MemoryError) as error:
+        except Exception as error:  # noqa: BLE001  (an UnpicklableError, if foreign code allows)
             if self._bound:
                 self._slots.retire(slot)
             self._fail_unpicklable(item, error)
@@ -314,6 +315,8 @@ class Monitor:
         """A supervisor has ended, and what it had below it."""
         slot = self._slots.get(number)
         if slot is not None:
+            slot.hear()  # its own last words, which may lie behind these in the queue of events
+        if slot is not None and self._slots.get(number) is slot:
             slot.failure = error or slot.failure
             self._conclude_lost(slot, survivors)
 
@@ -332,15 +335,15 @@ class Monitor:
         elif item is not None:
             self._fail(item, f"no process could be started for the task: {reason}", None)
         elif not came_up and charge:
-            self._fail_next(reason, hopeless=slot.hopeless)
+            self._fail_next(reason, slot)
 
-    def _fail_next(self, reason: str, *, hopeless: bool) -> None:
-        """A slot did not come up: where no other has, and tries were made, the next item fails."""
-        if self._slots.some_came_up:
+    def _fail_next(self, reason: str, slot: Slot) -> None:
+        """A slot did not come up: where none of its key has, after some tries, an item fails."""
+        if self._slots.some_came_up(slot.key):
             self._retry_at = time.monotonic() + RETRY_AFTER
             return
         item = self._inbox.take()
-        if item is not None and item.tries < MOST_TRIES and not hopeless:
+        if item is not None and item.tries < MOST_TRIES and not slot.hopeless:
             self.requeue(item)
         elif item is not None:
             self._fail(item, f"no process could be started for the task: {reason}", None)
@@ -354,7 +357,9 @@ class Monitor:
     def host_ended(self, host: Host) -> None:
         """Slots that it has not brought up never will; those that run go on without it."""
         for slot in self._slots.of(host):
-            if slot.state in ("starting", "lost") or slot.item is None:
+            slot.hear()
+            waits = slot.item is None and slot.state != "closed"  # by its own last words
+            if slot.state in ("starting", "lost") or waits:
                 self._conclude_lost(slot, [], charge=self._charges(slot))
 
     def _charges(self, slot: Slot) -> bool:
@@ -365,10 +370,7 @@ class Monitor:
         return True
 
     def host_outdated(self, host: Host, *, trusted: bool) -> None:
-        """Another has taken its place: what runs there goes on, what waits there is not needed.
-
-        What is on its way there may serve one more call, unless tasks do not come up from it.
-        """
+        """Another has taken its place: what runs goes on; what comes up serves one more, if fit."""
         for slot in self._slots.of(host):
             if slot.state == "idle" or (slot.state == "starting" and not trusted):
                 self._slots.retire(slot)
@@ -377,6 +379,9 @@ class Monitor:
 
     def _mind_deadlines(self) -> None:
         now = time.monotonic()
+        due = self._next_due()
+        if due is not None and now >= due:
+            self._reactor.turn(now)  # what kept this thread from it, kept it from the news, too
         if self._retry_at is not None and now >= self._retry_at:
             self._retry_at = None
             self._dispatch()

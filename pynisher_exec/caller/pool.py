@@ -80,18 +80,23 @@ class Pool:
 
     def _start_thread(self) -> None:
         """Start the monitor. Noted first: an interrupt may strike when it runs already."""
-        self._thread = thread = threading.Thread(target=self._serve, name="pynisher_exec monitor")
-        # Blocked signals are inherited: the user's handlers are for the user's threads.
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+        thread = threading.Thread(target=self._serve, name="pynisher_exec monitor")
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, ())
         try:
+            self._thread = thread
+            # Blocked signals are inherited: the user's handlers are for the user's threads.
+            signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
             thread.start()
-        except RuntimeError:  # no thread can be started
+        except BaseException:  # no thread can be started, or an interrupt struck before or after
             self._thread = None
             raise
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
     def _serve(self) -> None:
+        with self._lock:  # whoever has started this thread knows by now whether it stands
+            if not self.serves_here:
+                return
         try:
             self._monitor.serve()
         finally:

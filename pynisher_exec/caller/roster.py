@@ -52,10 +52,16 @@ class Roster:
         """Whether one is in such a state."""
         return any(slot.state in states for slot in self._slots.values())
 
-    @property
-    def some_came_up(self) -> bool:
-        """Whether one has had a child that waited for a call, and may have one again."""
-        return any(slot.idle_since for slot in self._slots.values())
+    def some_came_up(self, key: Key) -> bool:
+        """Whether one for calls of this key has had a child that waited, and may have one again."""
+        return any(slot.idle_since for slot in self._slots.values() if slot.key == key)
+
+    def retire_idle(self) -> bool:
+        """Let one go that has nothing to do; False where there is none."""
+        slot = next((slot for slot in self if slot.state == "idle"), None)
+        if slot is not None:
+            self.retire(slot)
+        return slot is not None
 
     def idle(self, key: Key) -> Slot | None:
         """Give the slot that has waited longest for a call of this key: its child is readiest."""

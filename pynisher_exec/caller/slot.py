@@ -100,7 +100,7 @@ class Slot:
         finally:
             far_end.close()
         self._control.setblocking(False)
-        self._reactor.listen(self._control.fileno(), self._hear)
+        self._reactor.listen(self._control.fileno(), self.hear)
 
     # -- a task begins ---------------------------------------------------------------------------
 
@@ -109,7 +109,7 @@ class Slot:
         self.state, self.item = "busy", item
         self._was_stopped = False
         self.deadline = self._next_check(item, time.monotonic())
-        with contextlib.suppress(OSError):  # the line's end will be heard
+        try:
             messages.send(
                 self._control,
                 "start",
@@ -119,6 +119,11 @@ class Slot:
                 private_tmp=item.private_tmp,
                 shared=[memory.place for memory in item.shared],
             )
+        except ConnectionError:
+            pass  # the line's end will be heard
+        except OSError as error:  # the kernel has no room: nobody would watch the task
+            self.failure = f"its supervisor could not be told of the task: {error}"
+            self.kill_supervisor()
         stream, self._stream = self._stream, None
         assert stream is not None  # noqa: S101  (a slot becomes idle by READY, which brings one)
         self.killing = self.tidying = False
@@ -158,7 +163,8 @@ class Slot:
 
     # -- what the supervisor says ----------------------------------------------------------------
 
-    def _hear(self) -> None:
+    def hear(self) -> None:
+        """Take what has come, to the line's end if it is there."""
         while self.state not in ("closed", "lost"):
             try:
                 message = messages.receive(self._control)
@@ -275,6 +281,8 @@ class Slot:
         exchange = self._exchange
         if exchange is None or exchange.deadline is None or now < exchange.deadline:
             return False
+        if exchange.give_time(now):
+            return True
         exchange.deadline = None
         self.kill("transfer")
         return True
