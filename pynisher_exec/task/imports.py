@@ -40,6 +40,7 @@ def installed_since(before: int) -> str:
         return ""
     known: dict[str, bool] = {}
     names = [name for name in list(sys.modules)[before:] if _is_installed(name, known)]
+    names = [name for name in names if name.isascii()]  # of others a character is several bytes
     for dots in (9, 2, 1, 0):
         text = "\n".join(name for name in names if name.count(".") <= dots)
         if len(text) <= MOST:
