@@ -264,6 +264,7 @@ class _Supervisor(_Sleeper):
             pipes=None,
             rest=None,
             shares=set(),
+            note_shares=lambda _: None,
             trackers=set(),
         )
         limits = Limits(memory=1 << 30, cpu_time=60, wall_time=60, processes=2, startup_time=60)

@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 __all__ = ["Looks", "Mark", "marked", "nobody_left"]
 
 VARIABLE = "PYNISHER_EXEC_RELIABILITY"
+LONGEST_LOOK = 10.0
+"""Seconds after which a look that a resolved future should have had is missed."""
+
 ENV_START = 49
 """Which field of /proc/PID/stat, from 0, says where the environment lies (proc_pid_stat(5))."""
 
@@ -104,7 +107,7 @@ class Looks:
         """Those that were anywhere below this process at one of the moments."""
         self._failures: list[str] = []
         self._count = 0
-        self._lock = threading.Lock()
+        self._looked = threading.Condition()
 
     def at(self, future: Future[Any], look: Callable[[Any], Iterable[str]]) -> None:
         """Have `look` say what is wrong when the future, which it is given, has resolved."""
@@ -117,13 +120,18 @@ class Looks:
             wrong = list(look(future))
         except Exception as error:  # noqa: BLE001 - whatever breaks a look is a failure
             wrong = [f"a look broke: {error!r}; {getattr(future, 'report', None)}"[:400]]
-        with self._lock:
+        with self._looked:
             self.zombies.update(seen)
             self._failures += wrong
             self._count += 1
+            self._looked.notify_all()
 
     def failures(self, promised: int) -> list[str]:
-        """What was wrong, once all the futures that were promised should have resolved."""
-        with self._lock:
+        """What was wrong, once all the futures that were promised should have resolved.
+
+        Whoever waits for a future may go on a moment before its callbacks are called.
+        """
+        with self._looked:
+            self._looked.wait_for(lambda: self._count >= promised, LONGEST_LOOK)
             missing = [] if self._count == promised else [f"{self._count} looks for {promised}"]
             return self._failures + missing
