@@ -31,6 +31,18 @@ def add(x: int, y: int = 0) -> int:
     return x + y
 
 
+def test_future_has_all_that_the_stdlibs_has() -> None:
+    """Its `__init__` does what the base's does, and does not call it."""
+    base = vars(concurrent.futures.Future())
+    ours = vars(LimitedFuture())
+    assert base.keys() <= ours.keys()
+    plain = {name for name, value in base.items() if value is None or isinstance(value, str)}
+    assert plain == {"_state", "_result", "_exception"}
+    assert {name: ours[name] for name in plain} == {name: base[name] for name in plain}
+    assert ours["_waiters"] == ours["_done_callbacks"] == []
+    assert isinstance(ours["_condition"], type(base["_condition"]))
+
+
 def busy_slots(executor: LimitedProcessExecutor, count: int) -> list[LimitedFuture[Any]]:
     """Fill the slots with tasks that sleep, and wait until they run."""
     futures = [executor.submit(crashes.sleep_long) for _ in range(count)]

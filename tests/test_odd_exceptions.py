@@ -249,3 +249,20 @@ def test_lineage_has_an_end(length: int, expected: int) -> None:
         found.append(str(error))
         error = error.__context__
     assert found == [str(number) for number in range(expected)]
+
+
+class Unbound:
+    """A value that does not say what it is, and travels all the same."""
+
+    @property  # type: ignore[misc]
+    def __class__(self) -> type:
+        raise RuntimeError
+
+    def __reduce__(self) -> Any:
+        return int, (42,)
+
+
+def test_value_that_does_not_tell_its_class_arrives() -> None:
+    """What decides is what it is."""
+    with LimitedProcessExecutor(1, wall_time=5) as executor:
+        assert executor.submit(Unbound).result(PATIENCE) == 42

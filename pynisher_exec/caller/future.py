@@ -45,10 +45,14 @@ class LimitedFuture(Future[T]):
     """
 
     def __init__(self) -> None:
-        super().__init__()
-        # Under a second name, since `as_completed` is typed to take futures with a plain condition.
+        # Not by the base's, whose condition and list would be thrown away, for each of thousands
+        # of calls; a test holds that nothing is left out. The condition has a second name, since
+        # `as_completed` is typed to take futures with a plain one.
         self._condition = self._guard = Condition()
+        self._state = PENDING
+        self._result = self._exception = None
         self._waiters = Waiters(self._guard)
+        self._done_callbacks: list[Callable[[LimitedFuture[T]], object]] = []
         self._report: Report | None = None
         self._stop: Callable[[], None] | None = None
         self._cancel_asked = False

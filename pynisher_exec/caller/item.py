@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import contextvars
 import functools
 import inspect
 import os
@@ -26,6 +25,7 @@ from pynisher_exec.task import surroundings
 from pynisher_exec.task.run import Call, Header, Inherited
 
 if TYPE_CHECKING:
+    import contextvars
     from collections.abc import Callable, Mapping, Sequence
 
     from pynisher_exec.caller.future import LimitedFuture
@@ -56,14 +56,15 @@ Key = tuple[object, ...]
 """What a template must agree with: interpreter flags, `sys.path`, variables read at the start."""
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, slots=True)
 class Item:
     """A task that waits or runs.
 
     `streams`: descriptors that become the task's standard input, output and error as they are.
     Without, and not captured: the caller's own output and error. `classic` and `private_tmp`: see
     `task.run.Header`. `ready`: the call, pickled ahead by the thread that made it. `context`: that
-    thread's. `owner`: whose shared objects it may refer to; `shared`: those that it does.
+    thread's, for a fork of this process. `owner`: whose shared objects it may refer to; `shared`:
+    those that it does.
     """
 
     future: LimitedFuture[Any]
@@ -79,7 +80,7 @@ class Item:
     tries: int = 0
     cancelled: str = ""
     ready: Segments | None = None
-    context: contextvars.Context = field(default_factory=contextvars.copy_context)
+    context: contextvars.Context | None = None
     owner: object = None
     shared: Sequence[Memory] = ()
 
@@ -105,6 +106,7 @@ class Item:
     def inherited(self) -> Inherited:
         """What a fork of this process is to run; with the context variables of the submit."""
         function, args, kwargs = self.call
+        assert self.context is not None  # noqa: S101  (each item of such a pool has one)
         call = Call(self.context.run, (function, *args), kwargs)
         return Inherited(self.initializer, call, reseed=not self.classic)
 

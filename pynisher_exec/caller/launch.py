@@ -182,8 +182,13 @@ def start_interpreter(
 def _fork_exec(command: list[str], passed: list[int], environment: Mapping[str, str] | None) -> int:
     """loky's, which copies `os.environ` on the way: another thread may change that meanwhile."""
     for _ in range(_MOST_COPIES):
-        with contextlib.suppress(KeyError, RuntimeError):
+        try:
             return int(fork_exec(command, passed, environment))
+        except KeyError:  # noqa: PERF203  (a start takes longer than any loop)
+            pass
+        except RuntimeError as error:
+            if "changed size" not in str(error):  # the interpreter ends, say
+                raise
     msg = "the environment changes all the time"
     raise OSError(msg)
 

@@ -6,6 +6,7 @@ was submitted is still done.
 
 from __future__ import annotations
 
+import contextvars
 import os
 import signal
 import threading
@@ -62,6 +63,8 @@ class Pool:
 
     def submit(self, item: Item) -> None:
         """Queue a task. RuntimeError after `close`, and in a fork of the process that made this."""
+        if self.forks:
+            item.context = contextvars.copy_context()
         try:
             with self._lock:
                 self.check_open()

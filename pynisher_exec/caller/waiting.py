@@ -52,8 +52,9 @@ class _Event(threading.Event):
 class Waiters(list[Any]):
     """A future's: who waits for several futures comes to each by `append`, with its lock held."""
 
+    __slots__ = ("_condition",)
+
     def __init__(self, condition: Condition) -> None:
-        super().__init__()
         self._condition = condition
 
     def append(self, waiter: Any) -> None:
