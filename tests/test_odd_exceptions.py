@@ -265,4 +265,5 @@ class Unbound:
 def test_value_that_does_not_tell_its_class_arrives() -> None:
     """What decides is what it is."""
     with LimitedProcessExecutor(1, wall_time=5) as executor:
-        assert executor.submit(Unbound).result(PATIENCE) == 42
+        value: object = executor.submit(Unbound).result(PATIENCE)
+    assert value == 42

@@ -106,7 +106,7 @@ class LimitedFuture(Future[T]):
 
     def _call_back(self) -> None:
         """As the stdlib does, but what one raises keeps no other from its turn."""
-        for callback in self._done_callbacks:  # type: ignore[attr-defined]
+        for callback in self._done_callbacks:
             self._call(callback)
 
     def _call(self, callback: Callable[[LimitedFuture[T]], object]) -> None:
