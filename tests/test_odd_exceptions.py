@@ -249,21 +249,3 @@ def test_lineage_has_an_end(length: int, expected: int) -> None:
         found.append(str(error))
         error = error.__context__
     assert found == [str(number) for number in range(expected)]
-
-
-class Unbound:
-    """A value that does not say what it is, and travels all the same."""
-
-    @property  # type: ignore[misc]
-    def __class__(self) -> type:
-        raise RuntimeError
-
-    def __reduce__(self) -> Any:
-        return int, (42,)
-
-
-def test_value_that_does_not_tell_its_class_arrives() -> None:
-    """What decides is what it is."""
-    with LimitedProcessExecutor(1, wall_time=5) as executor:
-        value: object = executor.submit(Unbound).result(PATIENCE)
-    assert value == 42

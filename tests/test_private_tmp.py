@@ -138,7 +138,7 @@ def go_deep(depth: int) -> None:
 def test_depth_costs_nothing(folder: Path) -> None:
     """Neither recursion nor a descriptor for each level."""
     with LimitedProcessExecutor(1, private_tmp=True) as executor:
-        executor.submit(go_deep, 3000).result(PATIENCE)
+        executor.submit(go_deep, 1500).result(PATIENCE)
         assert list(folder.iterdir()) == []
         assert executor.submit(crashes.value).result(PATIENCE) == 42
 

@@ -13,7 +13,7 @@ import json
 import os
 import sys
 import traceback
-from typing import TYPE_CHECKING, Any, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pynisher_exec.errors import RemoteTraceback, TaskError
 from pynisher_exec.kernel import memory_copy
@@ -192,8 +192,8 @@ def pack(
         segments = _attempt(noun, "pickled", value, lambda: payload.dump_outcome(value, main_names))
         if type(value) not in payload.ATOMS and not payload.looks_plain(segments[0]):
             _attempt(noun, "loaded again", value, lambda: payload.try_outcome(segments))
-        if issubclass(type(value), BaseException):  # whatever its `__class__` says
-            segments = _with_lineage(cast("BaseException", value), segments, main_names)
+        if isinstance(value, BaseException):
+            segments = _with_lineage(value, segments, main_names)
     except _Untravelled as problem:
         if kind != "startup":
             facts["outcome"], facts["message"] = "unpicklable", str(problem)
