@@ -285,8 +285,8 @@ class SlotModel(RuleBasedStateMachine):
     def _must_end(self) -> bool:
         """Whether it may not last: all but a task that runs, and what is left being removed."""
         busy = self.slot.state == "busy"
-        reading = busy and self.asked_to_read and not self.slot.tidying
-        return reading or self.slot.killing or self.slot.state in ("starting", "lost")
+        reading = self.asked_to_read and not self.slot.tidying
+        return (busy and (reading or self.slot.killing)) or self.slot.state in ("starting", "lost")
 
     @invariant()
     def somebody_will_look(self) -> None:
