@@ -1,7 +1,8 @@
 """What holds for every test: nothing is left over after it, and what was tested is printed.
 
 Fixtures: `nothing_left_over` (autouse), `patience` (how long leftovers may take to vanish; override
-it to change that), `marked` (finds processes by their environment), `as_nobody` (another user).
+it to change that), `marked` (finds processes by their environment), `own_tmpdir` (a TMPDIR of the
+test's own), `as_nobody` (another user).
 """
 
 from __future__ import annotations
@@ -381,6 +382,14 @@ def marked(monkeypatch: pytest.MonkeyPatch) -> Mark:
     mark = Mark(MARK, secrets.token_hex(16))
     monkeypatch.setenv(mark.variable, mark.value)
     return mark
+
+
+@pytest.fixture
+def own_tmpdir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Have all temporary files of this process, and of what it starts, in a folder of the test."""
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    return tmp_path
 
 
 @pytest.fixture(scope="session")

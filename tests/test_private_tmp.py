@@ -23,11 +23,9 @@ MS_BIND = 0x1000
 
 
 @pytest.fixture(autouse=True)
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def folder(own_tmpdir: Path) -> Path:
     """Where this process has its temporary files."""
-    monkeypatch.setenv("TMPDIR", str(tmp_path))
-    monkeypatch.setattr(tempfile, "tempdir", None)
-    return tmp_path
+    return own_tmpdir
 
 
 def leave_files(then: str = "return") -> str:

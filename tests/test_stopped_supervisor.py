@@ -23,6 +23,8 @@ from pynisher_exec.kernel import pidfd
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from pynisher_exec import LimitedFuture
+
 PATIENCE = 40
 
 
@@ -58,6 +60,17 @@ def stopped(pid: int) -> Iterator[None]:
             os.close(handle)
 
 
+def lose(executor: LimitedProcessExecutor) -> LimitedFuture[None]:
+    """Run a task whose supervisor is stopped until its future resolves; the executor goes on."""
+    supervisor = supervisor_of(executor)
+    future = executor.submit(crashes.sleep_long)
+    wait_until_running(future)
+    with stopped(supervisor):
+        assert isinstance(future.exception(PATIENCE), TaskError)
+    assert executor.submit(crashes.value).result(PATIENCE) == 42
+    return future
+
+
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """What a supervisor does not do in two seconds it does not do at all."""
@@ -67,15 +80,10 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_wall_limit_is_kept_though_late() -> None:
     """The caller looks a while after the limit, and ends a supervisor that is stopped."""
     with LimitedProcessExecutor(1, wall_time=0.5, kill_timeout=1) as executor:
-        supervisor = supervisor_of(executor)
-        future = executor.submit(crashes.sleep_long)
-        wait_until_running(future)
-        with stopped(supervisor):
-            error = future.exception(PATIENCE)
-        assert isinstance(error, PynisherError)
-        assert future.report is not None
-        assert future.report.status == "supervisor_lost"
-        assert executor.submit(crashes.value).result(PATIENCE) == 42
+        future = lose(executor)
+    assert isinstance(future.exception(), PynisherError)
+    assert future.report is not None
+    assert future.report.status == "supervisor_lost"
 
 
 def test_task_without_limits_ends_too(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -83,14 +91,10 @@ def test_task_without_limits_ends_too(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(slot, "CHECK_EVERY", 0.5)
     monkeypatch.setattr(slot, "CHECK_AFTER", 0.5)
     with LimitedProcessExecutor(1, kill_timeout=1) as executor:
-        supervisor = supervisor_of(executor)
-        future = executor.submit(crashes.sleep_long)
-        wait_until_running(future)
-        with stopped(supervisor):
-            assert isinstance(future.exception(PATIENCE), PynisherError)
-        assert future.report is not None
-        assert future.report.status == "supervisor_lost"
-        assert executor.submit(crashes.value).result(PATIENCE) == 42
+        future = lose(executor)
+    assert isinstance(future.exception(), PynisherError)
+    assert future.report is not None
+    assert future.report.status == "supervisor_lost"
 
 
 def test_supervisor_that_was_stopped_for_a_moment_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -196,16 +200,8 @@ def tidying(monkeypatch: pytest.MonkeyPatch) -> Iterator[Tidying]:
         os.close(handle)
 
 
-@pytest.fixture
-def places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Where temporary directories of tasks are made."""
-    monkeypatch.setenv("TMPDIR", str(tmp_path))
-    monkeypatch.setattr(tempfile, "tempdir", None)
-    return tmp_path
-
-
 def test_stopped_while_it_tidies_up_is_not_waited_for_either(
-    places: Path, tidying: Tidying, monkeypatch: pytest.MonkeyPatch
+    own_tmpdir: Path, tidying: Tidying, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The task has gone, and only its directory is left, which the caller removes then."""
     monkeypatch.setattr(slot, "CHECK_AFTER", 0.3)
@@ -216,11 +212,11 @@ def test_stopped_while_it_tidies_up_is_not_waited_for_either(
         assert isinstance(error, PynisherError)
         assert future.report is not None
         assert future.report.status == "supervisor_lost"
-        assert list(places.glob("pynisher_exec-*")) == []
+        assert list(own_tmpdir.glob("pynisher_exec-*")) == []
 
 
 def test_supervisor_that_tidies_up_has_obeyed(
-    places: Path, tidying: Tidying, monkeypatch: pytest.MonkeyPatch
+    own_tmpdir: Path, tidying: Tidying, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A cancelled task has ended, and its supervisor may take its time for what is left."""
     monkeypatch.setattr(slot, "CHECK_AFTER", 1.0)
@@ -228,7 +224,7 @@ def test_supervisor_that_tidies_up_has_obeyed(
         supervisor = supervisor_of(executor)
         tidying.is_armed = True
         future = executor.submit(leave_files, PATIENCE)
-        wait_until(lambda: list(places.glob("*/full")), PATIENCE)
+        wait_until(lambda: list(own_tmpdir.glob("*/full")), PATIENCE)
         assert future.cancel()
         (busy,) = executor._pool._monitor._slots
         wait_until(lambda: busy._was_stopped, PATIENCE)
@@ -236,7 +232,7 @@ def test_supervisor_that_tidies_up_has_obeyed(
         pidfd.send_signal(tidying.stopped[-1], signal.SIGCONT)
         assert not wait([future], PATIENCE).not_done
         assert future.cancelled()
-        assert list(places.glob("pynisher_exec-*")) == []
+        assert list(own_tmpdir.glob("pynisher_exec-*")) == []
         assert busy._supervisor_pid == supervisor
         assert executor.submit(os.getppid).result(PATIENCE) == supervisor
 
@@ -257,11 +253,6 @@ def test_supervisor_that_cannot_be_reached_goes_with_its_template(
     monkeypatch.setattr(slot, "pidfd", unreachable)
     monkeypatch.setattr(slot, "CHECK_AFTER", 0.3)
     with LimitedProcessExecutor(1, wall_time=0.5, kill_timeout=1) as executor:
-        supervisor = supervisor_of(executor)
-        future = executor.submit(crashes.sleep_long)
-        wait_until_running(future)
-        with stopped(supervisor):
-            assert isinstance(future.exception(PATIENCE), TaskError)
-        assert future.report is not None
-        assert future.report.status in ("supervisor_lost", "wall_time")
-        assert executor.submit(crashes.value).result(PATIENCE) == 42
+        future = lose(executor)
+    assert future.report is not None
+    assert future.report.status in ("supervisor_lost", "wall_time")

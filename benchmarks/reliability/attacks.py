@@ -24,18 +24,6 @@ PATIENCE = 60
 SOFTLY = ("counted", "summed process clocks")
 """The mechanisms, as reports name them, of limits that can be outrun."""
 
-LIMITS = (
-    "memory",
-    "cpu_time",
-    "wall_time",
-    "processes",
-    "grace_period",
-    "startup_time",
-    "open_files",
-    "file_size",
-    "core_size",
-)
-
 LATEST = 1.0
 """Seconds by which a wall limit is passed where other rows, or a suite, want the processors too."""
 
@@ -188,8 +176,8 @@ def is_true(*may_be_soft: str) -> bool:
 
     What is soft may hold all the same: it is not promised.
     """
-    told = {name: str(supports(name)) for name in LIMITS}
     held, used = _attack()
+    told = {name: str(supports(name)) for name in held}
     accepted = {name: _is_accepted_strictly(name) for name in told}
     print(told, held, used, accepted, file=sys.stderr)
     agreed = all(accepted[name] == (word == "hard") for name, word in told.items())

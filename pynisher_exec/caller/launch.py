@@ -30,12 +30,13 @@ from loky.backend.fork_exec import fork_exec
 from pynisher_exec.caller.reactor import control_line
 from pynisher_exec.kernel import pidfd, proc
 from pynisher_exec.kernel.descriptors import above_standard
+from pynisher_exec.kernel.signals import masked
 from pynisher_exec.task.run import Inherited, Packed
 from pynisher_exec.template import loop
 
 if TYPE_CHECKING:
     import socket
-    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
     from multiprocessing.context import BaseContext
 
     from pynisher_exec.caller.item import Item, Key
@@ -140,16 +141,6 @@ def _standard_numbers_taken() -> Iterator[None]:
             os.close(descriptor)
 
 
-@contextlib.contextmanager
-def _signals(change: int, signals: Iterable[int]) -> Iterator[None]:
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, ())
-    try:
-        signal.pthread_sigmask(change, signals)
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
 def start_interpreter(
     module: str,
     descriptors: Sequence[int],
@@ -173,7 +164,7 @@ def start_interpreter(
             executable = os.fsdecode(multiprocessing.spawn.get_executable())
             flags = subprocess._args_from_interpreter_flags()  # type: ignore[attr-defined]  # noqa: SLF001
             command = [executable, *flags, "-c", _BOOTSTRAP, str(passed[0])]
-            with _signals(signal.SIG_BLOCK, signal.valid_signals()):
+            with masked(signal.SIG_BLOCK, signal.valid_signals()):
                 return _fork_exec(command, passed, environment)
     finally:
         os.close(setup)
@@ -311,7 +302,7 @@ def start_in_context(context: BaseContext, caller: int, item: Item) -> Host:
             # A process that is started beside it (forkserver's server) keeps this mask for good.
             # loky's vfork keeps this thread until the exec: Ctrl-Z must not stop the child before.
             kept = {signal.SIGTSTP} if process._start_method == "loky" else ()  # noqa: SLF001
-            with _signals(signal.SIG_SETMASK, kept), _standard_numbers_taken():
+            with masked(signal.SIG_SETMASK, kept), _standard_numbers_taken():
                 popen = _starter(process)(process)  # past `start`, which refuses daemonic processes
             # What `start` would have done as well: the arguments must not outlive the start.
             del process._target, process._args, process._kwargs  # noqa: SLF001

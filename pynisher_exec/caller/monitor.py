@@ -379,9 +379,6 @@ class Monitor:
 
     def _mind_deadlines(self) -> None:
         now = time.monotonic()
-        due = self._next_due()
-        if due is not None and now >= due:
-            self._reactor.turn(now)  # what kept this thread from it, kept it from the news, too
         if self._retry_at is not None and now >= self._retry_at:
             self._retry_at = None
             self._dispatch()
@@ -399,7 +396,8 @@ class Monitor:
 
     def _pass_deadline(self, slot: Slot, now: float) -> None:
         """A task does not deliver, a supervisor does not obey, or a slot does not come up."""
-        if slot.end_transfer(now):
+        self._reactor.turn(time.monotonic())  # what made this thread late kept news from it, too
+        if not slot.due(now) or slot.end_transfer(now):
             return
         slot.deadline = None
         if slot.state == "busy":

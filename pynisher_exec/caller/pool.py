@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from pynisher_exec.caller.inbox import Inbox, PoolOptions
 from pynisher_exec.caller.monitor import Monitor
 from pynisher_exec.caller.reactor import Reactor
+from pynisher_exec.kernel.signals import masked
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -84,17 +85,14 @@ class Pool:
     def _start_thread(self) -> None:
         """Start the monitor. Noted first: an interrupt may strike when it runs already."""
         thread = threading.Thread(target=self._serve, name="pynisher_exec monitor")
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, ())
-        try:
-            self._thread = thread
-            # Blocked signals are inherited: the user's handlers are for the user's threads.
-            signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
-            thread.start()
-        except BaseException:  # no thread can be started, or an interrupt struck before or after
-            self._thread = None
-            raise
-        finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        # Blocked signals are inherited: the user's handlers are for the user's threads.
+        with masked(signal.SIG_BLOCK, signal.valid_signals()):
+            try:
+                self._thread = thread
+                thread.start()
+            except BaseException:  # there can be no thread, or an interrupt struck before or after
+                self._thread = None
+                raise
 
     def _serve(self) -> None:
         with self._lock:  # whoever has started this thread knows by now whether it stands

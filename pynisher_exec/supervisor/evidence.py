@@ -37,8 +37,9 @@ _FACTS: Final = {
 """What of RETURNED is passed on; it came from the task, so of a known kind and a bounded length."""
 
 _LONGEST_TEXT = 1000
-_LONGEST_LIST = 40_000  # of modules: what `task.imports` tells, as long as a task is honest
-"""Bytes: all of it has to fit into one message to the caller."""
+_LONGEST_LIST = 40_000
+"""Bytes, of modules: what `task.imports` tells, as long as a task is honest. It all has to fit into
+one message to the caller."""
 _MAX_RSS = 2  # its place in struct rusage: the one figure of which not the sum is taken
 
 

@@ -39,8 +39,8 @@ def installed_since(before: int) -> str:
     if len(sys.modules) == before:
         return ""
     known: dict[str, bool] = {}
-    names = [name for name in list(sys.modules)[before:] if _is_installed(name, known)]
-    names = [name for name in names if name.isascii()]  # of others a character is several bytes
+    fresh = filter(str.isascii, list(sys.modules)[before:])  # of others a character is many bytes
+    names = [name for name in fresh if _is_installed(name, known)]
     for dots in (9, 2, 1, 0):
         text = "\n".join(name for name in names if name.count(".") <= dots)
         if len(text) <= MOST:
