@@ -18,7 +18,7 @@ from pynisher_exec import LimitedProcessExecutor, TimeoutException, supports
 if TYPE_CHECKING:
     from pynisher_exec import LimitedFuture
 
-__all__ = ["is_true", "start_programs_slowly"]
+__all__ = ["burn_disowned", "is_true", "start_programs_slowly"]
 
 PATIENCE = 60
 SOFTLY = ("counted", "summed process clocks")

@@ -87,7 +87,7 @@ def fork_many(count: int) -> None:
 
 HEAD = """
 from benchmarks.reliability import groups, jails
-from benchmarks.reliability.jails import burn_disowned
+from benchmarks.reliability.attacks import burn_disowned
 """
 
 VICTIM = """
