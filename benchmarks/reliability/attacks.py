@@ -18,11 +18,14 @@ from pynisher_exec import LimitedProcessExecutor, TimeoutException, supports
 if TYPE_CHECKING:
     from pynisher_exec import LimitedFuture
 
-__all__ = ["burn_disowned", "is_true", "start_programs_slowly"]
+__all__ = ["RLIMITS", "burn_disowned", "is_true", "start_programs_slowly"]
 
 PATIENCE = 60
 SOFTLY = ("counted", "summed process clocks")
 """The mechanisms, as reports name them, of limits that can be outrun."""
+
+RLIMITS = ("open_files", "file_size", "core_size")
+"""What each process is bound by alone."""
 
 LATEST = 1.0
 """Seconds by which a wall limit is passed where other rows, or a suite, want the processors too."""
@@ -84,8 +87,10 @@ def start_programs_slowly(size: int, seconds: float) -> None:
 
 def _lift(kind: int) -> None:
     """What a task would do first that does not want to be limited."""
-    with contextlib.suppress(ValueError, OSError):
-        resource.setrlimit(kind, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+    for most in (resource.RLIM_INFINITY, 1 << 20):  # files have a highest number, fs.nr_open
+        with contextlib.suppress(ValueError, OSError):
+            resource.setrlimit(kind, (most, most))
+            return
 
 
 def open_many(count: int) -> int:
@@ -129,11 +134,11 @@ class SlowToLoad:
         return time.sleep, (60,)
 
 
-def _attack() -> tuple[dict[str, bool], dict[str, str]]:
+def _attack(*, no_new_privs: bool) -> tuple[dict[str, bool], dict[str, str]]:
     """Attack each limit: whether it was held, and the mechanism where there are several."""
     with (
-        LimitedProcessExecutor(1, startup_time=0.5) as slow,
-        LimitedProcessExecutor(1, wall_time=20) as executor,
+        LimitedProcessExecutor(1, startup_time=0.5, no_new_privs=no_new_privs) as slow,
+        LimitedProcessExecutor(1, wall_time=20, no_new_privs=no_new_privs) as executor,
     ):
         loading = slow.submit(id, SlowToLoad())
         bursts = [executor.limit(processes=2).submit(fork_in_a_burst, 3) for _ in range(5)]
@@ -171,14 +176,14 @@ def _ended_in_time(future: LimitedFuture[Any], status: str, seconds: float) -> b
     return _status(future) == status and seconds <= took < seconds + LATEST
 
 
-def is_true(*may_be_soft: str) -> bool:
+def is_true(*may_be_soft: str, no_new_privs: bool = True) -> bool:
     """Whether an attack on each limit finds what is said of it: hard, unless it is named here.
 
     What is soft may hold all the same: it is not promised.
     """
-    held, used = _attack()
-    told = {name: str(supports(name)) for name in held}
-    accepted = {name: _is_accepted_strictly(name) for name in told}
+    held, used = _attack(no_new_privs=no_new_privs)
+    told = {name: str(supports(name, no_new_privs=no_new_privs)) for name in held}
+    accepted = {name: _is_accepted_strictly(name, no_new_privs=no_new_privs) for name in told}
     print(told, held, used, accepted, file=sys.stderr)
     agreed = all(accepted[name] == (word == "hard") for name, word in told.items())
     agreed = agreed and all((used[name] in SOFTLY) == (told[name] == "soft") for name in used)
@@ -187,13 +192,13 @@ def is_true(*may_be_soft: str) -> bool:
     )
 
 
-def _is_accepted_strictly(name: str) -> bool:
+def _is_accepted_strictly(name: str, *, no_new_privs: bool) -> bool:
     """Whether an executor that takes only hard limits takes this one."""
     limits: dict[str, Any] = {name: "100MB" if name == "memory" else 1}
     if name == "grace_period":
         limits["wall_time"] = 1
     try:
-        LimitedProcessExecutor(1, strict=True, **limits).shutdown()
+        LimitedProcessExecutor(1, strict=True, no_new_privs=no_new_privs, **limits).shutdown()
     except ValueError:
         return False
     return True

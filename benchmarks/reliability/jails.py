@@ -158,6 +158,17 @@ print(attacks.is_true("cpu_time", "processes"), str(attacks.supports("cpu_time")
         "True soft\n",
     ),
     Script(
+        "root's tasks keep what root may",
+        HEAD
+        + """
+from pynisher_exec.kernel import capabilities
+told = {str(attacks.supports(name, no_new_privs=False)) for name in attacks.RLIMITS}
+print(attacks.is_true(*attacks.RLIMITS, no_new_privs=False))
+print(told == {"soft" if capabilities.has(capabilities.SYS_RESOURCE) else "hard"})
+""",
+        "True\nTrue\n",
+    ),
+    Script(
         "as a user without capabilities",
         HEAD + "shortages.start_as_a_user()\n" + TRUTH,
     ),

@@ -295,7 +295,8 @@ class LimitedProcessExecutor(LimitedExecutor):
         add up to at most: a task waits until it fits, and none overtakes it. One that never fits,
         for want of a limit or because of it, fails at once with the status `refused`.
     kill_timeout: seconds after which a process that does not die makes its task `unkillable`.
-    no_new_privs: set that flag in tasks (PR_SET_NO_NEW_PRIVS): sudo and ping do not work there.
+    no_new_privs: set that flag in tasks (PR_SET_NO_NEW_PRIVS): sudo and ping do not work there. Of
+        root's capabilities they do without CAP_SYS_RESOURCE, by which they could lift rlimits.
         Without it a normal user's `processes` limit is counted, not gated.
     capture_output: keep what is written to descriptors 1 and 2, True for 1 MiB a stream, or a
         bound in bytes; beyond it head and tail are kept.

@@ -73,7 +73,15 @@ def supports(limit: str, *, no_new_privs: bool = True) -> Support:
         return _processes(refused)
     if limit in ("wall_time", "grace_period", "startup_time"):
         return Support("hard", "deadline of the slot's supervisor", "50 ms late")
-    return Support("hard", f"rlimit {limit}, in each process", "not passed")
+    return _rlimit(limit, refused)
+
+
+def _rlimit(limit: str, refused: dict[str, str]) -> Support:
+    mechanism = f"rlimit {limit}, in each process"
+    if not refused["rlimits"]:
+        return Support("hard", mechanism, "not passed")
+    reason = f"a task without CAP_SYS_RESOURCE ({refused['rlimits']})"
+    return Support("soft", mechanism, "a task may lift it, CAP_SYS_RESOURCE", reason)
 
 
 _NOT_COUNTED = "files in memory (tmpfs, memfd) that no process maps are not counted"

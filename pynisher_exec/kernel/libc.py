@@ -23,6 +23,8 @@ _NUMBERS: Final[dict[str, tuple[int | None, int | None]]] = {
     "clone": (56, 220),
     "fork": (57, None),
     "vfork": (58, None),
+    "capget": (125, 90),
+    "capset": (126, 91),
     "prctl": (157, 167),
     "perf_event_open": (298, 241),
     "process_vm_readv": (310, 270),

@@ -8,7 +8,7 @@ import os
 import socket
 from typing import TYPE_CHECKING
 
-from pynisher_exec.kernel import cgroup, landlock, perf, prctl, proc, seccomp
+from pynisher_exec.kernel import capabilities, cgroup, landlock, perf, prctl, proc, seccomp
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -20,6 +20,7 @@ def serve(answer: int, no_new_privs: bool) -> None:  # noqa: FBT001  (called fro
     """Try each mechanism and send the reasons for which some are refused, as JSON."""
     if no_new_privs:
         prctl.set_no_new_privs()
+    rlimits = _try(lambda: _be_bound_by_rlimits(no_new_privs))
     group = _try(_use_a_group)
     with _child() as pid:  # what a supervisor does to its task, which is another process
         found = {
@@ -27,6 +28,7 @@ def serve(answer: int, no_new_privs: bool) -> None:  # noqa: FBT001  (called fro
             "pss": _try(lambda: _read_pss(pid)),
         }
     found |= {
+        "rlimits": rlimits,
         "group": group,
         "landlock": _try(_scope_signals),
         "gate": _try(lambda: os.close(seccomp.install_gate())),
@@ -34,6 +36,14 @@ def serve(answer: int, no_new_privs: bool) -> None:  # noqa: FBT001  (called fro
     }
     with socket.socket(fileno=answer) as line:
         line.sendall(json.dumps(found).encode())
+
+
+def _be_bound_by_rlimits(no_new_privs: bool) -> None:  # noqa: FBT001  (internal)
+    if no_new_privs:
+        capabilities.give_up(capabilities.SYS_RESOURCE)
+    elif capabilities.has(capabilities.SYS_RESOURCE):
+        msg = "it is kept with no_new_privs=False"
+        raise OSError(msg)
 
 
 def _scope_signals() -> None:
