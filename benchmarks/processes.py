@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Collection
 
 __all__ = [
+    "ENV_START",
     "cpu_time_of",
     "descendants",
     "name_of",
@@ -23,6 +24,15 @@ __all__ = [
     "state_of",
     "zombies",
 ]
+
+FLAGS, ENV_START, ENV_END = 6, 47, 48
+"""Where `stat_of` has them (proc_pid_stat(5)); in an exec the last two are 0, then equal."""
+
+WITHOUT_MEMORY = 0x200000 | 0x4
+"""PF_KTHREAD, PF_EXITING (linux/sched.h): threads of the kernel, and processes about to end."""
+
+LONGEST_EXEC = 0.05
+"""Seconds; as long is waited for a process that has an empty environment for good."""
 
 
 def descendants(pid: int) -> list[int]:
@@ -57,9 +67,25 @@ def pids_with(variable: str, values: Collection[str]) -> list[int]:
     found = []
     for pid in pids():
         with contextlib.suppress(OSError):  # it has gone, or is another user's
-            if not wanted.isdisjoint(Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")):
+            if not wanted.isdisjoint(_environment_of(pid)):
                 found.append(pid)
     return found
+
+
+def _environment_of(pid: int) -> list[bytes]:
+    """What its program was started with, waited for where that is being started (execve(2)).
+
+    Such a process shows none, or a part, for a moment, and would be taken for one without it.
+    """
+    deadline = time.monotonic() + LONGEST_EXEC
+    while True:
+        data = Path(f"/proc/{pid}/environ").read_bytes()
+        fields = stat_of(pid)
+        begin, end, flags = (int(fields[each]) for each in (ENV_START, ENV_END, FLAGS))
+        is_whole = 0 < len(data) == end - begin
+        if is_whole or flags & WITHOUT_MEMORY or time.monotonic() > deadline:
+            return data.split(b"\0")
+        time.sleep(0.001)
 
 
 def zombies() -> list[int]:

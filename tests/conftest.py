@@ -171,17 +171,37 @@ def pids_with(variable: str, value: str) -> list[int]:
     what a process later puts into its own `os.environ` does not show.
     """
     wanted = f"{variable}={value}".encode()
-    found = []
-    for entry in Path("/proc").iterdir():
-        if not entry.name.isdecimal() or int(entry.name) == os.getpid():
-            continue
-        try:
-            environment = (entry / "environ").read_bytes()
-        except OSError:  # it has gone, or it is another user's
-            continue
-        if wanted in environment.split(b"\0"):
-            found.append(int(entry.name))
-    return found
+    pids = {int(name) for name in os.listdir("/proc") if name.isdecimal()} - {os.getpid()}
+    return [pid for pid in pids if wanted in environment_of(pid)]
+
+
+def environment_of(pid: int) -> list[bytes]:
+    """/proc/PID/environ; nothing when the process has gone, or is another user's.
+
+    During an exec it is empty for a moment, or a part, and a leftover would be overlooked: it is
+    waited for.
+    """
+    deadline = time.monotonic() + 0.05
+    data = b""
+    with contextlib.suppress(OSError):
+        while time.monotonic() < deadline:
+            data = Path(f"/proc/{pid}/environ").read_bytes()
+            if is_environment(pid, data):
+                break
+            time.sleep(0.001)
+    return data.split(b"\0")
+
+
+def is_environment(pid: int, data: bytes) -> bool:
+    """Whether that is all there is to wait for (proc_pid_stat(5): flags, env_start, env_end).
+
+    Threads of the kernel have no memory, and what ends has none any more: PF_KTHREAD and PF_EXITING
+    of linux/sched.h. During an exec the two others are 0, then equal.
+    """
+    fields = stat_fields(pid)
+    if not fields or int(fields[6]) & (0x200000 | 0x4):
+        return True
+    return 0 < len(data) == int(fields[48]) - int(fields[47])
 
 
 def helpers() -> tuple[set[int | None], set[int | None]]:

@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from benchmarks.processes import pids_with, stat_of, zombies
+from benchmarks.processes import ENV_START, pids_with, stat_of, zombies
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -22,9 +22,6 @@ __all__ = ["Looks", "Mark", "marked", "nobody_left"]
 VARIABLE = "PYNISHER_EXEC_RELIABILITY"
 LONGEST_LOOK = 10.0
 """Seconds after which a look that a resolved future should have had is missed."""
-
-ENV_START = 49
-"""Which field of /proc/PID/stat, from 0, says where the environment lies (proc_pid_stat(5))."""
 
 
 class Mark:
@@ -63,7 +60,7 @@ class Mark:
         """
         name = f"{VARIABLE}=".encode()
         offset = Path("/proc/self/environ").read_bytes().index(name) + len(name)
-        start = int(stat_of(os.getpid())[ENV_START - 2])
+        start = int(stat_of(os.getpid())[ENV_START])
         with open("/proc/self/mem", "r+b", buffering=0) as memory:
             memory.seek(start + offset)
             memory.write(self.value.encode())
