@@ -84,6 +84,10 @@ UNTRAVELLED: list[tuple[type, dict[str, Any]]] = [
 ]
 
 ROWS = [
+    *[  # first: a value has five seconds to travel, and two need them
+        Row(f"value, {kind.__name__}", crashes.make, (kind,), limits, E, A, A, kind.__name__)
+        for kind, limits in UNTRAVELLED
+    ],
     Row("value", crashes.value, (), EVER, "ok", 42, 0),
     Row(
         "soft cpu",
@@ -193,10 +197,6 @@ ROWS = [
         A,
         "TwoArguments",
     ),
-    *[
-        Row(f"value, {kind.__name__}", crashes.make, (kind,), limits, E, A, A, kind.__name__)
-        for kind, limits in UNTRAVELLED
-    ],
     Row(
         "call, a lock",
         crashes.take,
@@ -236,12 +236,12 @@ def why_not_in_a_fork(row: Row) -> str:
 
 @pytest.fixture(scope="module", params=CONTEXTS, ids=str)
 def endings(request: pytest.FixtureRequest) -> Endings:
-    """All rows run through one way of starting, three at a time, and nothing is left over."""
+    """All rows run through one way of starting, seven at a time, and nothing is left over."""
     before = holdings()
     context = request.param
     futures: Endings = {}
     with (
-        LimitedProcessExecutor(2, context=context) as executor,
+        LimitedProcessExecutor(6, context=context) as executor,
         LimitedProcessExecutor(1, context=context, startup_time=0.5) as hasty,
     ):
         for row in ROWS:

@@ -226,7 +226,7 @@ def snapshot(function: EnforcedFunction[..., Any]) -> dict[str, Any]:
 
 @pytest.fixture(scope="module", params=CONTEXTS, ids=str)
 def answers(request: pytest.FixtureRequest) -> Iterator[Answers]:
-    """All rows through one way of starting, four at a time, and nothing is left over."""
+    """All rows through one way of starting, eight at a time, and nothing is left over."""
     before = holdings()
 
     def run(row: Row) -> tuple[str, dict[str, Any]]:
@@ -239,7 +239,7 @@ def answers(request: pytest.FixtureRequest) -> Iterator[Answers]:
     with (
         contextlib.redirect_stdout(sys.__stdout__),
         contextlib.redirect_stderr(sys.__stderr__),
-        ThreadPoolExecutor(4) as threads,
+        ThreadPoolExecutor(8) as threads,
     ):
         found = dict(threads.map(run, rows))
     pynisher_exec.shutdown()

@@ -251,9 +251,9 @@ def test_map_keeps_order_and_stops_at_the_shortest() -> None:
 @pytest.mark.parametrize("chunksize", [1, 5, 100])
 def test_chunksize_puts_no_two_items_under_one_limit(chunksize: int) -> None:
     """Each item has a process and limits of its own: together they would pass this one."""
-    with LimitedProcessExecutor(2, wall_time=2) as executor:
-        values = executor.map(time.sleep, [0.5] * 6, chunksize=chunksize)
-        assert list(values) == [None] * 6
+    with LimitedProcessExecutor(2, wall_time=1) as executor:
+        values = executor.map(time.sleep, [0.4] * 4, chunksize=chunksize)
+        assert list(values) == [None] * 4
 
 
 def test_map_rejects_nonsense() -> None:

@@ -171,32 +171,33 @@ def check_entries(output: str, unit: float) -> None:
         assert ended in accepted, output
 
 
+def check_both(decorator: str, object_: str, unit: float, folder: Path) -> None:
+    """Run both at once, in folders of their own, and check what they print."""
+    started = []
+    for name, code in (("decorator", decorator), ("object", object_)):
+        (folder / name).mkdir()
+        started.append(start(code, folder / name))
+    first, second = started
+    try:
+        check_values(finish(first))
+    finally:
+        output = finish(second)
+    check_entries(output, unit)
+
+
 # The blocks --------------------------------------------------------------------------------------
 
 
 def test_both_scripts_run_in_whole_seconds(tmp_path: Path) -> None:
     """With nothing but the import changed, they print what the README lets one expect."""
-    folders = [tmp_path / "decorator", tmp_path / "object"]
-    for folder in folders:
-        folder.mkdir()
-    first, second = (start(ours(b), f) for b, f in zip((DECORATOR, OBJECT), folders, strict=True))
-    try:
-        check_values(finish(first))
-    finally:
-        output = finish(second)
-    check_entries(output, 1)
+    check_both(ours(DECORATOR), ours(OBJECT), 1, tmp_path)
 
 
 @pytest.mark.parametrize("context", CONTEXTS)
-def test_decorator_block(context: str | None, tmp_path: Path) -> None:
-    """A decorated function returns its value in time, and None beyond its wall limit."""
-    check_values(finish(start(through(quick(ours(DECORATOR)), context), tmp_path)))
-
-
-@pytest.mark.parametrize("context", CONTEXTS)
-def test_object_block(context: str | None, tmp_path: Path) -> None:
-    """The object tells result, status, time, output and exit code of each call."""
-    check_entries(finish(start(through(quick(ours(OBJECT)), context), tmp_path)), 0.25)
+def test_both_scripts_through_a_context(context: str | None, tmp_path: Path) -> None:
+    """In time there is a value, beyond the wall limit None; the object tells all of each call."""
+    decorator, object_ = (through(quick(ours(block)), context) for block in (DECORATOR, OBJECT))
+    check_both(decorator, object_, 0.25, tmp_path)
 
 
 def test_arguments_block(tmp_path: Path) -> None:

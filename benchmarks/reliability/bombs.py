@@ -270,7 +270,7 @@ def bombs(count: int) -> Found:
         return Found(0, [], "", f"no pids cgroup can be made here: {error!r}")
     for number in range(count):
         name = list(BOMBS)[number % len(BOMBS)]
-        bounded = number // len(BOMBS) % 2
+        bounded = (number + number // len(BOMBS)) % 2
         try:
             wrong, seconds = _one(name, 20 if bounded else None)
         except OSError as error:  # the group is in use still: something has survived
