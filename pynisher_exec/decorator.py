@@ -83,8 +83,8 @@ def call_hidden(item: Item, context: BaseContext | None) -> Report:
             item.pack()
     except UnpicklableError as error:
         return never_started(str(error), error.with_traceback(None), Status.EXCEPTION).report
-    submit_hidden(item, context)
     try:
+        submit_hidden(item, context)
         return item.future.wait_for_report()
     finally:
         item.future.cancel()  # after Ctrl-C: nobody waits for it any more

@@ -21,6 +21,7 @@ import threading
 import time
 from collections import Counter
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
@@ -136,10 +137,11 @@ class Leftovers:
     lines: list[str]
 
 
-def stat_fields(pid: int) -> list[str]:
-    """Return /proc/PID/stat from the state on; empty when the process has gone."""
+def stat_fields(pid: int, thread: int = 0) -> list[str]:
+    """Return /proc/PID/stat from the state on, or a thread's; empty when that has gone."""
+    place = f"/proc/{pid}/task/{thread}" if thread else f"/proc/{pid}"
     try:
-        text = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
+        text = Path(f"{place}/stat").read_text(encoding="utf-8", errors="replace")
     except OSError:
         return []
     return text[text.rindex(")") + 2 :].split()  # the name may hold blanks and parentheses
@@ -179,29 +181,19 @@ def environment_of(pid: int) -> list[bytes]:
     """/proc/PID/environ; nothing when the process has gone, or is another user's.
 
     During an exec it is empty for a moment, or a part, and a leftover would be overlooked: it is
-    waited for.
+    waited for. Where the main thread has ended and others live, one of those has it.
     """
-    deadline = time.monotonic() + 0.05
-    data = b""
-    with contextlib.suppress(OSError):
-        while time.monotonic() < deadline:
-            data = Path(f"/proc/{pid}/environ").read_bytes()
-            if is_environment(pid, data):
-                break
-            time.sleep(0.001)
-    return data.split(b"\0")
-
-
-def is_environment(pid: int, data: bytes) -> bool:
-    """Whether that is all there is to wait for (proc_pid_stat(5): flags, env_start, env_end).
-
-    Threads of the kernel have no memory, and what ends has none any more: PF_KTHREAD and PF_EXITING
-    of linux/sched.h. During an exec the two others are 0, then equal.
-    """
-    fields = stat_fields(pid)
-    if not fields or int(fields[6]) & (0x200000 | 0x4):
-        return True
-    return 0 < len(data) == int(fields[48]) - int(fields[47])
+    deadline = time.monotonic() + 0.25
+    with contextlib.suppress(PermissionError, FileNotFoundError):
+        for thread in chain([pid], map(int, os.listdir(f"/proc/{pid}/task"))):
+            with contextlib.suppress(ProcessLookupError):  # the kernel's own, or it has ended
+                while time.monotonic() < deadline:
+                    data = Path(f"/proc/{pid}/task/{thread}/environ").read_bytes()
+                    fields = stat_fields(pid, thread)
+                    if fields and 0 < len(data) == int(fields[48]) - int(fields[47]):
+                        return data.split(b"\0")
+                    time.sleep(0.001)
+    return []
 
 
 def helpers() -> tuple[set[int | None], set[int | None]]:

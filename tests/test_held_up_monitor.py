@@ -13,9 +13,11 @@ import numpy as np
 from conftest import child_pids, stat_fields, wait_until, wait_until_running
 
 from pynisher_exec import LimitedProcessExecutor
-from pynisher_exec.caller import exchange
+from pynisher_exec.caller import exchange, slot
 
 if TYPE_CHECKING:
+    from typing import Any
+
     import pytest
 
 PATIENCE = 40
@@ -92,3 +94,39 @@ def test_value_is_not_lost_when_its_supervisor_ends_right_after(tmp_path: Path) 
         finally:
             may_go_on.set()
         assert other.result(PATIENCE) == supervisor
+
+
+def test_news_that_comes_as_a_deadline_passes_is_acted_on(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """A call that waits for room starts at once when there is some, not when somebody rings."""
+    path = str(tmp_path / "path")
+    is_held, may_go_on = threading.Event(), threading.Event()
+
+    class Holding:
+        def __reduce__(self) -> Any:
+            is_held.set()
+            may_go_on.wait(PATIENCE)
+            msg = "not pickled"
+            raise ValueError(msg)
+
+    monkeypatch.setattr(slot, "CHECK_EVERY", 0.2)
+    with LimitedProcessExecutor(2, max_memory="300MB", memory="200MB", preload=()) as executor:
+        small = executor.limit(memory="50MB")
+        assert list(small.map(abs, [1, 2])) == [1, 2]
+        executor.submit(supervisor_after, path)
+        wait_until(Path(f"{path}-told").exists, PATIENCE)
+        due = time.monotonic() + slot.CHECK_EVERY
+        small.submit(id, Holding())
+        assert is_held.wait(PATIENCE)
+        waiting = executor.submit(abs, -1)
+        try:
+            supervisor = int(Path(f"{path}-told").read_text())
+            (task,) = child_pids(supervisor)
+            Path(path).touch()
+            wait_until(lambda: child_pids(supervisor) not in ([], [task]), PATIENCE)
+            wait_until(lambda: stat_fields(supervisor)[0] == "S")  # it has told of both
+            wait_until(lambda: time.monotonic() > due)
+        finally:
+            may_go_on.set()
+        assert waiting.result(PATIENCE) == 1

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import signal
 import threading
+import time
 from typing import TYPE_CHECKING
 
 import crashes
 import pytest
 from test_places import run_script, wait_until_gone
 
-from pynisher_exec import LimitedProcessExecutor
+from pynisher_exec import LimitedProcessExecutor, decorator, limited, shutdown
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -129,3 +130,20 @@ def test_interrupted_first_submit_is_made_good_by_the_next(
         monitors = [each for each in threading.enumerate() if "monitor" in each.name]
         assert len(monitors) == 1
     assert signal.pthread_sigmask(signal.SIG_BLOCK, ()) == mask
+
+
+def test_call_that_is_interrupted_as_it_is_submitted_is_ended(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Nobody has its future, and it may have no limit."""
+
+    def interrupt() -> bool:
+        raise KeyboardInterrupt
+
+    began = time.monotonic()
+    with monkeypatch.context() as patch:
+        patch.setattr(decorator, "is_exiting", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            limited(time.sleep)(40)
+    shutdown()
+    assert time.monotonic() - began < 30

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import errno
+import gc
 import os
 import signal
+import weakref
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
+from conftest import wait_until
 
 from pynisher_exec import LimitedProcessExecutor
 from pynisher_exec.kernel import memory_copy
@@ -114,3 +117,17 @@ def test_large_arguments_arrive_as_they_were() -> None:
     with LimitedProcessExecutor(1, memory="16MiB") as executor:
         assert executor.submit(double, given).result(PATIENCE) == 2 * len(given)
     assert given.sum() == len(given)
+
+
+def test_arguments_go_with_their_call() -> None:
+    """They wait for no collection, which large arrays do not bring about."""
+    gc.disable()
+    try:
+        with LimitedProcessExecutor(1, wall_time=PATIENCE) as executor:
+            array = np.ones(1 << 20)
+            is_there = weakref.ref(array)
+            assert executor.submit(np.sum, array).result() == 1 << 20
+            del array
+            wait_until(lambda: is_there() is None)
+    finally:
+        gc.enable()

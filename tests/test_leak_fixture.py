@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import os
+import secrets
+import subprocess
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from conftest import child_pids, pids_with, stat_fields, wait_until
 
 import pynisher_exec
 
@@ -125,3 +130,41 @@ def test_one(): pass
     result.stdout.fnmatch_lines(
         [f"tested: {pynisher_exec.__file__}", "1 skipped: this machine has no perf"]
     )
+
+
+EXECS = """
+import os, signal, sys
+signal.alarm(50)
+os.execv(sys.executable, sys.orig_argv)
+"""
+LEADERLESS = """
+import ctypes, signal, threading, time
+signal.alarm(50)
+threading.Thread(target=time.sleep, args=(50,)).start()
+ctypes.CDLL(None).pthread_exit(None)
+"""
+
+
+def test_process_that_starts_a_program_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its environment is not there for a moment, at each of its thousands of starts."""
+    mark = secrets.token_hex(8)
+    monkeypatch.setenv("PYNISHER_EXEC_TEST_LOOK", mark)
+    with subprocess.Popen([sys.executable, "-S", "-c", EXECS]) as process:
+        try:
+            looks = [pids_with("PYNISHER_EXEC_TEST_LOOK", mark) for _ in range(300)]
+        finally:
+            process.kill()
+    assert looks == [[process.pid]] * 300
+
+
+def test_process_whose_main_thread_has_ended_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It looks like a zombie, and another thread of it goes on."""
+    mark = secrets.token_hex(8)
+    monkeypatch.setenv("PYNISHER_EXEC_TEST_LOOK", mark)
+    with subprocess.Popen([sys.executable, "-S", "-c", LEADERLESS]) as process:
+        try:
+            wait_until(lambda: stat_fields(process.pid)[0] == "Z")
+            assert process.pid in child_pids(os.getpid())
+            assert pids_with("PYNISHER_EXEC_TEST_LOOK", mark) == [process.pid]
+        finally:
+            process.kill()

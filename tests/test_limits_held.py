@@ -23,6 +23,7 @@ from pynisher_exec import (
     SubprocessException,
     supports,
 )
+from pynisher_exec.kernel import capabilities, prctl
 
 PATIENCE = 40
 
@@ -414,3 +415,48 @@ def test_rlimits_of_the_caller_are_taken_on() -> None:
         finally:
             resource.setrlimit(resource.RLIMIT_NOFILE, before)
     assert found[0] == before[0] - 1
+
+
+CAP_SETUID, CAP_SYS_RESOURCE = 7, 24
+
+
+def capability_sets(status: str) -> dict[str, int]:
+    """Return what /proc/PID/status says of them (capabilities(7))."""
+    lines = [line.split() for line in status.splitlines() if line.startswith("Cap")]
+    return {name[3:-1]: int(value, 16) for name, value in lines}
+
+
+def give_up_and_start(write: int) -> None:
+    """In a fork: do without a capability, and start a program that root would get it back by."""
+    prctl.set_no_new_privs()
+    capabilities.give_up(CAP_SETUID)
+    os.dup2(write, 1)
+    os.execv("/bin/cat", ["cat", "/proc/self/status"])  # noqa: S606 - no shell is the point
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="needs root: to have a capability")
+def test_capability_that_was_given_up_is_gone() -> None:
+    """Also from a program that is started then."""
+    before = capability_sets(Path("/proc/self/status").read_text())
+    if not before["Prm"] >> CAP_SETUID & 1:
+        pytest.skip("needs the capability CAP_SETUID")
+    read, write = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        with contextlib.suppress(BaseException):
+            give_up_and_start(write)
+        os._exit(1)
+    os.close(write)
+    with open(read) as file:
+        after = capability_sets(file.read())
+    assert os.waitpid(pid, 0)[1] == 0
+    for name in ("Prm", "Eff", "Bnd"):
+        assert after[name] == before[name] & ~(1 << CAP_SETUID)
+
+
+def test_task_cannot_raise_hard_rlimits() -> None:
+    """Root's has given up what it takes, CAP_SYS_RESOURCE: file_size and the like would be soft."""
+    with LimitedProcessExecutor(1) as executor:
+        text = executor.submit(Path("/proc/self/status").read_text).result(PATIENCE)
+    sets = capability_sets(text)
+    assert not any(sets[name] >> CAP_SYS_RESOURCE & 1 for name in ("Prm", "Eff"))

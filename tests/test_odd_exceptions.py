@@ -249,3 +249,29 @@ def test_lineage_has_an_end(length: int, expected: int) -> None:
         found.append(str(error))
         error = error.__context__
     assert found == [str(number) for number in range(expected)]
+
+
+class LoadsAsTextError(Exception):
+    """It pickles, and what is loaded is no exception."""
+
+    def __reduce__(self) -> Any:
+        return str, ("no exception any more",)
+
+
+def raise_after(way: str) -> None:
+    """Raise a good exception from a bad one, or while it is handled."""
+    error = ValueError("the real one")
+    odd = LoadsAsTextError()
+    if way == "cause":
+        raise error from odd
+    error.__context__ = odd
+    raise error
+
+
+@pytest.mark.parametrize("way", ["cause", "context"])
+def test_cause_that_is_none_when_it_is_loaded_stays_behind(way: str) -> None:
+    """The exception itself is told: it can travel."""
+    with LimitedProcessExecutor(1) as executor:
+        error = executor.submit(raise_after, way).exception(PATIENCE)
+    assert isinstance(error, ValueError)
+    assert str(error) == "the real one"

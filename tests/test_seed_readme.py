@@ -173,15 +173,14 @@ def check_entries(output: str, unit: float) -> None:
 
 def check_both(decorator: str, object_: str, unit: float, folder: Path) -> None:
     """Run both at once, in folders of their own, and check what they print."""
-    started = []
-    for name, code in (("decorator", decorator), ("object", object_)):
+    for name in ("decorator", "object"):
         (folder / name).mkdir()
-        started.append(start(code, folder / name))
-    first, second = started
+    first = start(decorator, folder / "decorator")
     try:
-        check_values(finish(first))
+        output = finish(start(object_, folder / "object"))
     finally:
-        output = finish(second)
+        values = finish(first)
+    check_values(values)
     check_entries(output, unit)
 
 

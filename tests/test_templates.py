@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import subprocess
 import sys
 import threading
+import weakref
 from typing import TYPE_CHECKING, Any
 
 import crashes
@@ -73,3 +75,24 @@ def test_template_has_the_variables_of_the_submit(monkeypatch: pytest.MonkeyPatc
         may_go_on.set()
         assert future.result(PATIENCE) == expected
         monkeypatch.delenv("PYTHONOPTIMIZE")
+
+
+def test_future_that_failed_to_start_goes_with_its_last_reference(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """What it raises has no traceback that holds it."""
+
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(11, "not now")
+
+    monkeypatch.setattr(launch, "start_template", refuse)
+    gc.disable()
+    try:
+        with LimitedProcessExecutor(1) as executor:
+            future = executor.submit(abs, -1)
+            assert isinstance(future.exception(PATIENCE), PynisherError)
+        is_there = weakref.ref(future)
+        del executor, future
+        assert is_there() is None
+    finally:
+        gc.enable()

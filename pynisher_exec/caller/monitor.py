@@ -220,7 +220,8 @@ class Monitor:
             item.tries += 1  # the template has just died: its end is about to be heard
             self._retry_at = time.monotonic() + END_HEARD_AFTER
             return False
-        self._fail(item, f"no process could be started for the task: {error}", error)
+        bare = error.with_traceback(None)  # as in `_fail_unpicklable`: else the future in a cycle
+        self._fail(item, f"no process could be started for the task: {error}", bare)
         return True
 
     def _fail(
@@ -397,6 +398,7 @@ class Monitor:
     def _pass_deadline(self, slot: Slot, now: float) -> None:
         """A task does not deliver, a supervisor does not obey, or a slot does not come up."""
         self._reactor.turn(time.monotonic())  # what made this thread late kept news from it, too
+        self._reactor.ring()  # it may have been for `_obey` and `_dispatch`, which come next then
         if not slot.due(now) or slot.end_transfer(now):
             return
         slot.deadline = None

@@ -209,11 +209,19 @@ class Slot:
         self._stream, self._pid = stream, message.fields["pid"]
         if self._supervisor is None:
             with contextlib.suppress(OSError):  # no descriptor free, or gone: the line will tell
-                self._supervisor_pid = message.fields["supervisor"]
-                self._supervisor = pidfd.open_pidfd(message.fields["supervisor"])
+                self._hold_supervisor(message.fields["supervisor"])
         if self.state == "busy":  # the child died before START reached it: that will be told
             return
         self._become_idle(message.fields["generation"])
+
+    def _hold_supervisor(self, pid: int) -> None:
+        """Have a handle to end it by; not to a stranger that has its number meanwhile."""
+        handle = pidfd.open_pidfd(pid)
+        found = proc.stat(pid)
+        if found is None or found.parent != self.host.pid:
+            os.close(handle)
+        else:
+            self._supervisor_pid, self._supervisor = pid, handle
 
     def _take_tidying(self) -> None:
         """The tree has gone, and what it left is being removed, which may take its time."""

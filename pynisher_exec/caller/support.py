@@ -35,7 +35,7 @@ LIMITS = (
 
 
 class Support(str):
-    """The word "hard", "soft" or "none", and why.
+    """The word "hard" or "soft", and why.
 
     `mechanism` says what holds the limit, `bound` how far it can be passed, `harder` what would
     make it hard (empty where it is).
@@ -57,7 +57,7 @@ def supports(limit: str, *, no_new_privs: bool = True) -> Support:
     """Say how hard a limit is on this machine.
 
     "hard": no task evades it, and it is passed by no more than `.bound`. "soft": a task can evade
-    or outrun it. "none": it is not held at all. The answer is found by trying the mechanism once
+    or outrun it. The answer is found by trying the mechanism once
     in a process of its own (about 0.1 s at the first call), never guessed. ValueError for an
     unknown name. `no_new_privs` is what the executor will be given.
     """
@@ -78,13 +78,19 @@ def supports(limit: str, *, no_new_privs: bool = True) -> Support:
 
 def _rlimit(limit: str, refused: dict[str, str]) -> Support:
     mechanism = f"rlimit {limit}, in each process"
+    if limit == "core_size" and refused["cores"]:
+        reason = f"a core_pattern that is a file's name ({refused['cores']})"
+        return Support("soft", mechanism, "a program is handed the whole core, see core(5)", reason)
     if not refused["rlimits"]:
         return Support("hard", mechanism, "not passed")
-    reason = f"a task without CAP_SYS_RESOURCE ({refused['rlimits']})"
-    return Support("soft", mechanism, "a task may lift it, CAP_SYS_RESOURCE", reason)
+    reason = "no_new_privs=True, and that a process may give up CAP_SYS_RESOURCE (capset)"
+    return Support("soft", mechanism, "a task may lift it, by CAP_SYS_RESOURCE", reason)
 
 
-_NOT_COUNTED = "files in memory (tmpfs, memfd) that no process maps are not counted"
+_NOT_COUNTED = (
+    "files in memory (tmpfs, memfd) that no process maps are not counted, nor is memory that only "
+    "privileged or configured systems give out (memfd_secret, hugetlbfs)"
+)
 _OF_A_TREE = "of a tree 64 MiB + 15 % and its growth while it is read, some 40 ms per GiB mapped"
 
 
@@ -101,9 +107,15 @@ def _memory(refused: dict[str, str]) -> Support:
     )
 
 
+_SAMPLED = (
+    "by samples, of a process whose exec makes it undumpable (it may not read the program, or has "
+    "changed its groups): the kernel takes the clock from it"
+)
+
+
 def _cpu_time(refused: dict[str, str]) -> Support:
     if not refused["perf"]:
-        return Support("hard", "perf task clock of the whole tree", "20 ms + 2 %")
+        return Support("hard", "perf task clock of the whole tree", f"20 ms + 2 %; {_SAMPLED}")
     if not refused["group"]:
         return Support("hard", "cpu.stat of a cgroup", "20 ms + 2 %")
     return Support(

@@ -5,6 +5,7 @@ for another future of that executor waits for its own thread, and every later ca
 waits come down to two things: the future's condition (`result`, `exception`, and what of ours
 waits), and an event that `concurrent.futures.wait` and `as_completed` hang into its waiters.
 
+A wait for several is refused where one of them is of that executor, though another might end it.
 Not seen: two executors whose callbacks wait for each other's futures, and locks of the user's own.
 """
 

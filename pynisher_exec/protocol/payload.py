@@ -13,6 +13,7 @@ import io
 import pickle
 import sys
 from collections import ChainMap
+from functools import partial
 from operator import attrgetter
 from types import FunctionType, ModuleType
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -57,19 +58,21 @@ class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
     """cloudpickle's, with large buffers set aside in `buffers`."""
 
     def __init__(self, stream: io.BytesIO) -> None:
-        super().__init__(stream, PROTOCOL, buffer_callback=self._set_aside)
         self.buffers: list[memoryview] = []
+        # No method of its own: what it has pickled would stay until the next full collection.
+        super().__init__(stream, PROTOCOL, buffer_callback=partial(_set_aside, self.buffers))
 
-    def _set_aside(self, buffer: pickle.PickleBuffer) -> bool:
-        """Keep a large contiguous buffer out of the pickle; True leaves it in."""
-        try:
-            view = buffer.raw()
-        except BufferError:  # not contiguous
-            return True
-        if view.nbytes < OUT_OF_BAND or len(self.buffers) == MOST_ASIDE:
-            return True
-        self.buffers.append(view)
-        return False
+
+def _set_aside(kept: list[memoryview], buffer: pickle.PickleBuffer) -> bool:
+    """Keep a large contiguous buffer out of the pickle; True leaves it in."""
+    try:
+        view = buffer.raw()
+    except BufferError:  # not contiguous
+        return True
+    if view.nbytes < OUT_OF_BAND or len(kept) == MOST_ASIDE:
+        return True
+    kept.append(view)
+    return False
 
 
 def _in_main(thing: object) -> str | None:
@@ -201,19 +204,19 @@ def load_outcome(segments: Sequence[bytes | bytearray | memoryview | mmap.mmap])
     return pickle.loads(segments[0], buffers=segments[1:])
 
 
-def try_outcome(segments: Sequence[bytes | memoryview]) -> None:
-    """Load an outcome as its receiver will, and leave its bytes as they are.
+def try_outcome(segments: Sequence[bytes | memoryview]) -> Any:
+    """Load an outcome as its receiver will, and leave its bytes as they are; give what comes of it.
 
     What works in place on its buffers when it is loaded must not do so before they are sent. So
     they are lent for reading only; where that is not enough, copies are.
     """
     pickled, *buffers = segments
     try:
-        load_outcome([pickled, *(memoryview(each).toreadonly() for each in buffers)])
+        return load_outcome([pickled, *(memoryview(each).toreadonly() for each in buffers)])
     except Exception:  # whatever foreign code makes of that
         if not buffers:
             raise
-        load_outcome([pickled, *map(bytearray, buffers)])
+        return load_outcome([pickled, *map(bytearray, buffers)])
 
 
 def takes_time(value: object) -> bool:

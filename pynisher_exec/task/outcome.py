@@ -217,10 +217,16 @@ def _with_lineage(
         if sum(map(len, segments)) > sum(map(len, alone)) + _MAX_LINEAGE:
             return alone
         if segments is not alone:
-            _attempt("exception", "loaded again", error, lambda: payload.try_outcome(segments))
+            # Restored as well: what comes of a cause may be no exception, and cannot be one's then.
+            _attempt("exception", "loaded again", error, lambda: _restored(segments))
     except _Untravelled:  # its history is told by the traceback all the same
         return alone
     return segments
+
+
+def _restored(segments: list[bytes | memoryview]) -> BaseException:
+    lineage: Lineage = payload.try_outcome(segments)
+    return lineage.restore()
 
 
 def untold(problem: BaseException) -> Outcome:

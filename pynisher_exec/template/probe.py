@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import resource
 import socket
 from typing import TYPE_CHECKING
 
@@ -20,7 +21,9 @@ def serve(answer: int, no_new_privs: bool) -> None:  # noqa: FBT001  (called fro
     """Try each mechanism and send the reasons for which some are refused, as JSON."""
     if no_new_privs:
         prctl.set_no_new_privs()
-    rlimits = _try(lambda: _be_bound_by_rlimits(no_new_privs))
+        with contextlib.suppress(OSError):
+            capabilities.give_up(capabilities.SYS_RESOURCE)
+    rlimits, cores = _try(_be_bound_by_an_rlimit), _try(_leave_no_core)
     group = _try(_use_a_group)
     with _child() as pid:  # what a supervisor does to its task, which is another process
         found = {
@@ -29,6 +32,7 @@ def serve(answer: int, no_new_privs: bool) -> None:  # noqa: FBT001  (called fro
         }
     found |= {
         "rlimits": rlimits,
+        "cores": cores,
         "group": group,
         "landlock": _try(_scope_signals),
         "gate": _try(lambda: os.close(seccomp.install_gate())),
@@ -38,12 +42,23 @@ def serve(answer: int, no_new_privs: bool) -> None:  # noqa: FBT001  (called fro
         line.sendall(json.dumps(found).encode())
 
 
-def _be_bound_by_rlimits(no_new_privs: bool) -> None:  # noqa: FBT001  (internal)
-    if no_new_privs:
-        capabilities.give_up(capabilities.SYS_RESOURCE)
-    elif capabilities.has(capabilities.SYS_RESOURCE):
-        msg = "it is kept with no_new_privs=False"
-        raise OSError(msg)
+def _be_bound_by_an_rlimit() -> None:
+    """OSError where this process can lift one; by that of core files, which it leaves none of."""
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    try:
+        resource.setrlimit(resource.RLIMIT_CORE, (1, 1))
+    except (ValueError, OSError):  # which of them is Python's affair
+        return
+    msg = "this process has lifted one"
+    raise OSError(msg)
+
+
+def _leave_no_core() -> None:
+    """OSError where the kernel hands a core to a program, however large it is (core(5))."""
+    with open("/proc/sys/kernel/core_pattern", encoding="ascii") as file:
+        if file.read(1) == "|":
+            msg = "core_pattern names a program"
+            raise OSError(msg)
 
 
 def _scope_signals() -> None:
