@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import time
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -25,13 +26,10 @@ __all__ = [
     "zombies",
 ]
 
-FLAGS, ENV_START, ENV_END = 6, 47, 48
-"""Where `stat_of` has them (proc_pid_stat(5)); in an exec the last two are 0, then equal."""
+ENV_START, ENV_END = 47, 48
+"""Where `stat_of` has them (proc_pid_stat(5)); in an exec they are 0, then equal."""
 
-WITHOUT_MEMORY = 0x200000 | 0x4
-"""PF_KTHREAD, PF_EXITING (linux/sched.h): threads of the kernel, and processes about to end."""
-
-LONGEST_EXEC = 0.05
+LONGEST_EXEC = 0.25
 """Seconds; as long is waited for a process that has an empty environment for good."""
 
 
@@ -75,17 +73,21 @@ def pids_with(variable: str, values: Collection[str]) -> list[int]:
 def _environment_of(pid: int) -> list[bytes]:
     """What its program was started with, waited for where that is being started (execve(2)).
 
-    Such a process shows none, or a part, for a moment, and would be taken for one without it.
+    Such a process shows none, or a part, for a moment, and would be taken for one without it. Where
+    the main thread has ended and others live, one of those shows it.
     """
     deadline = time.monotonic() + LONGEST_EXEC
-    while True:
-        data = Path(f"/proc/{pid}/environ").read_bytes()
-        fields = stat_of(pid)
-        begin, end, flags = (int(fields[each]) for each in (ENV_START, ENV_END, FLAGS))
-        is_whole = 0 < len(data) == end - begin
-        if is_whole or flags & WITHOUT_MEMORY or time.monotonic() > deadline:
-            return data.split(b"\0")
-        time.sleep(0.001)
+    for thread in chain([pid], map(int, os.listdir(f"/proc/{pid}/task"))):
+        path = f"/proc/{pid}/task/{thread}"
+        with contextlib.suppress(ProcessLookupError):  # the kernel's own, or it has ended
+            while time.monotonic() < deadline:
+                data = Path(f"{path}/environ").read_bytes()
+                stat = Path(f"{path}/stat").read_text(errors="replace")
+                fields = stat.rpartition(")")[2].split()
+                if 0 < len(data) == int(fields[ENV_END]) - int(fields[ENV_START]):
+                    return data.split(b"\0")
+                time.sleep(0.001)
+    return []
 
 
 def zombies() -> list[int]:

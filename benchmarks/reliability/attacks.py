@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pynisher_exec import LimitedProcessExecutor, TimeoutException, supports
@@ -181,6 +182,8 @@ def is_true(*may_be_soft: str, no_new_privs: bool = True) -> bool:
 
     What is soft may hold all the same: it is not promised.
     """
+    if Path("/proc/sys/kernel/core_pattern").read_text(encoding="ascii").startswith("|"):
+        may_be_soft += ("core_size",)
     held, used = _attack(no_new_privs=no_new_privs)
     told = {name: str(supports(name, no_new_privs=no_new_privs)) for name in held}
     accepted = {name: _is_accepted_strictly(name, no_new_privs=no_new_privs) for name in told}

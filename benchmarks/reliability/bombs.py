@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections import Counter
 from concurrent.futures import wait
 from functools import partial
 from pathlib import Path
@@ -263,6 +264,7 @@ def bombs(count: int) -> Found:
     """Row 2: of each kind as often, half of them with a limit of subprocesses."""
     failures: list[str] = []
     slowest = dict.fromkeys(BOMBS, 0.0)
+    ways: Counter[tuple[str, int]] = Counter()
     try:
         with _bounded_group():
             pass
@@ -270,15 +272,20 @@ def bombs(count: int) -> Found:
         return Found(0, [], "", f"no pids cgroup can be made here: {error!r}")
     for number in range(count):
         name = list(BOMBS)[number % len(BOMBS)]
-        bounded = (number + number // len(BOMBS)) % 2
+        bounded = (number % len(BOMBS) + number // len(BOMBS)) % 2  # each kind in turn both ways
         try:
             wrong, seconds = _one(name, 20 if bounded else None)
         except OSError as error:  # the group is in use still: something has survived
             wrong, seconds = [f"{name}: {error}"], PATIENCE
         except subprocess.TimeoutExpired:
             wrong, seconds = [f"{name}: hangs"], PATIENCE / 2
+        ways[name, bounded] += 1
         failures += wrong
         slowest[name] = max(slowest[name], seconds)
+    if any(ways[name, way] != count // (len(BOMBS) * 2) for name in BOMBS for way in (0, 1)) and (
+        count % (len(BOMBS) * 2) == 0
+    ):
+        failures.append(f"not each kind was tried as often, both ways: {ways}")
     shown = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in slowest.items())
     return Found(count, failures, f"beside the second that each may take: {shown}")
 

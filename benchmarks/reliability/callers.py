@@ -206,6 +206,9 @@ CLEAN = tuple(
             clean = {future.report.stderr for future in futures} == {"err\\n"}
             plain = executor.submit(abs, -1)
             clean = clean and plain.wait_for_report().stderr == ""
+        for context in ("spawn", "forkserver"):  # loky passes none on
+            with LimitedProcessExecutor(1, context=context) as executor:
+                same = same and executor.submit(seen).result({patience}) == seen()
         print(good, same, cancelled, clean, *told, limited(abs)(-1))
         """.replace("{patience}", str(PATIENCE)),
         "True True True True ok exception signal wall_time 1\n",

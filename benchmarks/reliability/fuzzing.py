@@ -75,12 +75,19 @@ def by_hypothesis(side: str, seconds: int) -> None:
     """Draw for as long, in a process that cannot have more than there is room for."""
     resource.setrlimit(resource.RLIMIT_AS, (MOST_MEMORY, MOST_MEMORY))
     test = PLAN(SIDES[side]())
-    end = time.monotonic() + seconds
+    tried = test.hypothesis.inner_test  # type: ignore[attr-defined]
     runs = 0
+
+    def counted(*args: object, **kwargs: object) -> None:
+        nonlocal runs
+        runs += 1
+        tried(*args, **kwargs)
+
+    test.hypothesis.inner_test = counted  # type: ignore[attr-defined]
+    end = time.monotonic() + seconds
     while time.monotonic() < end:
         signal.alarm(HANGS)  # its default action ends this process
         test()
-        runs += PLAN.max_examples
     signal.alarm(0)
     print(f"Done {runs} runs", file=sys.stderr)
 

@@ -285,6 +285,9 @@ def helpers_are_killed(count: int) -> Found:
             failures += wave.wrong(attacker.struck)
             endings.update(wave.endings())
             slowest = max(slowest, time.monotonic() - began)
+        made = attacker.strikes.total()
+        if made < count and not failures:
+            failures.append(f"only {made} of {count} strikes were made: the attacker has failed")
         if executor.submit(square, 7, 0).result(PATIENCE) != 7 * 7:
             failures.append("the executor does not go on")
     mark.wait_until_gone(5)

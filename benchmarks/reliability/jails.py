@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from benchmarks.processes import parent_of
 from benchmarks.reliability.check import Check, Found
 from benchmarks.reliability.scripts import Script, run_all
-from benchmarks.reliability.shortages import without_root
+from benchmarks.reliability.shortages import may_mount, without_root
 from pynisher_exec import LimitedProcessExecutor
 from pynisher_exec.kernel import landlock, libc, prctl
 
@@ -121,6 +121,7 @@ ANYWHERE = (
         "'perf_event_open', 'seccomp', 'kcmp', 'landlock_create_ruleset'",
         "'cpu_time', 'processes'",
     ),
+    _refusing("capabilities cannot be given up", "'capset'", "*attacks.RLIMITS"),
     _refusing("Landlock refused", "'landlock_create_ruleset'", ""),
     _refusing("kcmp refused, as in a container", "'kcmp'", ""),
     Script(
@@ -213,7 +214,7 @@ STRUCK = tuple(map(_struck, (None, "loky", "spawn", "forkserver", "fork")))
 
 def jails(count: int) -> Found:
     """Row 15."""
-    if os.getuid() == 0:
+    if may_mount():
         return run_all(ANYWHERE + AS_ROOT, count)
     return without_root(run_all(ANYWHERE, count), AS_ROOT)
 

@@ -7,6 +7,7 @@ which it tells its supervisor how far it is. Outcomes are not loaded here: a pic
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import json
 import marshal
 import mmap
@@ -58,11 +59,14 @@ HELD = 8 << 20
 
 STAYED = 1 << 63
 WORD = 9
-SLACK = 4 << 20
-"""Bytes that an input may take beyond what is copied: its own, and what the allocator keeps."""
 
-NOISE = 1 << 20
-"""Bytes by which the kernel's sums over its processors may differ between two looks."""
+_PROCESSORS = os.cpu_count() or 1
+NOISE = 3 * max(32, 2 * _PROCESSORS) * _PROCESSORS * mmap.PAGESIZE
+"""Bytes by which the kernel's quick sum of what is held may differ from the true one: for each of
+three kinds of pages so many on each processor (percpu_counter, lib/percpu_counter.c)."""
+
+SLACK = (3 << 20) + NOISE
+"""Bytes that an input may take beyond what is copied: its own, and what the allocator keeps."""
 
 ANSWERED_WITHIN = 20
 """Seconds: a copy that is given up is waited for as well, and others use this machine."""
@@ -222,9 +226,10 @@ def _is_over(exchange: Exchange) -> bool:
 def _forget_the_most() -> int:
     """Have the most that is held begin at what is held, and say what that is.
 
-    The allocator may give back what the input before has left, 32 MiB at once, between the two: to
-    the first it is there, to the second it is not, and this input would be charged with it.
+    The allocator keeps what the input before has left, 32 MiB at times: it gives that back first,
+    lest it happen between the two, or this input take as much and nobody see it.
     """
+    ctypes.CDLL(None).malloc_trim(0)
     deadline = time.monotonic() + ANSWERED_WITHIN
     while True:
         with open("/proc/self/clear_refs", "wb", buffering=0) as file:
@@ -232,7 +237,7 @@ def _forget_the_most() -> int:
         held = _held()
         if held["VmHWM"] - held["VmRSS"] < NOISE:
             return held["VmRSS"]
-        assert time.monotonic() < deadline
+        assert time.monotonic() < deadline, held
 
 
 def _held() -> dict[str, int]:

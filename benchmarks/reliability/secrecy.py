@@ -33,6 +33,9 @@ __all__ = ["CHECKS"]
 PATIENCE = 60
 SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 - it is looked into
 MOST, LARGE = 64 << 20, 4 << 20
+CONTEXTS = (None, "loky", "spawn", "fork")
+"""Not forkserver, whose server has a socket with a name of its own."""
+
 CONFINED = landlock.abi() >= landlock.SIGNALS_SINCE
 COMM = 15
 """Characters of a process's name (proc_pid_comm(5))."""
@@ -183,7 +186,7 @@ def nothing_leaks(count: int) -> Found:
     failures: list[str] = []
     told: list[str] = []
     others = set(descendants(os.getpid()))
-    for context in (None, "loky", "spawn"):
+    for context in CONTEXTS:
         with (
             _own_folder() as folder,
             LimitedProcessExecutor(2, context=context, capture_output=True) as executor,
@@ -203,7 +206,7 @@ def nothing_leaks(count: int) -> Found:
     if not bare.opened:
         failures.append("nothing was opened where nothing bars it: no look was a look")
     told.append(f"no_new_privs=False: {_told([bare])}")
-    return Found(count * 3 + 1, failures, "; ".join(told))
+    return Found(count * len(CONTEXTS) + 1, failures, "; ".join(told))
 
 
 def _told(pairs: list[Pair]) -> str:

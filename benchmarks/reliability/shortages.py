@@ -198,7 +198,7 @@ with LimitedProcessExecutor(2) as executor:
 """,
     ),
     Script(
-        "no memory in the caller",
+        "no memory for a result in the caller",
         HEAD
         + """
 with LimitedProcessExecutor(2) as executor:
@@ -212,6 +212,19 @@ with LimitedProcessExecutor(2) as executor:
         fine = fine and told(large, "delivered") and told(small)
         fine = fine and all(future.exception(0) for future in large)
     print(fine and answers(executor) and len(executor.submit(shortages.large_later).result()) > 0)
+""",
+    ),
+    Script(
+        "no memory in the caller, before the first task",
+        HEAD
+        + """
+with LimitedProcessExecutor(2) as executor:
+    with shortages.no_memory(room=1 << 20):  # a thread's stack is larger
+        try:
+            fine = told([executor.submit(abs, -1)], "memory", "start new thread")
+        except (RuntimeError, MemoryError, OSError) as error:
+            fine = "start new thread" in str(error) or "memory" in str(error).lower()
+    print(fine and answers(executor))
 """,
     ),
 )
@@ -297,9 +310,23 @@ with LimitedProcessExecutor(2, wall_time=30) as executor:
 
 def shortages(count: int) -> Found:
     """Row 10."""
-    if os.getuid() == 0:
+    if may_mount():
         return run_all(SCARCE + AS_ROOT, count)
     return without_root(run_all(SCARCE, count), AS_ROOT)
+
+
+def may_mount() -> bool:
+    """Whether this is root with its usual capabilities, which root of a container may lack."""
+    if os.getuid() != 0:
+        return False
+    pid = os.fork()
+    if pid == 0:
+        status = 1
+        with contextlib.suppress(OSError):
+            private_mounts()
+            status = 0
+        os._exit(status)
+    return os.waitpid(pid, 0)[1] == 0
 
 
 def without_root(found: Found, scripts: tuple[Script, ...]) -> Found:
