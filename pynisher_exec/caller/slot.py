@@ -216,12 +216,17 @@ class Slot:
 
     def _hold_supervisor(self, pid: int) -> None:
         """Have a handle to end it by; not to a stranger that has its number meanwhile."""
-        handle = pidfd.open_pidfd(pid)
+        if self._is_of_host(pid):
+            self._supervisor_pid = pid
+            handle = pidfd.open_pidfd(pid)
+            if self._is_of_host(pid):
+                self._supervisor = handle
+            else:
+                os.close(handle)
+
+    def _is_of_host(self, pid: int) -> bool:
         found = proc.stat(pid)
-        if found is None or found.parent != self.host.pid:
-            os.close(handle)
-        else:
-            self._supervisor_pid, self._supervisor = pid, handle
+        return found is not None and found.parent == self.host.pid
 
     def _take_tidying(self) -> None:
         """The tree has gone, and what it left is being removed, which may take its time."""
