@@ -8,10 +8,12 @@ import socket
 import subprocess
 import sys
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import crashes
 import pytest
+from conftest import wait_until
 
 from pynisher_exec import LimitedProcessExecutor, TimeoutException
 
@@ -141,3 +143,44 @@ def test_alarm_is_the_limits_from_the_moment_that_the_supervisor_counts_to(
         [sys.executable, "-c", SOFT, ago], capture_output=True, text=True, timeout=30, check=False
     )
     assert (done.stdout, done.returncode) == end, done.stderr
+
+
+def stay_on_the_first_processor(path: str) -> None:
+    """Tell when the function began, and sleep."""
+    began = time.monotonic()
+    os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+    Path(f"{path}-new").write_text(f"{os.getpid()} {began}")
+    Path(f"{path}-new").rename(path)
+    time.sleep(60)
+
+
+HOG = """
+import os, sys, time
+begin, end = map(float, sys.argv[1:])
+os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+time.sleep(max(0, begin - time.monotonic()))
+os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(1))
+while time.monotonic() < end: pass
+"""
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="needs root: to keep a processor from others")
+def test_kill_from_outside_before_the_limit_is_the_cause(tmp_path: Path) -> None:
+    """Though a busy machine lets the task die of it only after the limit."""
+    late = False
+    with LimitedProcessExecutor(1, wall_time=0.6) as executor:
+        for number in range(3):
+            told = tmp_path / str(number)
+            future = executor.submit(stay_on_the_first_processor, str(told))
+            wait_until(told.exists)
+            pid, began = told.read_text().split()
+            times = [str(float(began) + 0.3), str(float(began) + 0.9)]
+            with subprocess.Popen([sys.executable, "-S", "-c", HOG, *times]) as hog:
+                time.sleep(max(0.0, float(began) + 0.4 - time.monotonic()))
+                os.kill(int(pid), signal.SIGKILL)
+            if hog.returncode:
+                pytest.skip("needs the right to a real-time schedule (CAP_SYS_NICE)")
+            report = future.wait_for_report()
+            assert (report.status, report.signal) == ("signal", signal.SIGKILL), report
+            late = late or report.wall_time >= 0.6
+    assert late, "it always died before the limit"

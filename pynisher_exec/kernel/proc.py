@@ -8,6 +8,7 @@ pidfd and looks again (see `pynisher_exec.supervisor.kill`). Sizes are bytes. So
 from __future__ import annotations
 
 import os
+import signal
 from typing import TYPE_CHECKING, NamedTuple
 
 from pynisher_exec.kernel.descriptors import file_of
@@ -27,6 +28,7 @@ __all__ = [
     "fair_memory",
     "has_thread",
     "is_alive",
+    "is_being_killed",
     "own_memory",
     "place_of",
     "resident_memory",
@@ -43,6 +45,9 @@ PAGE = os.sysconf("SC_PAGE_SIZE")
 TICK = os.sysconf("SC_CLK_TCK")
 _SEALED = b"/memfd:shared (deleted)"
 """What a memory file of `kernel.sealed_memory` is called where it is mapped."""
+
+_PENDING = 28
+"""Where /proc/PID/stat says which signals wait, from the state on (proc_pid_stat(5), `signal`)."""
 
 _LINKS_OF_ONE = 3  # a directory has two beside one for each that it holds
 
@@ -168,6 +173,16 @@ def umask() -> int:
         if line.startswith(b"Umask:"):
             return int(line.split()[1], 8)
     return 0o077
+
+
+def is_being_killed(pid: int) -> bool:
+    """Whether SIGKILL has been sent to a process that has had no processor since, to die of it.
+
+    So it is as well where one of its threads has begun to end them all (kernel/signal.c).
+    """
+    text = _read(f"/proc/{pid}/stat")
+    pending = text[text.rindex(b")") + 2 :].split()[_PENDING] if text else b"0"
+    return bool(int(pending) & 1 << signal.SIGKILL - 1)
 
 
 def signal_masks() -> tuple[int, ...]:

@@ -15,7 +15,7 @@ import time
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from pynisher_exec.kernel import pidfd
+from pynisher_exec.kernel import pidfd, proc
 from pynisher_exec.limits import Limits
 from pynisher_exec.protocol import messages
 from pynisher_exec.supervisor import fair, kill, output
@@ -380,13 +380,13 @@ class Watching:
         return "" if private_tmp.remove(self._private_tmp) else self._private_tmp
 
     def _strike(self) -> None:
-        """Kill the first process, if it is still there: only then is the kill why it ended.
+        """Kill the first process, if nothing else has ended it: only then is the kill why it ended.
 
         At a wall limit SIGTERM goes first, at once followed by the kill: the exit code then says
         -15 where nothing handles it, as pynisher's did.
         """
         child = self._child.pidfd
-        self._account.struck = not pidfd.exited(child)
+        self._account.struck = not (pidfd.exited(child) or proc.is_being_killed(self._child.pid))
         with contextlib.suppress(ProcessLookupError):
             if self._watch.killed == "wall_time":
                 pidfd.send_signal(child, signal.SIGTERM)
