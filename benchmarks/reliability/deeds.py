@@ -208,6 +208,9 @@ def tell_and(how: str, seconds: float, path: str) -> None:
     file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.write(file, f"{os.getpid()} {began} {clock}\n".encode())
     time.sleep(60 if how == "wait" else max(0.0, seconds - (time.monotonic() - began)))
+    # Nobody shall come between the telling and the end: a busy machine has made 20 ms of it.
+    with contextlib.suppress(PermissionError):
+        os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(1))
     os.write(file, str(time.monotonic()).encode())
     match how:
         case "exit":
