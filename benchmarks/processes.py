@@ -82,8 +82,7 @@ def _environment_of(pid: int) -> list[bytes]:
         with contextlib.suppress(ProcessLookupError):  # the kernel's own, or it has ended
             while time.monotonic() < deadline:
                 data = Path(f"{path}/environ").read_bytes()
-                stat = Path(f"{path}/stat").read_text(errors="replace")
-                fields = stat.rpartition(")")[2].split()
+                fields = _stat_in(path)
                 if 0 < len(data) == int(fields[ENV_END]) - int(fields[ENV_START]):
                     return data.split(b"\0")
                 time.sleep(0.001)
@@ -97,7 +96,11 @@ def zombies() -> list[int]:
 
 def stat_of(pid: int) -> list[str]:
     """Fields of /proc/PID/stat, from the third on, the state; OSError when the process has gone."""
-    return Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()
+    return _stat_in(f"/proc/{pid}")
+
+
+def _stat_in(path: str) -> list[str]:
+    return Path(f"{path}/stat").read_text(errors="replace").rpartition(")")[2].split()
 
 
 def state_of(pid: int) -> str:

@@ -282,9 +282,8 @@ def bombs(count: int) -> Found:
         ways[name, bounded] += 1
         failures += wrong
         slowest[name] = max(slowest[name], seconds)
-    if any(ways[name, way] != count // (len(BOMBS) * 2) for name in BOMBS for way in (0, 1)) and (
-        count % (len(BOMBS) * 2) == 0
-    ):
+    rounds, rest = divmod(count, len(BOMBS) * 2)
+    if not rest and list(ways.values()) != [rounds] * len(BOMBS) * 2:
         failures.append(f"not each kind was tried as often, both ways: {ways}")
     shown = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in slowest.items())
     return Found(count, failures, f"beside the second that each may take: {shown}")

@@ -57,9 +57,9 @@ def supports(limit: str, *, no_new_privs: bool = True) -> Support:
     """Say how hard a limit is on this machine.
 
     "hard": no task evades it, and it is passed by no more than `.bound`. "soft": a task can evade
-    or outrun it. The answer is found by trying the mechanism once
-    in a process of its own (about 0.1 s at the first call), never guessed. ValueError for an
-    unknown name. `no_new_privs` is what the executor will be given.
+    or outrun it. The answer is found by trying the mechanism once in a process of its own (about
+    0.1 s at the first call), never guessed. ValueError for an unknown name. `no_new_privs` is what
+    the executor will be given.
     """
     if limit not in LIMITS:
         msg = f"limit={limit!r} is unknown: {', '.join(LIMITS)} are accepted"

@@ -8,7 +8,7 @@ import struct
 
 from pynisher_exec.kernel import libc
 
-__all__ = ["SYS_RESOURCE", "give_up", "has"]
+__all__ = ["SYS_RESOURCE", "give_up"]
 
 SYS_RESOURCE = 24
 """Its holder may raise hard rlimits, its own too (CAP_SYS_RESOURCE, linux/capability.h)."""
@@ -20,25 +20,19 @@ _SETS = struct.Struct("=6I")
 _PR_CAPBSET_DROP = 24
 
 
-def has(capability: int) -> bool:
-    """Whether the calling thread has it, or may take it."""
-    permitted = _get()[capability // 32 * 3 + 1]
-    return bool(permitted >> capability % 32 & 1)
-
-
 def give_up(capability: int) -> None:
     """Do without it from here on, in the calling thread and what that starts.
 
     A program that it starts gets it again where root may and this process cannot change its
     bounding set, for which it takes CAP_SETPCAP, unless no_new_privs is set.
     """
-    if not has(capability):
+    sets, first, bit = _get(), capability // 32 * 3, 1 << capability % 32
+    if not sets[first + 1] & bit:  # not permitted: so it has nothing of it
         return
     with contextlib.suppress(OSError):
         libc.syscall(libc.number("prctl"), _PR_CAPBSET_DROP, capability)
-    sets = _get()
-    for each in range(3):
-        sets[capability // 32 * 3 + each] &= ~(1 << capability % 32)
+    for each in range(first, first + 3):
+        sets[each] &= ~bit
     data = ctypes.create_string_buffer(_SETS.pack(*sets), _SETS.size)
     header = _header()
     libc.syscall(libc.number("capset"), ctypes.addressof(header), ctypes.addressof(data))

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import signal
 
-from pynisher_exec.kernel import libc
+from pynisher_exec.kernel import capabilities, libc
 
 __all__ = [
     "become_subreaper",
     "die_with_parent",
+    "renounce_privileges",
     "set_name",
     "set_no_new_privs",
 ]
@@ -37,6 +39,13 @@ def die_with_parent(signum: int = signal.SIGKILL) -> None:
 def set_no_new_privs() -> None:
     """Let no exec gain privileges, from here on and below; it cannot be undone."""
     libc.syscall(libc.number("prctl"), _PR_SET_NO_NEW_PRIVS, 1)
+
+
+def renounce_privileges() -> None:
+    """Gain none by an exec, and lift no rlimit: what `no_new_privs` means for a task."""
+    set_no_new_privs()
+    with contextlib.suppress(OSError):  # a sandbox refuses it: `supports` finds that
+        capabilities.give_up(capabilities.SYS_RESOURCE)
 
 
 def set_name(name: str) -> None:

@@ -135,10 +135,9 @@ def descendants(pid: int) -> list[int]:
 
 def stat(pid: int) -> Stat | None:
     """State and parent of a process, and more, or None when it has gone."""
-    text = _read(f"/proc/{pid}/stat")
-    if not text:
+    fields = _stat_fields(pid)
+    if not fields:
         return None
-    fields = text[text.rindex(b")") + 2 :].split()  # the name may hold blanks and parentheses
     return Stat(
         state=fields[0].decode(),
         parent=int(fields[1]),
@@ -146,6 +145,13 @@ def stat(pid: int) -> Stat | None:
         threads=int(fields[17]),
         started=int(fields[19]),
     )
+
+
+def _stat_fields(pid: int) -> list[bytes]:
+    """/proc/PID/stat from the state on; empty when the process has gone."""
+    text = _read(f"/proc/{pid}/stat")
+    # The name before it may hold blanks and parentheses.
+    return text[text.rindex(b")") + 2 :].split() if text else []
 
 
 def is_alive(pid: int) -> bool:
@@ -180,9 +186,8 @@ def is_being_killed(pid: int) -> bool:
 
     So it is as well where one of its threads has begun to end them all (kernel/signal.c).
     """
-    text = _read(f"/proc/{pid}/stat")
-    pending = text[text.rindex(b")") + 2 :].split()[_PENDING] if text else b"0"
-    return bool(int(pending) & 1 << signal.SIGKILL - 1)
+    fields = _stat_fields(pid)
+    return bool(fields) and int(fields[_PENDING]) & 1 << signal.SIGKILL - 1 != 0
 
 
 def signal_masks() -> tuple[int, ...]:

@@ -21,7 +21,7 @@ import select
 import signal
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from pynisher_exec.kernel import capabilities, cgroup, landlock, prctl
+from pynisher_exec.kernel import cgroup, landlock, prctl
 from pynisher_exec.protocol import messages
 from pynisher_exec.supervisor import cpu, kill
 from pynisher_exec.supervisor.child import Child, Pipes
@@ -88,9 +88,7 @@ def _settle(options: SlotOptions, *, keep_main: bool) -> int | None:
     os.close(null)
     scope = None
     if options.no_new_privs:
-        prctl.set_no_new_privs()
-        with contextlib.suppress(OSError):  # a sandbox refuses it: `supports` has found that
-            capabilities.give_up(capabilities.SYS_RESOURCE)
+        prctl.renounce_privileges()
         with contextlib.suppress(OSError):  # before Linux 6.12
             scope = landlock.signal_scope()
     surroundings.become_fresh_process(keep_main=keep_main)

@@ -9,7 +9,7 @@ import resource
 import socket
 from typing import TYPE_CHECKING
 
-from pynisher_exec.kernel import capabilities, cgroup, landlock, perf, prctl, proc, seccomp
+from pynisher_exec.kernel import cgroup, landlock, perf, prctl, proc, seccomp
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -20,9 +20,7 @@ __all__ = ["serve"]
 def serve(answer: int, no_new_privs: bool) -> None:  # noqa: FBT001  (called from the bootstrap)
     """Try each mechanism and send the reasons for which some are refused, as JSON."""
     if no_new_privs:
-        prctl.set_no_new_privs()
-        with contextlib.suppress(OSError):
-            capabilities.give_up(capabilities.SYS_RESOURCE)
+        prctl.renounce_privileges()
     rlimits, cores = _try(_be_bound_by_an_rlimit), _try(_leave_no_core)
     group = _try(_use_a_group)
     with _child() as pid:  # what a supervisor does to its task, which is another process
