@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import resource
 import signal
+import threading
 import time
 from itertools import repeat
 from pathlib import Path
@@ -105,3 +106,34 @@ def test_template_that_is_struck_as_it_starts_costs_no_call(number: signal.Signa
         wait_until(lambda: len(list(executor._pool._monitor._slots)) == 4, PATIENCE)
         os.kill(template, number)
         assert [future.result(PATIENCE) for future in futures] == list(range(8))
+
+
+def times_slept(thread: threading.Thread) -> int:
+    """How often a thread has waited for something so far (proc(5), status)."""
+    text = Path(f"/proc/self/task/{thread.native_id}/status").read_text()
+    return int(text.split("voluntary_ctxt_switches:")[1].split()[0])
+
+
+def test_calls_that_must_wait_wake_nobody() -> None:
+    """The monitor thread sleeps while thousands are queued behind as many as can run."""
+    with LimitedProcessExecutor(1) as executor:
+        blocking = executor.submit(time.sleep, 600)
+        wait_until(blocking.running)
+        (monitor,) = (each for each in threading.enumerate() if "monitor" in each.name)
+        few = [executor.submit(span, 0) for _ in range(10)]
+        time.sleep(0.2)  # not for a state, but so that it may do what these have woken it for
+        before = times_slept(monitor)
+        many = [executor.submit(span, 0) for _ in range(2000)]
+        assert times_slept(monitor) - before < 200
+        blocking.cancel()
+        for future in few + many[:20]:
+            future.result(PATIENCE)
+        executor.kill_workers()
+
+
+def test_calls_queued_before_there_are_slots_all_get_one() -> None:
+    """Nobody is woken for the last of them, and yet as many run at once as there are workers."""
+    with LimitedProcessExecutor(3) as executor:
+        futures = [executor.submit(span, 0.2) for _ in range(30)]
+        spans = [future.result(PATIENCE) for future in futures]
+    assert most_at_once(spans) == 3

@@ -52,11 +52,12 @@ class Inbox:
         self._force: str | None = None
         self.closed = False
 
-    def put(self, item: Item) -> None:
-        """Queue a task. RuntimeError once closed."""
+    def put(self, item: Item) -> int:
+        """Queue a task, and say how many came before it. RuntimeError once closed."""
         with self._lock:
             self.check_open()
             self._queue.append(item)
+            return len(self._queue) - 1
 
     def check_open(self) -> None:
         """Raise what `put` would raise."""

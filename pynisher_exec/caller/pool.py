@@ -45,6 +45,7 @@ class Pool:
         self.token = object()
         self.forks = self._monitor.forks
         self.max_memory = options.max_memory
+        self._most = None if options.max_workers is None else options.max_workers + 1  # the spare
         self._thread: threading.Thread | None = None
         self._done = threading.Event()
         self._forgotten = False
@@ -72,8 +73,12 @@ class Pool:
                 if self._thread is None:
                     self._start_thread()
                 item.future.entrust(None if self._thread is None else self._thread.ident)
-                self._inbox.put(item)
-            self._reactor.ring()
+                before = self._inbox.put(item)
+            # Behind more than there can be slots for, it changes nothing until it is their turn;
+            # to be woken for each of thousands would cost the monitor thread, and so this one too,
+            # as much as to submit them.
+            if self._most is None or before <= self._most:
+                self._reactor.ring()
         except BaseException:
             item.future.cancel()  # an interrupt may strike when it is queued already
             raise

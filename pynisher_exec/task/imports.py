@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import site
 import sys
+from itertools import islice
 from typing import Any
 
 __all__ = ["count", "installed_since", "of_the_user"]
@@ -39,7 +40,7 @@ def installed_since(before: int) -> str:
     if len(sys.modules) == before:
         return ""
     known: dict[str, bool] = {}
-    fresh = filter(str.isascii, list(sys.modules)[before:])  # of others a character is many bytes
+    fresh = filter(str.isascii, _since(before))  # of others a character is many bytes
     names = [name for name in fresh if _is_installed(name, known)]
     for dots in (9, 2, 1, 0):
         text = "\n".join(name for name in names if name.count(".") <= dots)
@@ -50,11 +51,22 @@ def installed_since(before: int) -> str:
 
 def of_the_user(before: int) -> bool:
     """Whether any module imported since lies outside those folders, or is a link to what does."""
-    for name in list(sys.modules)[before:]:
+    for name in _since(before):
         path = _path_of(name)
         if path and not os.path.realpath(path).startswith(_FOLDERS):
             return True
     return False
+
+
+def _since(before: int) -> list[str]:
+    """Names of modules imported since, in that order.
+
+    From the end: a list of all would touch each name, and in a fresh fork the page that holds it
+    has to be copied then, which is 800 pages where a template has imported scikit-learn.
+    """
+    fresh = list(islice(reversed(sys.modules), max(0, len(sys.modules) - before)))
+    fresh.reverse()
+    return fresh
 
 
 def _path_of(name: str) -> str:
