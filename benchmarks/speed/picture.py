@@ -10,13 +10,16 @@ if TYPE_CHECKING:
 
 __all__ = ["draw"]
 
-KEPT, MISSED, AIM = "#2a7f62", "#b3412f", "#444444"
+KEPT, MISSED, AIM = "#3b76a0", "#c8553d", "#222222"
+LEAST = 0.05
+"""Part of a promise at which the picture begins."""
 
 
 def draw(results: Sequence[dict[str, Any]], path: Path) -> None:
     """Write it, in the format that the path's suffix names; ModuleNotFoundError says what lacks."""
     try:
-        from matplotlib.figure import Figure  # noqa: PLC0415 - only some want a picture
+        from matplotlib import rc_context  # noqa: PLC0415 - only some want a picture
+        from matplotlib.figure import Figure  # noqa: PLC0415
     except ModuleNotFoundError as error:
         msg = "a picture needs matplotlib: pip install 'pynisher_exec[charts]'"
         raise ModuleNotFoundError(msg) from error
@@ -33,16 +36,21 @@ def draw(results: Sequence[dict[str, Any]], path: Path) -> None:
             axes.plot(_share(row, row["aim"]), place, marker="|", color=AIM, markersize=11)
     axes.axvline(1, color=MISSED, linewidth=1)
     axes.set_xscale("log")
+    axes.set_xlim(LEAST, 4)
+    axes.set_ylim(-0.6, len(rows) - 0.4)
+    axes.set_xticks([0.1, 0.5, 1, 2], ["a tenth", "half", "as promised", "twice"], fontsize=8)
+    axes.minorticks_off()
     axes.set_yticks(range(len(rows)), [_label(row) for row in rows], fontsize=8)
-    axes.set_xlabel("measured / promised, median and middle half of the rounds; | what is aimed at")
+    axes.set_xlabel("measured; line: middle half of the rounds; |: the aim", fontsize=8)
     axes.spines[["top", "right"]].set_visible(False)
-    figure.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None)
+    with rc_context({"svg.fonttype": "none"}):  # text stays text
+        figure.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None)
 
 
 def _share(row: dict[str, Any], ratio: float) -> float:
     """Part of what is promised: below 1 is better, for a lower bound as well."""
     share = row["must"] / ratio if row["at_least"] else ratio / row["must"]
-    return max(float(share), 1e-3)
+    return max(float(share), LEAST)
 
 
 def _label(row: dict[str, Any]) -> str:
