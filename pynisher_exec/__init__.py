@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     )
     from pynisher_exec.legacy import EnforcedFunction, enforce_limits
     from pynisher_exec.report import Enforced, Report, Status
+    from pynisher_exec.searches.record import RecordError
 
 _HOMES = {
     "caller.executor": ("LimitedProcessExecutor",),
@@ -56,6 +57,7 @@ _HOMES = {
     "legacy": ("EnforcedFunction", "enforce_limits"),
     "decorator": ("Limited", "limited", "shutdown"),
     "report": ("Enforced", "Report", "Status"),
+    "searches.record": ("RecordError",),
 }
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
 
@@ -70,6 +72,7 @@ __all__ = [
     "LimitedProcessExecutor",
     "MemorylimitException",
     "PynisherError",
+    "RecordError",
     "RemoteTraceback",
     "Report",
     "Shared",

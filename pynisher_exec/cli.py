@@ -13,6 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
+from pynisher_exec import show
 from pynisher_exec.caller.future import LimitedFuture
 from pynisher_exec.caller.item import Item
 from pynisher_exec.caller.pool import Pool, PoolOptions
@@ -71,6 +72,7 @@ def _parser() -> _Parser:
     _add_run(actions)
     doctor = actions.add_parser("doctor", help="tell which limits this machine holds, and how")
     doctor.set_defaults(action=_doctor, parser=doctor)
+    show.add_to(actions)
     demo = actions.add_parser("demo", help="search scikit-learn models, some of which run away")
     demo.add_argument("--output", default="reports.jsonl", help="default: %(default)s")
     demo.set_defaults(action=_demo, parser=demo)

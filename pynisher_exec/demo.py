@@ -47,14 +47,11 @@ def run(output: Path) -> int:
 
 
 def _search() -> list[Result]:
-    from tqdm import tqdm  # type: ignore[import-untyped]  # noqa: PLC0415  (an extra)
-
     space = candidates()
     with LimitedProcessExecutor(
         SLOTS, **LIMITS, capture_output=True, preload=PRELOAD, strict=False
     ) as executor:
-        reports = executor.reports(score, space)
-        return list(zip(space, tqdm(reports, total=len(space), unit="config"), strict=True))
+        return list(zip(space, executor.reports(score, space, progress=True), strict=True))
 
 
 def _table(results: list[Result]) -> str:

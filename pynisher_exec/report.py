@@ -10,6 +10,7 @@ import json
 import signal as signals
 from dataclasses import dataclass, field
 from enum import Enum
+from html import escape
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pynisher_exec import errors
@@ -152,6 +153,27 @@ class Report:
             "pid": self.pid,
             "rusage": _rusage_as_json(self.rusage),
         }
+
+    def _repr_html_(self) -> str:
+        """Show it in a notebook: a table of what counts, with what the task wrote as text."""
+        facts = [
+            ("status", self.status.value),
+            ("message", self.message),
+            ("result", "" if self.result is None else _short(self.result)),
+            ("wall time", f"{self.wall_time:.3f} s"),
+            ("CPU time", f"{self.cpu_time:.3f} s"),
+            ("peak memory", f"{self.peak_memory / (1 << 20):.1f} MiB"),
+            ("subprocesses", str(self.peak_processes)),
+            ("limits", ", ".join(f"{name} {each.value:g}" for name, each in self.limits.items())),
+            ("stderr", "\n".join((self.stderr or "").splitlines()[-5:])),
+        ]
+        cells = "".join(
+            f"<tr><th style='text-align:left'>{name}</th>"
+            f"<td style='text-align:left;white-space:pre-wrap'>{escape(text)}</td></tr>"
+            for name, text in facts
+            if text
+        )
+        return f"<table>{cells}</table>"
 
 
 def _rusage_as_json(usage: struct_rusage | None) -> dict[str, float] | None:

@@ -28,6 +28,7 @@ ORDER = (
     "machine",
     "limits",
     "report",
+    "searches",
     "verdict",
     "kernel",
     "protocol",

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from pynisher_exec import Report
-    from pynisher_exec.caller.executor import LimitedExecutor
+    from pynisher_exec.caller.submitting import LimitedExecutor
 
 __all__ = ["CHECKS"]
 

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from pynisher_exec.caller.future import LimitedFuture
     from pynisher_exec.report import Report
+    from pynisher_exec.searches.follower import Follower
 
 __all__ = ["Reports", "Results"]
 
@@ -39,10 +40,12 @@ class _Ahead(Generic[T]):
         fn: Callable[..., Any],
         calls: Iterator[tuple[Any, ...]],
         buffersize: int | None,
+        follower: Follower | None,
     ) -> None:
         self._executor = executor
         self._fn = fn
         self._calls = calls
+        self._follower = follower
         self._pending: deque[LimitedFuture[Any]] = deque()
         try:
             self._submit(buffersize)
@@ -52,14 +55,25 @@ class _Ahead(Generic[T]):
 
     def _submit(self, count: int | None) -> None:
         submitted = 0
-        for args in itertools.islice(self._calls, count):
+        for args in itertools.islice(self._wanted(), count):
             future = self._executor.submit(self._fn, *args)
             self._pending.append(future)
             self._note(future)
+            if self._follower is not None:
+                self._follower.add(future, args)
             submitted += 1
         if count is None or submitted < count:
             # Never asked again: an ended `zip` takes one more item of its first iterator each time.
             self._calls = iter(())
+
+    def _wanted(self) -> Iterator[tuple[Any, ...]]:
+        """The calls that are to be run: not those in the record of a search that is resumed."""
+        follower = self._follower
+        if follower is None:
+            return self._calls
+        return itertools.takewhile(
+            lambda _: not follower.is_over, filter(follower.wants, self._calls)
+        )
 
     def _note(self, future: LimitedFuture[Any]) -> None:
         """A call has been submitted."""
@@ -69,6 +83,7 @@ class _Ahead(Generic[T]):
 
     def __next__(self) -> T:
         if not self._pending:
+            self._finish(ended=True)
             raise StopIteration
         try:
             value = self._take()
@@ -91,9 +106,16 @@ class _Ahead(Generic[T]):
         pending, self._pending = self._pending, deque()
         for future in pending:
             future.cancel()
+        self._finish(ended=not pending)
+
+    def _finish(self, *, ended: bool) -> None:
+        follower, self._follower = self._follower, None
+        if follower is not None:
+            follower.close(ended=ended)
 
     def __del__(self) -> None:
-        if getattr(self, "_pending", None):  # its `__init__` may have failed early
+        # Its `__init__` may have failed early.
+        if getattr(self, "_pending", None) or getattr(self, "_follower", None) is not None:
             self.close()
 
 
@@ -107,9 +129,10 @@ class Results(_Ahead[T]):
         calls: Iterator[tuple[Any, ...]],
         buffersize: int | None,
         deadline: float | None,
+        follower: Follower | None = None,
     ) -> None:
         self._deadline = deadline
-        super().__init__(executor, fn, calls, buffersize)
+        super().__init__(executor, fn, calls, buffersize, follower)
 
     def _take(self) -> T:
         left = None if self._deadline is None else max(0.0, self._deadline - time.monotonic())
@@ -129,10 +152,11 @@ class Reports(_Ahead["Report"]):
         buffersize: int | None,
         *,
         ordered: bool,
+        follower: Follower | None = None,
     ) -> None:
         self._done: SimpleQueue[LimitedFuture[Any]] | None = None if ordered else SimpleQueue()
         self._taken: set[LimitedFuture[Any]] = set()
-        super().__init__(executor, fn, calls, buffersize)
+        super().__init__(executor, fn, calls, buffersize, follower)
 
     def _note(self, future: LimitedFuture[Any]) -> None:
         if self._done is not None:
@@ -140,13 +164,20 @@ class Reports(_Ahead["Report"]):
 
     def _take(self) -> Report:
         if self._done is None:
-            report = self._pending[0].wait_for_report()
+            future = self._pending[0]
+            future.wait_for_report()
             self._pending.popleft()
-            return report
+            return self._recorded(future)
         if self._done.empty():
             self._pending[0].refuse_to_wait()
         future = self._done.get()
         self._taken.add(future)
         while self._pending and self._pending[0] in self._taken:
             self._taken.remove(self._pending.popleft())
+        return self._recorded(future)
+
+    def _recorded(self, future: LimitedFuture[Any]) -> Report:
+        """What has been given away is in the record, whatever comes after."""
+        if self._follower is not None:
+            self._follower.wait_for(future)
         return future.wait_for_report()

@@ -127,6 +127,13 @@ class LimitedFuture(Future[T]):
         assert report is not None  # noqa: S101  (it is done, and done is for good)
         return report
 
+    def _repr_html_(self) -> str:
+        """Show it in a notebook: its report once it is done, else where it is."""
+        report = self.report
+        if report is not None:
+            return report._repr_html_()  # notebooks' name for it
+        return f"<em>task {'running' if self.running() else 'waiting'}</em>"
+
     def refuse_to_wait(self) -> None:
         """Raise what waiting for this would, where it could never end."""
         self._guard.refuse()

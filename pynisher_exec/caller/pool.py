@@ -30,7 +30,7 @@ class Pool:
     """Everything here may be called from any thread.
 
     `token` is what shared objects know it by, `forks` whether tasks are forks of this process,
-    `max_memory` see `PoolOptions`.
+    `max_memory` see `PoolOptions`, `most_at_once` its `max_workers`.
     """
 
     def __init__(self, options: PoolOptions) -> None:
@@ -45,7 +45,7 @@ class Pool:
         self.token = object()
         self.forks = self._monitor.forks
         self.max_memory = options.max_memory
-        self._most = None if options.max_workers is None else options.max_workers + 1  # the spare
+        self.most_at_once = options.max_workers
         self._thread: threading.Thread | None = None
         self._done = threading.Event()
         self._forgotten = False
@@ -77,7 +77,8 @@ class Pool:
             # Behind more than there can be slots for, it changes nothing until it is their turn;
             # to be woken for each of thousands would cost the monitor thread, and so this one too,
             # as much as to submit them.
-            if self._most is None or before <= self._most:
+            most = self.most_at_once
+            if most is None or before <= most + 1:  # the spare slot's
                 self._reactor.ring()
         except BaseException:
             item.future.cancel()  # an interrupt may strike when it is queued already

@@ -1,0 +1,254 @@
+"""The thread that writes down and shows the ends of one search's tasks.
+
+A thread of its own, since a disk that is full or slow, or a terminal that stands still, must not
+hold up the one that resolves futures, nor wait for the loop that takes the reports.
+"""
+
+from __future__ import annotations
+
+import atexit
+import itertools
+import math
+import threading
+import time
+import weakref
+from collections.abc import Sized
+from queue import Empty, SimpleQueue
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+
+from pynisher_exec.report import Status
+from pynisher_exec.searches.keys import Keyed, name_of_function
+from pynisher_exec.searches.progress import Progress
+from pynisher_exec.searches.record import Record
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Callable, Collection, Iterable
+
+    from pynisher_exec.report import Report
+
+__all__ = ["Follower", "Future", "Wishes", "follow"]
+
+REFRESH = 0.5
+"""Seconds between two looks at what runs."""
+
+AT_ONCE = 500
+"""Ends that one transaction holds at most."""
+
+MOST_LOOKED_AT = 1000
+"""Tasks that are looked at to count those that run, which are the first ones."""
+
+
+class Future(Protocol):
+    """What a search waits for."""
+
+    @property
+    def report(self) -> Report | None:
+        """What there is to be told, at the end."""
+
+    def running(self) -> bool:
+        """Whether it has begun."""
+
+    def done(self) -> bool:
+        """Whether it has ended."""
+
+    def cancel(self) -> bool:
+        """End it."""
+
+    def add_done_callback(self, fn: Callable[[Any], object], /) -> None:
+        """Have it called at the end."""
+
+
+class Wishes(NamedTuple):
+    """What is to be done beside running a search; see `LimitedExecutor.reports`."""
+
+    progress: bool = False
+    record: str | os.PathLike[str] | None = None
+    key: Callable[..., object] | None = None
+    resume: bool = False
+    retry: Collection[str] = ()
+    deadline: float | None = None
+
+    def check(self) -> None:
+        """ValueError for what does not go together, or is no status."""
+        if self.record is None and (self.key is not None or self.resume or self.retry):
+            msg = "key=, resume= and retry= say what to do with a record: pass record= as well"
+            raise ValueError(msg)
+        if self.retry and not self.resume:
+            msg = "retry= says what a resumed search runs again: pass resume=True as well"
+            raise ValueError(msg)
+        known = {status.value for status in Status}
+        if isinstance(self.retry, str) or not set(self.retry) <= known:
+            msg = f"retry={self.retry!r} is no set of statuses, which are: {', '.join(known)}"
+            raise ValueError(msg)
+
+
+def follow(
+    fn: Callable[..., Any], items: Iterable[Iterable[Any]], wishes: Wishes, slots: int | None
+) -> Follower | None:
+    """Make what follows a search; None where nothing of that is wanted."""
+    wishes.check()
+    if not (wishes.progress or wishes.record is not None or wishes.deadline is not None):
+        return None
+    name = name_of_function(fn)
+    keyed = Keyed(fn, wishes.key) if wishes.record is not None else None
+    record = Record(wishes.record, name, slots) if wishes.record is not None else None
+    try:
+        progress = Progress(_total(items), name.rpartition(".")[2]) if wishes.progress else None
+        return Follower(progress, record, keyed, wishes)
+    except BaseException:
+        if record is not None:
+            record.close(ended=True)
+        raise
+
+
+def _total(items: Iterable[Iterable[Any]]) -> int | None:
+    """How many calls there will be, where all arguments come from what has a length."""
+    lengths = [len(each) if isinstance(each, Sized) else math.inf for each in items]
+    total = min(lengths, default=0)
+    return None if math.isinf(total) else int(total)
+
+
+_living: weakref.WeakSet[Follower] = weakref.WeakSet()
+
+
+@atexit.register
+def _close_all() -> None:
+    """The interpreter ends; by now all tasks have, and what they came to is to be written."""
+    for follower in list(_living):
+        follower.close(ended=False)
+
+
+class Follower:
+    """Follows one search. `keyed` and `record` go together."""
+
+    def __init__(
+        self,
+        progress: Progress | None,
+        record: Record | None,
+        keyed: Keyed | None,
+        wishes: Wishes,
+    ) -> None:
+        self._progress = progress
+        self._record = record
+        self._keyed = keyed
+        self._again = {Status.CANCELLED.value, *wishes.retry}
+        self._known = record.last_statuses() if record is not None and wishes.resume else {}
+        self._deadline = math.inf
+        if wishes.deadline is not None:
+            self._deadline = time.monotonic() + wishes.deadline
+        self.is_over = False  # the deadline has passed
+        self._open: dict[Future, tuple[str, tuple[Any, ...]]] = {}
+        self._ended: SimpleQueue[Future | None] = SimpleQueue()
+        self._written = threading.Condition()
+        self._waiting: set[Future] = set()  # written, and not taken yet
+        self._error: Exception | None = None
+        self._thread: threading.Thread | None = None
+        _living.add(self)
+
+    def wants(self, args: tuple[Any, ...]) -> bool:
+        """Whether a call is to be run; raises what `Keyed.of` raises."""
+        if self._keyed is None:
+            return True
+        status = self._known.get(self._keyed.of(args))
+        if status is None or status in self._again:
+            return True
+        if self._progress is not None:
+            self._progress.skip()
+        return False
+
+    def add(self, future: Future, args: tuple[Any, ...]) -> None:
+        """A call has been submitted."""
+        key = "" if self._keyed is None else self._keyed.of(args)
+        self._open[future] = key, args
+        if self._thread is None:
+            self._thread = threading.Thread(
+                target=self._follow, name="pynisher_exec search", daemon=True
+            )
+            self._thread.start()
+        future.add_done_callback(self._ended.put)
+
+    def wait_for(self, future: Future) -> None:
+        """Wait until its end has been written down. RecordError where nothing can be any more."""
+        if self._record is None:
+            return
+        with self._written:
+            while future not in self._waiting:
+                if self._error is not None:
+                    raise self._error
+                self._written.wait()
+            self._waiting.remove(future)
+
+    def close(self, *, ended: bool) -> None:
+        """Write what has ended; `ended`: the search has come to its end."""
+        thread, self._thread = self._thread, None
+        if thread is not None:
+            self._ended.put(None)
+            if thread is not threading.current_thread():
+                thread.join()
+        progress, self._progress = self._progress, None
+        if progress is not None:
+            progress.close()
+        record, self._record = self._record, None
+        if record is not None:
+            record.close(ended=ended and self._error is None)
+
+    # -- the thread ------------------------------------------------------------------------------
+
+    def _follow(self) -> None:
+        goes_on = True
+        while goes_on:
+            batch = self._next_batch()
+            goes_on = None not in batch
+            self._take([future for future in batch if future is not None])
+            if self._progress is not None:
+                self._progress.show(self._running())
+            if not self.is_over and time.monotonic() >= self._deadline:
+                self.is_over = True
+                for future in list(self._open):
+                    future.cancel()
+
+    def _next_batch(self) -> list[Future | None]:
+        """What has ended; after a while also nothing."""
+        batch: list[Future | None] = []
+        wait = math.inf if self.is_over else max(0.0, self._deadline - time.monotonic())
+        if self._progress is not None:
+            wait = min(wait, REFRESH)
+        try:
+            batch.append(self._ended.get(timeout=None if math.isinf(wait) else wait))
+            while batch[-1] is not None and len(batch) < AT_ONCE:
+                batch.append(self._ended.get_nowait())
+        except Empty:
+            pass
+        return batch
+
+    def _take(self, futures: list[Future]) -> None:
+        ends = []
+        for future in futures:
+            key, args = self._open.pop(future)
+            report = future.report
+            assert report is not None  # noqa: S101  (it is done)
+            ends.append((key, args, report))
+        kept = [end for end in ends if end[2].status is not Status.CANCELLED]
+        try:
+            if self._record is not None and kept and self._error is None:
+                self._record.write(kept)
+        except Exception as error:  # noqa: BLE001  (whoever takes the reports is told)
+            self._error = error
+        with self._written:
+            if self._error is None and self._record is not None:
+                self._waiting.update(futures)
+            self._written.notify_all()
+        if self._progress is not None:
+            for _, _, report in ends:
+                self._progress.end(report.status)
+
+    def _running(self) -> int:
+        """The first ones run: looked at until some wait."""
+        count = 0
+        for future in itertools.islice(list(self._open), MOST_LOOKED_AT):
+            if future.running():
+                count += 1
+            elif not future.done():
+                break
+        return count

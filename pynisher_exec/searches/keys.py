@@ -1,0 +1,114 @@
+"""What an item of a search is known by, in this run and in the next one that resumes it."""
+
+from __future__ import annotations
+
+import functools
+import json
+import types
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+__all__ = ["Keyed", "key_of", "name_of_function"]
+
+_SCALARS = (str, int, float, bool, type(None))
+_WANTED = "pass key=, a function that gives a string for the arguments of a call"
+
+
+class Keyed:
+    """Gives each call of one function its key: by `key` where given, else by name and arguments.
+
+    A pickle would not do: its bytes differ between runs. ValueError, which says to pass `key`, for
+    a function without a name of its own, and for arguments that have no canonical form in JSON.
+    """
+
+    def __init__(self, fn: Callable[..., Any], key: Callable[..., object] | None) -> None:
+        self._key = key
+        self.function = name_of_function(fn)
+        self._bound = _bound(fn)
+        if key is None:
+            _refuse_nameless(fn, self.function)
+
+    def of(self, args: Sequence[Any]) -> str:
+        """Give the key of one call."""
+        if self._key is None:
+            return key_of(self.function, [*self._bound, *args])
+        key = self._key(*args)
+        return key if isinstance(key, str) else _canonical(key, "what key= gives")
+
+
+def key_of(function: str, args: Sequence[Any]) -> str:
+    """Name and arguments as one text: `module.train({"depth":3})`."""
+    texts = [_canonical(each, f"the argument {_short(each)} of {function}") for each in args]
+    return f"{function}({','.join(texts)})"
+
+
+def name_of_function(fn: object) -> str:
+    """Module and name of what is called, a partial's those of its function."""
+    while isinstance(fn, functools.partial):
+        fn = fn.func
+    named = fn if hasattr(fn, "__qualname__") else type(fn)
+    return f"{getattr(named, '__module__', None) or ''}.{named.__qualname__}".lstrip(".")
+
+
+def _bound(fn: object) -> list[Any]:
+    """What a partial adds to each call."""
+    found: list[Any] = []
+    while isinstance(fn, functools.partial):
+        found = [*fn.args, *([dict(fn.keywords)] if fn.keywords else []), *found]
+        fn = fn.func
+    return found
+
+
+def _refuse_nameless(fn: object, name: str) -> None:
+    """A lambda's name is every lambda's; an object's, or its method's, says not which object."""
+    while isinstance(fn, functools.partial):
+        fn = fn.func
+    has_name = isinstance(fn, types.FunctionType | types.BuiltinFunctionType | type)
+    owner = getattr(fn, "__self__", None)
+    of_object = owner is not None and not isinstance(owner, types.ModuleType | type)
+    if not has_name or of_object or "<lambda>" in name:
+        msg = f"{name} has no name that tells its calls from others': {_WANTED}"
+        raise ValueError(msg)
+
+
+def _canonical(value: object, what: str) -> str:
+    """JSON that is the same for the same value in every run: keys sorted, no spaces."""
+    _refuse_foreign(value, what)
+    try:
+        return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    except (ValueError, RecursionError) as error:
+        msg = f"{what} has no canonical form in JSON ({error}): {_WANTED}"
+        raise ValueError(msg) from None
+
+
+def _refuse_foreign(value: object, what: str) -> None:
+    """JSON makes text of a number that is a key, so that 1 and "1" would be one item."""
+    waiting: list[object] = [value]
+    seen = 0
+    while waiting:
+        each = waiting.pop()
+        seen += 1
+        if isinstance(each, dict) and all(isinstance(key, str) for key in each):
+            waiting.extend(each.values())
+        elif isinstance(each, list | tuple):
+            waiting.extend(each)
+        elif not isinstance(each, _SCALARS):
+            msg = f"{what} has no canonical form in JSON ({type(each).__name__}): {_WANTED}"
+            raise ValueError(msg)
+        if seen > _MOST_PARTS:
+            msg = f"{what} is too large to be a key: {_WANTED}"
+            raise ValueError(msg)
+
+
+_MOST_PARTS = 100_000
+"""Parts of an argument; one that holds itself has no end."""
+
+
+def _short(value: object, length: int = 60) -> str:
+    try:
+        text = repr(value)
+    except Exception as error:  # noqa: BLE001  (a foreign __repr__ may raise anything)
+        text = f"<{type(value).__name__} whose repr raises {type(error).__name__}>"
+    return text if len(text) <= length else text[: length - 3] + "..."

@@ -1,0 +1,205 @@
+"""`python -m pynisher_exec show search.db`: a search's record as a table, also while it goes on."""
+
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+import sys
+import time
+from collections import Counter
+from typing import TYPE_CHECKING, Any, NamedTuple, TextIO
+
+from pynisher_exec.report import Status
+from pynisher_exec.searches.progress import duration
+from pynisher_exec.searches.record import COLUMNS, Reader, RecordError, Row, read
+
+if TYPE_CHECKING:
+    import argparse
+    from collections.abc import Callable, Iterable, Sequence
+
+__all__ = ["add_to", "printable"]
+
+LOOK_EVERY = 0.5
+"""Seconds between two looks at a record that is followed."""
+
+_JSON_COLUMNS = {"arguments", "result", "limits", "rusage"}
+_NUMBERS = {"id", *(name for name, kind in COLUMNS.items() if kind.startswith(("INT", "REAL")))}
+
+
+def add_to(actions: argparse._SubParsersAction[Any]) -> None:
+    """Add this action to a command line."""
+    show = actions.add_parser("show", help="print the record of a search as a table")
+    show.add_argument("record", help="the file that reports(..., record=...) wrote")
+    show.add_argument("--status", action="append", metavar="STATUS", help="only these; repeatable")
+    show.add_argument(
+        "--sort", choices=["id", *COLUMNS], metavar="COLUMN", help="numbers: largest first"
+    )
+    shape = show.add_mutually_exclusive_group()
+    shape.add_argument("--csv", action="store_true", help="all columns, comma-separated")
+    shape.add_argument("--json", action="store_true", help="all columns, an array of objects")
+    shape.add_argument("--follow", action="store_true", help="print more as it comes, to the end")
+    show.set_defaults(action=_show, parser=show)
+
+
+def _show(options: argparse.Namespace) -> int:
+    statuses = _statuses(options)
+    if options.follow and options.sort:
+        options.parser.error("--follow prints in the order of time: it cannot --sort")
+    try:
+        with read(options.record) as reader:
+            if options.follow:
+                return _follow(reader, statuses)
+            rows = _sorted(reader.tasks(statuses=statuses), options.sort)
+    except RecordError as error:
+        print(f"pynisher_exec: {error}", file=sys.stderr)  # noqa: T201  (a command line's voice)
+        return 1
+    write = _write_csv if options.csv else _write_json if options.json else _write_table
+    try:
+        write(rows, sys.stdout)
+        sys.stdout.flush()
+    except BrokenPipeError:  # `| head`
+        sys.stdout = open("/dev/null", "w", encoding="utf-8")  # noqa: SIM115  (for the last flush)
+    return 0
+
+
+def _statuses(options: argparse.Namespace) -> list[str]:
+    wanted = [name for text in options.status or () for name in text.split(",")]
+    known = [status.value for status in Status]
+    for name in wanted:
+        if name not in known:
+            options.parser.error(f"--status={name}: no status, which are {', '.join(known)}")
+    return wanted
+
+
+def _sorted(rows: list[Row], column: str | None) -> list[Row]:
+    if column is None:
+        return rows
+    filled = [row for row in rows if row[column] is not None]
+    filled.sort(key=lambda row: row[column], reverse=column in _NUMBERS and column != "id")
+    return [*filled, *(row for row in rows if row[column] is None)]
+
+
+def _write_csv(rows: Sequence[Row], file: TextIO) -> None:
+    writer = csv.writer(file)
+    names = ["id", *COLUMNS]
+    writer.writerow(names)
+    writer.writerows([row[name] for name in names] for row in rows)
+
+
+def _write_json(rows: Sequence[Row], file: TextIO) -> None:
+    found = [{name: _loaded(name, row[name]) for name in ("id", *COLUMNS)} for row in rows]
+    json.dump(found, file, indent=2)
+    file.write("\n")
+
+
+def _loaded(name: str, value: Any) -> Any:
+    """Columns of JSON become part of it; another program may have put there anything."""
+    if name not in _JSON_COLUMNS or value is None:
+        return value
+    try:
+        return json.loads(value)
+    except (TypeError, ValueError, RecursionError):
+        return value
+
+
+# -- the table ------------------------------------------------------------------------------------
+
+
+class _Column(NamedTuple):
+    title: str
+    text: Callable[[Row], str]
+    right: bool = False
+
+
+def _size(count: int) -> str:
+    value = float(count)
+    for unit in ("B", "KiB", "MiB"):
+        if value < 1024:  # noqa: PLR2004
+            return f"{value:.4g} {unit}"
+        value /= 1024
+    return f"{value:.4g} GiB"
+
+
+def _result(row: Row) -> str:
+    return str(row["message"] or row["result"] or "")
+
+
+_TABLE = (
+    _Column("id", lambda row: str(row["id"]), right=True),
+    _Column("status", lambda row: str(row["status"])),
+    _Column("wall", lambda row: duration(row["wall_time"]), right=True),
+    _Column("cpu", lambda row: duration(row["cpu_time"]), right=True),
+    _Column("peak", lambda row: _size(row["peak_memory"]), right=True),
+    _Column("procs", lambda row: str(row["peak_processes"]), right=True),
+    _Column("item", lambda row: str(row["key"])),
+    _Column("result", _result),
+)
+_FREE = 2
+"""Columns at the end that share what is left of the line."""
+
+
+def _write_table(rows: Sequence[Row], file: TextIO) -> None:
+    lines = [[column.title for column in _TABLE], *map(_cells, rows)]
+    widths = [max(len(line[place]) for line in lines) for place in range(len(_TABLE))]
+    for line in lines:
+        print(_joined(line, _fitted(widths, file)), file=file)
+    print(_summary(rows), file=file)
+
+
+def _cells(row: Row) -> list[str]:
+    return [printable(column.text(row)) for column in _TABLE]
+
+
+def _fitted(widths: list[int], file: TextIO) -> list[int]:
+    """In a terminal a line fits, at the cost of the last columns; in a file nothing is cut."""
+    if not file.isatty():
+        return widths
+    fixed, free = widths[:-_FREE], widths[-_FREE:]
+    left = shutil.get_terminal_size().columns - sum(fixed) - 2 * (len(widths) - 1)
+    item = min(free[0], max(left // 2, left - free[1], 10))
+    return [*fixed, item, max(left - item, 10)]
+
+
+def _joined(line: Iterable[str], widths: Iterable[int]) -> str:
+    parts = []
+    for text, width, column in zip(line, widths, _TABLE, strict=True):
+        cut = text if len(text) <= width else text[: width - 1] + "…"
+        parts.append(cut.rjust(width) if column.right else cut.ljust(width))
+    return "  ".join(parts).rstrip()
+
+
+def printable(text: str) -> str:
+    """Text as one line that no terminal takes for orders: what a task wrote may hold any byte."""
+    return "".join(
+        each if each.isprintable() else each.encode("unicode_escape").decode() for each in text
+    )
+
+
+def _summary(rows: Sequence[Row]) -> str:
+    counts = Counter(str(row["status"]) for row in rows)
+    parts = "  ".join(f"{printable(name)} {count}" for name, count in counts.most_common())
+    return f"{len(rows)} items: {parts}" if rows else "0 items"
+
+
+def _follow(reader: Reader, statuses: Sequence[str]) -> int:
+    """Print what is there and what comes, until no search writes any more."""
+    seen = 0
+    widths = [5, 15, 12, 12, 10, 5, 40, 60]
+    print(_joined([column.title for column in _TABLE], widths))  # noqa: T201  (a command line's voice)
+    shown: list[Row] = []
+    try:
+        while True:
+            going_on = reader.is_going_on()  # asked first: what was written before it ended is read
+            rows = reader.tasks(after=seen, statuses=statuses)
+            for row in rows:
+                print(_joined(_cells(row), _fitted(widths, sys.stdout)), flush=True)  # noqa: T201
+            shown += rows
+            seen = rows[-1].id if rows else seen
+            if not going_on:
+                break
+            time.sleep(LOOK_EVERY)
+    except KeyboardInterrupt:
+        print()  # noqa: T201
+    print(_summary(shown))  # noqa: T201
+    return 0

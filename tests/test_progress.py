@@ -1,0 +1,119 @@
+"""`progress=True`: a bar in a terminal, a line now and then in a file, nothing unless asked for."""
+
+from __future__ import annotations
+
+import io
+import os
+import pty
+import subprocess
+import sys
+from textwrap import dedent
+from typing import TYPE_CHECKING
+
+import pytest
+
+from pynisher_exec import Status
+from pynisher_exec.searches.progress import Lines, Progress, duration
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+PATIENCE = 60
+
+SEARCH = """
+import sys
+from pynisher_exec import LimitedProcessExecutor
+
+def behave(number):
+    if number % 3 == 1:
+        raise ValueError(number)
+    return number
+
+with LimitedProcessExecutor(2, wall_time=30) as executor:
+    print(len(list(executor.reports(behave, range(9), progress=True))))
+    print(sum(executor.map(abs, range(4), progress=True)))
+"""
+
+
+def program(folder: Path, text: str = SEARCH) -> list[str]:
+    """Write a program, and give its command."""
+    path = folder / "search.py"
+    path.write_text(dedent(text))
+    return [sys.executable, str(path)]
+
+
+def test_redirected_output_gets_a_line_at_the_end(tmp_path: Path) -> None:
+    """What is done, and how it ended; standard output is the program's."""
+    done = subprocess.run(
+        program(tmp_path), capture_output=True, text=True, check=True, timeout=PATIENCE
+    )
+    assert done.stdout == "9\n6\n"
+    first, second = done.stderr.splitlines()
+    assert first.startswith("behave: 9 of 9 done")
+    assert first.endswith("ok 6  exception 3")
+    assert second.startswith("abs: 4 of 4 done")
+
+
+def test_terminal_gets_a_bar_with_colours(tmp_path: Path) -> None:
+    """tqdm's, with the count of each status."""
+    near, far = pty.openpty()
+    with subprocess.Popen(program(tmp_path), stdout=subprocess.PIPE, stderr=far) as caller:
+        os.close(far)
+        shown = b""
+        while True:
+            try:
+                part = os.read(near, 4096)
+            except OSError:  # the other end is closed
+                break
+            if not part:
+                break
+            shown += part
+        assert caller.wait(PATIENCE) == 0
+    os.close(near)
+    text = shown.decode(errors="replace")
+    assert "9/9" in text
+    assert "\x1b[32mok 6\x1b[0m" in text
+    assert "\x1b[31mexception 3\x1b[0m" in text
+
+
+def test_nothing_is_shown_unless_asked_for(tmp_path: Path) -> None:
+    """Not a byte."""
+    text = SEARCH.replace(", progress=True", "")
+    done = subprocess.run(
+        program(tmp_path, text), capture_output=True, text=True, check=True, timeout=PATIENCE
+    )
+    assert done.stderr == ""
+
+
+def test_missing_tqdm_is_told(tmp_path: Path) -> None:
+    """With what to install."""
+    text = "import sys\nsys.modules['tqdm'] = None\n" + dedent(SEARCH)
+    done = subprocess.run(
+        program(tmp_path, text), capture_output=True, text=True, check=False, timeout=PATIENCE
+    )
+    assert "pip install 'pynisher_exec[progress]'" in done.stderr
+
+
+def test_lines_come_now_and_then() -> None:
+    """One when it is due, with the time left, and one at the end."""
+    clock = [100.0]
+    file = io.StringIO()
+    shown = Progress(10, "train", Lines(file, every=30), lambda: clock[0])
+    shown.end(Status.OK)
+    shown.show(2)
+    assert file.getvalue() == ""
+    clock[0] += 31
+    shown.end(Status.MEMORY)
+    shown.show(2)
+    assert file.getvalue().startswith("train: 2 of 10 done, 0.0645/s, 2 min 04 s left: running 2")
+    shown.close()
+    assert len(file.getvalue().splitlines()) == 2
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(0.123, "0.12 s"), (12.3, "12 s"), (125, "2 min 05 s"), (3700, "1 h 01 min")],
+)
+def test_durations_are_told_as_people_say_them(seconds: float, text: str) -> None:
+    """No more digits than it needs."""
+    assert duration(seconds) == text

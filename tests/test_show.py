@@ -1,0 +1,109 @@
+"""`python -m pynisher_exec show`: a record as a table, as CSV, as JSON, and as it grows."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import subprocess
+import sys
+from typing import TYPE_CHECKING
+
+import pytest
+
+from pynisher_exec import Report, Status
+from pynisher_exec.searches.record import Record
+from pynisher_exec.show import printable
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+PATIENCE = 40
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> str:
+    """A record of three tasks."""
+    place = str(tmp_path / "search.db")
+    record = Record(place, "mine.train", 2)
+    record.write(
+        [
+            ("train(1)", (1,), Report(Status.OK, result=0.5, wall_time=2.0, peak_memory=10 << 20)),
+            ("train(2)", (2,), Report(Status.MEMORY, message="limit passed", peak_memory=90 << 20)),
+            ("train(3)", (3,), Report(Status.OK, result="\x1b[31mred", wall_time=100.0)),
+        ]
+    )
+    record.close(ended=True)
+    return place
+
+
+def show(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run it."""
+    return subprocess.run(
+        [sys.executable, "-m", "pynisher_exec", "show", *arguments],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=PATIENCE,
+    )
+
+
+def test_table_has_a_line_for_each_item(path: str) -> None:
+    """And a summary; what a task wrote gives the terminal no orders."""
+    lines = show(path).stdout.splitlines()
+    assert lines[0].split()[:3] == ["id", "status", "wall"]
+    assert [line.split()[1] for line in lines[1:4]] == ["ok", "memory", "ok"]
+    assert lines[-1] == "3 items: ok 2  memory 1"
+    assert "\x1b" not in "".join(lines)
+
+
+def test_statuses_are_chosen_and_columns_sorted(path: str) -> None:
+    """Numbers: the largest first."""
+    rows = json.loads(show(path, "--status", "ok", "--sort", "wall_time", "--json").stdout)
+    assert [row["key"] for row in rows] == ["train(3)", "train(1)"]
+    rows = json.loads(show(path, "--sort", "peak_memory", "--json").stdout)
+    assert [row["id"] for row in rows] == [2, 1, 3]
+    assert rows[1]["result"] == 0.5
+    assert rows[1]["arguments"] == [1]
+
+
+def test_csv_has_all_columns(path: str) -> None:
+    """As any tool reads them."""
+    rows = list(csv.DictReader(io.StringIO(show(path, "--csv").stdout)))
+    assert [row["status"] for row in rows] == ["ok", "memory", "ok"]
+    assert rows[1]["message"] == "limit passed"
+
+
+def test_followed_record_ends_with_its_search(path: str) -> None:
+    """All that is there is printed, then the summary."""
+    done = show(path, "--follow")
+    assert done.returncode == 0
+    assert done.stdout.splitlines()[-1] == "3 items: ok 2  memory 1"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message", "code"),
+    [
+        (["--status", "nonsense"], "no status", 125),
+        (["--sort", "nonsense"], "invalid choice", 125),
+        (["--follow", "--sort", "id"], "cannot --sort", 125),
+    ],
+)
+def test_wrong_use_is_told(path: str, arguments: list[str], message: str, code: int) -> None:
+    """With the status of a command line that is wrong."""
+    done = show(path, *arguments)
+    assert message in done.stderr
+    assert done.returncode == code
+
+
+def test_file_that_is_no_record_is_told(tmp_path: Path) -> None:
+    """In one line."""
+    done = show(str(tmp_path / "nothing.db"))
+    assert done.returncode == 1
+    assert done.stderr.strip().endswith("there is no such file")
+
+
+def test_text_for_a_terminal_has_no_orders() -> None:
+    """And is one line."""
+    assert printable("a\nb\x1b[2J\u202e") == "a\\nb\\x1b[2J\\u202e"
+    assert printable("ä ✓") == "ä ✓"
