@@ -73,6 +73,10 @@ def _parser() -> _Parser:
     doctor = actions.add_parser("doctor", help="tell which limits this machine holds, and how")
     doctor.set_defaults(action=_doctor, parser=doctor)
     show.add_to(actions)
+    page = actions.add_parser("report", help="make a page of a search's record")
+    page.add_argument("record", help="the file that reports(..., record=...) wrote")
+    page.add_argument("-o", "--output", default="report.html", help="default: %(default)s")
+    page.set_defaults(action=_page, parser=page)
     demo = actions.add_parser("demo", help="search scikit-learn models, some of which run away")
     demo.add_argument("--output", default="reports.jsonl", help="default: %(default)s")
     demo.set_defaults(action=_demo, parser=demo)
@@ -316,6 +320,25 @@ def _doctor(_options: argparse.Namespace) -> int:
             lines.append(f"{'':19} to make it hard: {found.harder}")
     lines += ["", *(f"{name:13} {remark}" for name, remark in remarks().items())]
     print("\n".join(lines))  # noqa: T201  (a command line's voice)
+    return 0
+
+
+def _page(options: argparse.Namespace) -> int:
+    from pynisher_exec.page import build  # noqa: PLC0415  (for this alone)
+    from pynisher_exec.searches.record import RecordError, read  # noqa: PLC0415
+
+    try:
+        with read(options.record) as reader:
+            name = Path(options.record).name
+            going_on = reader.is_going_on()
+            text = build(reader.tasks(), reader.searches(), name=name, going_on=going_on)
+        Path(options.output).write_text(text, encoding="utf-8")
+    except RecordError as error:
+        _say(str(error))
+        return 1
+    except OSError as error:
+        _say(f"{options.output}: {error.strerror}")
+        return 1
     return 0
 
 

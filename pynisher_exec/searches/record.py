@@ -308,8 +308,10 @@ def read(path: str | os.PathLike[str]) -> Iterator[Reader]:
     if not Path(place).exists():
         msg = f"record {place}: there is no such file"
         raise RecordError(msg)
+    # Who opens it only to read leaves the files of its write-ahead log there.
+    mode = "mode=rw" if os.access(place, os.W_OK) else "mode=ro"
     try:
-        connection = _connect(place, "mode=ro")
+        connection = _connect(place, mode)
         try:
             _look_at(connection, place, new=False)
             yield Reader(connection)
