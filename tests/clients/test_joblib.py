@@ -1,0 +1,172 @@
+"""The joblib backend: plain calls, scikit-learn's searches, and candidates that run away."""
+
+from __future__ import annotations
+
+import inspect
+import multiprocessing
+import time
+from typing import Any
+
+import joblib
+import numpy as np
+import pytest
+from sklearn.base import BaseEstimator, ClassifierMixin
+from sklearn.datasets import load_digits, load_iris
+from sklearn.experimental import enable_halving_search_cv  # noqa: F401  (it registers the class)
+from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import (
+    GridSearchCV,
+    HalvingGridSearchCV,
+    RandomizedSearchCV,
+    cross_validate,
+    learning_curve,
+)
+
+import pynisher_exec.joblib  # noqa: F401  (it registers the backend)
+from pynisher_exec import MemorylimitException, TimeoutException
+
+
+class Runaway(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
+    """Fits well, without end or beyond all memory; deaf to the soft signal or not."""
+
+    def __init__(self, how: str = "well", *, deaf: bool = False) -> None:
+        self.how = how
+        self.deaf = deaf
+
+    def fit(self, X: Any, y: Any) -> Runaway:  # noqa: ARG002, N803  (scikit-learn's names)
+        """Do so."""
+        self.classes_ = np.unique(y)
+        try:
+            self._run_away()
+        except Exception:
+            if not self.deaf:
+                raise
+            time.sleep(600)
+        return self
+
+    def _run_away(self) -> None:
+        if self.how == "endless":
+            time.sleep(600)
+        if self.how == "greedy":
+            self.held_ = [np.ones(10_000_000) for _ in range(1000)]
+
+    def predict(self, X: Any) -> Any:  # noqa: N803
+        """The first class for all."""
+        return np.full(len(X), self.classes_[0])
+
+
+X, Y = load_iris(return_X_y=True)
+LIMITS: dict[str, Any] = {"n_jobs": 2, "memory": "500MiB", "wall_time": 2, "grace_period": 0.5}
+HOW = ["generator"] if joblib.__version__ < "1.4" else ["generator", "generator_unordered"]
+GRID = {"how": ["well", "endless", "greedy"]}
+
+
+@pytest.mark.parametrize("deaf", [False, True])
+@pytest.mark.parametrize("kind", ["grid", "random", "halving"])
+@pytest.mark.filterwarnings("ignore")
+def test_search_goes_on_without_what_ran_away(kind: str, *, deaf: bool) -> None:
+    """It gets `error_score`, also where it had to be killed."""
+    search = {
+        "grid": lambda: GridSearchCV(Runaway(deaf=deaf), GRID, cv=2),
+        "random": lambda: RandomizedSearchCV(Runaway(deaf=deaf), GRID, n_iter=3, cv=2),
+        "halving": lambda: HalvingGridSearchCV(Runaway(deaf=deaf), GRID, cv=2, min_resources=60),
+    }[kind]()
+    with joblib.parallel_config("limited", on_kill="error_score", **LIMITS) as _:
+        search.fit(X, Y)
+    found = search.cv_results_
+    tried = [params["how"] for params in found["params"]]
+    scores = dict(zip(tried, found["mean_test_score"], strict=True))
+    assert not np.isnan(scores["well"])
+    assert np.isnan(scores["endless"])
+    assert np.isnan(scores["greedy"])
+    assert search.best_params_ == {"how": "well"}
+
+
+def test_killed_fit_ends_the_search_by_default() -> None:
+    """As with joblib's own backends; the error says why."""
+    search = GridSearchCV(Runaway(deaf=True), {"how": ["endless"]}, cv=2, error_score=0.0)
+    with joblib.parallel_config("limited", **LIMITS), pytest.raises(TimeoutException):
+        search.fit(X, Y)
+
+
+def test_reports_are_kept() -> None:
+    """Of each fit, with what it used."""
+    reports: list[Any] = []
+    with joblib.parallel_config("limited", n_jobs=2, memory="1GiB", reports=reports):
+        cross_validate(LogisticRegression(max_iter=200), *load_digits(return_X_y=True), cv=3)
+    assert [report.status for report in reports] == ["ok"] * 3
+    assert all(report.cpu_time > 0 for report in reports)
+
+
+def test_learning_curve_is_computed() -> None:
+    """With the same figures as without."""
+    wanted: dict[str, Any] = {"cv": 3, "shuffle": True, "random_state": 0}
+    plain = learning_curve(LogisticRegression(max_iter=500), X, Y, **wanted)
+    with joblib.parallel_config("limited", n_jobs=2, wall_time=60):
+        limited = learning_curve(LogisticRegression(max_iter=500), X, Y, **wanted)
+    for one, other in zip(plain[:3], limited[:3], strict=True):
+        assert np.array_equal(one, other)
+
+
+def square(number: int) -> int:
+    """Be a call."""
+    return number * number
+
+
+@pytest.mark.parametrize("n_jobs", [1, 2, -1])
+@pytest.mark.parametrize("batch_size", ["auto", 3])
+def test_plain_calls(n_jobs: int, batch_size: Any) -> None:
+    """Each in a process of its own, whatever joblib's batches are."""
+    with joblib.parallel_config("limited", n_jobs=n_jobs, wall_time=30):
+        parallel = joblib.Parallel(batch_size=batch_size)
+        assert parallel(joblib.delayed(square)(n) for n in range(7)) == [n * n for n in range(7)]
+
+
+@pytest.mark.parametrize("how", HOW)
+def test_values_may_be_generated(how: str) -> None:
+    """In order, or as they come."""
+    parallel = joblib.Parallel(n_jobs=2, backend="limited", return_as=how)
+    assert sorted(parallel(joblib.delayed(square)(n) for n in range(5))) == [0, 1, 4, 9, 16]
+
+
+def test_timeout_of_joblib_ends_the_call() -> None:
+    """And what runs."""
+    parallel = joblib.Parallel(n_jobs=2, backend="limited", timeout=0.5)
+    began = time.monotonic()
+    with pytest.raises(multiprocessing.TimeoutError):
+        parallel(joblib.delayed(time.sleep)(600) for _ in range(2))
+    assert time.monotonic() - began < 10
+
+
+def test_limit_of_a_plain_call_is_raised() -> None:
+    """As itself."""
+    with joblib.parallel_config("limited", memory="100MiB"), pytest.raises(MemorylimitException):
+        joblib.Parallel(n_jobs=2)([joblib.delayed(bytearray)(1 << 30)])
+
+
+@pytest.mark.skipif(
+    "backend_kwargs" not in inspect.signature(joblib.Parallel).parameters,
+    reason="this joblib's Parallel takes no options for its backend",
+)
+def test_limits_may_stand_with_the_call() -> None:
+    """As options of `Parallel`, whose later ones win."""
+    parallel = joblib.Parallel(n_jobs=2, backend="limited", memory="100MiB")
+    with pytest.raises(MemorylimitException):
+        parallel([joblib.delayed(bytearray)(1 << 30)])
+
+
+def test_shared_memory_is_refused() -> None:
+    """It would be threads without a limit."""
+    with (
+        joblib.parallel_config("limited", wall_time=5),
+        pytest.raises(ValueError, match="sharedmem"),
+    ):
+        joblib.Parallel(n_jobs=2, require="sharedmem")([joblib.delayed(square)(2)])
+
+
+def test_what_is_no_option_is_refused() -> None:
+    """At once."""
+    with pytest.raises(TypeError):
+        joblib.parallel_config("limited", nonsense=1)
+    with pytest.raises(ValueError, match="on_kill"):
+        joblib.parallel_config("limited", on_kill="nonsense")
