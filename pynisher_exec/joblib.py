@@ -98,7 +98,8 @@ class LimitedBackend(ParallelBackendBase):  # type: ignore[misc]  # joblib has n
         self._on_kill = _checked(given.pop("on_kill", self._on_kill))
         self.reports = given.pop("reports", self.reports)
         self.parallel = parallel
-        self._executor = LimitedProcessExecutor(_workers(n_jobs), **{**self._options, **given})
+        wanted = {"inner_max_num_threads": self.inner_max_num_threads, **self._options, **given}
+        self._executor = LimitedProcessExecutor(_workers(n_jobs), **wanted)
         # joblib's callbacks dispatch, and call sklearn where a fit was killed: not in the thread
         # that resolves futures.
         self._teller = ThreadPoolExecutor(1, thread_name_prefix="pynisher_exec joblib")

@@ -26,6 +26,7 @@ __all__ = [
     "check_initializer",
     "check_reuse",
     "init_arguments",
+    "inner_threads",
     "memory_bound",
     "module_names",
     "refusal",
@@ -120,12 +121,23 @@ def workers(value: object) -> int:
     if value is None:
         count: int = cpu_count()
         return count
+    return _counted("max_workers", value)
+
+
+def inner_threads(value: object, slots: int) -> int:
+    """Turn `inner_max_num_threads` into a number; None: a slot's share of the cores."""
+    if value is None:
+        return max(1, int(cpu_count()) // slots)
+    return _counted("inner_max_num_threads", value)
+
+
+def _counted(name: str, value: object) -> int:
     if isinstance(value, bool) or not hasattr(value, "__index__"):
-        msg = f"max_workers={value!r} must be a whole number, 1 or more"
+        msg = f"{name}={value!r} must be a whole number, 1 or more"
         raise TypeError(msg)
     number = int(value.__index__())
     if number < 1:
-        msg = f"max_workers={value!r} must be 1 or more"
+        msg = f"{name}={value!r} must be 1 or more"
         raise ValueError(msg)
     return number
 

@@ -7,6 +7,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from pynisher_exec.caller import arguments
+from pynisher_exec.caller.launch import is_fork
 from pynisher_exec.caller.pool import Pool, PoolOptions
 from pynisher_exec.caller.submitting import LimitedExecutor
 from pynisher_exec.limits import Limits
@@ -57,6 +58,10 @@ class LimitedProcessExecutor(LimitedExecutor):
         replaced. `initializer` is called once in each process (one of `__main__`, which travels
         with each call: before each), and nothing is imported ahead but what `preload` names.
         ValueError with `context` or `strict`.
+    inner_max_num_threads: threads that BLAS, OpenMP and the like use in each task; None: the cores
+        that there are divided by `max_workers`. By environment variables, of which those that the
+        caller has set win, so in what is imported ahead too; not with the context "fork", where
+        what the caller has imported stays as it is.
     context: None, or how each task's processes are started: "loky", "spawn", "forkserver", "fork",
         or such a context object.
     strict: ValueError where a limit that is set is less than hard on this machine, see `supports`.
@@ -86,6 +91,7 @@ class LimitedProcessExecutor(LimitedExecutor):
         initializer: Callable[..., object] | None = None,
         initargs: tuple[Any, ...] = (),
         max_tasks_per_child: int | None = 1,
+        inner_max_num_threads: int | None = None,
         context: str | BaseContext | None = None,
         strict: bool = False,
     ) -> None:
@@ -104,16 +110,21 @@ class LimitedProcessExecutor(LimitedExecutor):
         arguments.check_initializer(initializer)
         arguments.check_reuse(max_tasks_per_child, context, strict=strict)
         reuses = max_tasks_per_child != 1
+        workers = arguments.workers(max_workers)
+        threads = arguments.inner_threads(inner_max_num_threads, workers)
+        taken = arguments.take_context(context)
         options = PoolOptions(
-            max_workers=arguments.workers(max_workers),
+            max_workers=workers,
             no_new_privs=bool(no_new_privs),
             kill_timeout=arguments.kill_timeout(kill_timeout),
             startup_time=limits.startup_time or 60.0,
             # A reused process keeps its imports, and would have to end for another template.
             preload=arguments.module_names(() if preload is None and reuses else preload),
-            context=arguments.take_context(context),
+            context=taken,
             max_memory=arguments.memory_bound(max_memory),
             max_tasks=max_tasks_per_child,
+            # A fork has what the caller has imported, and its environment as it is.
+            threads=0 if taken is not None and is_fork(taken) else threads,
         )
         refuse = partial(_refuse_soft, no_new_privs=options.no_new_privs) if strict else None
         if refuse is not None:

@@ -20,7 +20,8 @@ class PoolOptions:
     """What all tasks of a pool share.
 
     `linger`: seconds after which an idle slot is given up. `max_memory`: bytes that the memory
-    limits of all tasks that run may add up to. `max_tasks`: how many one process serves.
+    limits of all tasks that run may add up to. `max_tasks`: how many one process serves. `threads`:
+    of numeric libraries in each task, 0 where nothing is said about them.
     """
 
     max_workers: int | None
@@ -32,6 +33,7 @@ class PoolOptions:
     linger: float | None = None
     max_memory: int | None = None
     max_tasks: int | None = 1
+    threads: int = 0
 
 
 class Orders(NamedTuple):

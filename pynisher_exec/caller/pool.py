@@ -30,7 +30,7 @@ class Pool:
     """Everything here may be called from any thread.
 
     `token` is what shared objects know it by, `forks` whether tasks are forks of this process,
-    `max_memory` see `PoolOptions`, `most_at_once` its `max_workers`.
+    `max_memory` and `threads` see `PoolOptions`, `most_at_once` its `max_workers`.
     """
 
     def __init__(self, options: PoolOptions) -> None:
@@ -46,6 +46,7 @@ class Pool:
         self.forks = self._monitor.forks
         self.max_memory = options.max_memory
         self.most_at_once = options.max_workers
+        self.threads = options.threads
         self._thread: threading.Thread | None = None
         self._done = threading.Event()
         self._forgotten = False

@@ -19,6 +19,7 @@ from pynisher_exec.limits import UNSET, Limits, Unset, duration
 from pynisher_exec.report import Status
 from pynisher_exec.task.private_tmp import new_path
 from pynisher_exec.task.run import Call
+from pynisher_exec.task.surroundings import snapshot
 
 if TYPE_CHECKING:
     import os
@@ -78,6 +79,7 @@ class LimitedExecutor(Executor):
             self._initializer,
             private_tmp=new_path() if self._private_tmp else "",
             owner=self._pool.token,
+            surroundings=snapshot(self._pool.threads),
         )
         try:
             refuse_unfit(fn)

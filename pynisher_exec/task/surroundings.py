@@ -46,14 +46,22 @@ _TRACKERS = (
 _RLIMITS = sorted({number for name, number in vars(resource).items() if name.startswith("RLIMIT_")})
 
 
+_THREADS = ("OMP", "OPENBLAS", "MKL", "BLIS", "NUMBA", "NUMEXPR")
+"""Whose `_NUM_THREADS` bounds the thread pools of numeric libraries, as joblib sets them."""
+
+
 class Surroundings(NamedTuple):
-    """What a submit captures. `directory` is None where the caller's had been deleted."""
+    """What a submit captures. `directory` is None where the caller's had been deleted.
+
+    `environment` is what the task gets, `own` what of it is the caller's.
+    """
 
     directory: str | None
     environment: dict[bytes, bytes]
     path: list[str]
     arguments: list[str]
     pickled: bytes
+    own: dict[bytes, bytes]
 
 
 class Momentary(NamedTuple):
@@ -68,34 +76,44 @@ class Momentary(NamedTuple):
 _set_by_imports: dict[bytes, bytes] = {}
 """In a template, and so in each task: variables that what it imported ahead has set."""
 
-_latest: Surroundings | None = None
-"""In the caller: the last snapshot."""
+_latest: dict[int, Surroundings] = {}
+"""In the caller: the last snapshot for each number of threads."""
 
 _own: Momentary | None = None
 _worn: tuple[bytes, str | None] = b"", None
 """In a supervisor, and so in each task at its start: what this process has already."""
 
 
-def snapshot() -> Surroundings:
-    """Capture what a submit captures; the last snapshot where nothing changed."""
-    global _latest  # noqa: PLW0603  (a cache of one, replaced whole)
+def snapshot(threads: int = 0) -> Surroundings:
+    """Capture what a submit captures; the last snapshot where nothing changed.
+
+    With `threads`, numeric libraries are told to use that many, where the caller says nothing.
+    """
     try:
         directory = os.getcwd()
     except FileNotFoundError:
         directory = None
-    latest, environment, path, arguments = _latest, _environment(), sys.path, _arguments()
+    latest, environment, path, arguments = (
+        _latest.get(threads),
+        _environment(),
+        sys.path,
+        _arguments(),
+    )
     if (
         latest is not None
         and latest.directory == directory
         and latest.path == path
         and latest.arguments == arguments
-        and latest.environment == environment
+        and latest.own == environment
     ):
         return latest
-    environment, path, arguments = dict(environment), list(path), list(arguments)
+    own, path, arguments = dict(environment), list(path), list(arguments)
+    count = b"%d" % threads
+    bounds = {f"{name}_NUM_THREADS".encode(): count for name in _THREADS if threads}
+    environment = {**bounds, **own}
     pickled = pickle.dumps((directory, environment, path, arguments), protocol=5)
-    _latest = Surroundings(directory, environment, path, arguments, pickled)
-    return _latest
+    _latest[threads] = Surroundings(directory, environment, path, arguments, pickled, own)
+    return _latest[threads]
 
 
 def _arguments() -> list[str]:
