@@ -29,7 +29,7 @@ from pynisher_exec.errors import TaskError
 
 try:
     import joblib
-    from joblib.parallel import ParallelBackendBase  # type: ignore[import-untyped]
+    from joblib.parallel import ParallelBackendBase
 except ImportError as problem:
     _MESSAGE = "pynisher_exec.joblib needs joblib: pip install 'pynisher_exec[joblib]'"
     raise ImportError(_MESSAGE) from problem
