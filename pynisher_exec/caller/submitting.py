@@ -60,6 +60,12 @@ class LimitedExecutor(Executor):
         self._refusal = arguments.refusal(limits, pool.max_memory)
         self._shut = False
 
+    @property
+    def max_workers(self) -> int:
+        """How many tasks run at once, of this executor and all its views together."""
+        assert self._pool.most_at_once is not None  # noqa: S101  (each executor's pool has a bound)
+        return self._pool.most_at_once
+
     def submit(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> LimitedFuture[T]:
         """Have `fn(*args, **kwargs)` run in a process of its own, under this executor's limits.
 

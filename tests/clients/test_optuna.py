@@ -1,0 +1,197 @@
+"""The door to Optuna: trials in processes of their own, that ask the study in the caller."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Any
+
+import optuna
+import pytest
+from optuna.trial import TrialState
+
+from pynisher_exec import LimitedProcessExecutor
+from pynisher_exec.optuna import ATTRIBUTE, optimize
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+optuna.logging.set_verbosity(optuna.logging.ERROR)
+
+
+@pytest.fixture
+def executor() -> Iterator[LimitedProcessExecutor]:
+    """One whose limits some trials meet."""
+    with LimitedProcessExecutor(2, memory="300MiB", wall_time=5) as made:
+        yield made
+
+
+def parabola(trial: Any) -> float:
+    """Have its least value at x = 2, n = 3, kind = "good"."""
+    x = trial.suggest_float("x", -10, 10)
+    n = trial.suggest_int("n", 1, 5)
+    kind = trial.suggest_categorical("kind", ["good", "bad"])
+    trial.set_user_attr("seen", [x, n])
+    return float((x - 2) ** 2 + abs(n - 3) + (kind == "bad"))
+
+
+@pytest.mark.parametrize("storage", ["memory", "sqlite"])
+def test_study_learns_what_trials_found(
+    executor: LimitedProcessExecutor, tmp_path: Path, storage: str
+) -> None:
+    """Parameters, values and attributes, whatever the storage; the report is among them."""
+    url = None if storage == "memory" else f"sqlite:///{tmp_path / 'study.db'}"
+    study = optuna.create_study(storage=url)
+    optimize(study, parabola, n_trials=20, executor=executor)
+    assert len(study.trials) == 20
+    assert study.best_value < 50
+    for trial in study.trials:
+        assert trial.state is TrialState.COMPLETE
+        assert trial.params.keys() == {"x", "n", "kind"}
+        assert trial.user_attrs["seen"] == [trial.params["x"], trial.params["n"]]
+        assert trial.user_attrs[ATTRIBUTE]["status"] == "ok"
+        assert trial.user_attrs[ATTRIBUTE]["peak_memory"] > 0
+
+
+def test_seeded_study_is_what_it_is_without_limits(executor: LimitedProcessExecutor) -> None:
+    """The sampler stays in the caller, so it goes on from trial to trial."""
+    plain = optuna.create_study(sampler=optuna.samplers.TPESampler(seed=1))
+    plain.optimize(parabola, n_trials=15)
+    limited = optuna.create_study(sampler=optuna.samplers.TPESampler(seed=1))
+    optimize(limited, parabola, n_trials=15, executor=executor, n_jobs=1)
+    assert [trial.params for trial in limited.trials] == [trial.params for trial in plain.trials]
+    assert limited.best_params == plain.best_params
+
+
+def behave(trial: Any) -> float:
+    """End by trial number: well, by a limit, by a crash, by an exception, or pruned."""
+    trial.suggest_float("x", 0, 1)
+    if trial.number == 1:
+        return len([bytearray(10_000_000) for _ in range(1000)])
+    if trial.number == 2:
+        time.sleep(600)
+    if trial.number == 3:
+        raise KeyError(trial.number)
+    if trial.number == 4:
+        raise optuna.TrialPruned
+    return 1.0
+
+
+@pytest.mark.parametrize(
+    ("on_limit", "state"), [("fail", TrialState.FAIL), ("prune", TrialState.PRUNED)]
+)
+def test_limits_end_trials_and_no_search(
+    executor: LimitedProcessExecutor, on_limit: str, state: TrialState
+) -> None:
+    """What happened is told by the report's figures."""
+    study = optuna.create_study()
+    seen: list[int] = []
+    optimize(
+        study,
+        behave,
+        n_trials=6,
+        executor=executor,
+        on_limit=on_limit,
+        catch=KeyError,
+        callbacks=[lambda _, trial: seen.append(trial.number)],
+    )
+    assert [trial.state for trial in study.trials] == [
+        TrialState.COMPLETE,
+        state,
+        state,
+        TrialState.FAIL,
+        TrialState.PRUNED,
+        TrialState.COMPLETE,
+    ]
+    told = [trial.user_attrs[ATTRIBUTE]["status"] for trial in study.trials]
+    assert told == ["ok", "memory", "wall_time", "exception", "exception", "ok"]
+    assert study.trials[1].params.keys() == {"x"}  # what it had asked for before
+    assert sorted(seen) == list(range(6))
+
+
+def test_exception_ends_the_search_unless_caught(executor: LimitedProcessExecutor) -> None:
+    """As `study.optimize` has it; no trial is left running."""
+    study = optuna.create_study()
+    with pytest.raises(KeyError):
+        optimize(study, behave, n_trials=50, executor=executor)
+    assert all(trial.state.is_finished() for trial in study.trials)
+    assert len(study.trials) < 10
+
+
+def climb(trial: Any) -> float:
+    """Report worse values from step to step, until told to stop."""
+    for step in range(100):
+        trial.report(float(step + 10 * trial.number), step)
+        if trial.should_prune():
+            raise optuna.TrialPruned
+        time.sleep(0.005)
+    return 100.0
+
+
+def test_pruner_is_asked_from_inside(executor: LimitedProcessExecutor) -> None:
+    """Intermediate values reach the study while the trial runs."""
+    study = optuna.create_study(pruner=optuna.pruners.MedianPruner(n_startup_trials=1))
+    optimize(study, climb, n_trials=4, executor=executor, n_jobs=1)
+    states = [trial.state for trial in study.trials]
+    assert states[0] is TrialState.COMPLETE
+    assert TrialState.PRUNED in states
+    assert len(study.trials[0].intermediate_values) == 100
+
+
+def ask_wrongly(trial: Any) -> str:
+    """Get the answer that a trial has for nonsense."""
+    try:
+        trial.suggest_float("x", 2, 1)
+    except ValueError as error:
+        return f"ValueError {error}"
+    return "nothing"
+
+
+def test_errors_of_a_trial_are_raised_where_it_asked(executor: LimitedProcessExecutor) -> None:
+    """And a value that is none fails the trial, as without limits."""
+    study = optuna.create_study()
+    messages: list[str] = []
+
+    def objective(trial: Any) -> float:
+        trial.set_user_attr("said", ask_wrongly(trial))
+        return 0.0
+
+    optimize(study, objective, n_trials=1, executor=executor)
+    messages = [trial.user_attrs["said"] for trial in study.trials]
+    assert messages[0].startswith("ValueError")
+
+
+def test_time_is_bounded(executor: LimitedProcessExecutor) -> None:
+    """No trial begins after it."""
+    study = optuna.create_study()
+    began = time.monotonic()
+    optimize(study, parabola, executor=executor, timeout=1)
+    assert study.trials
+    assert time.monotonic() - began < 20
+
+
+def score(x: float) -> float:
+    """Be a plain function of a trial's parameters."""
+    return (x - 2) ** 2
+
+
+def test_ask_and_tell_by_submit(executor: LimitedProcessExecutor) -> None:
+    """The other way: the search space in the caller, a plain function in the task."""
+    space: Any = {"x": optuna.distributions.FloatDistribution(-10, 10)}
+    study = optuna.create_study()
+    trials = [study.ask(space) for _ in range(5)]
+    futures = [executor.submit(score, **trial.params) for trial in trials]
+    for trial, future in zip(trials, futures, strict=True):
+        if future.exception() is None:
+            study.tell(trial, future.result())
+        else:
+            study.tell(trial, state=TrialState.FAIL)
+    assert study.best_value == min(future.result() for future in futures)
+
+
+def test_unknown_word_is_refused(executor: LimitedProcessExecutor) -> None:
+    """Before any trial."""
+    study = optuna.create_study()
+    with pytest.raises(ValueError, match="on_limit"):
+        optimize(study, parabola, n_trials=1, executor=executor, on_limit="ignore")
+    assert not study.trials
