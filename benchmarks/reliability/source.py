@@ -24,9 +24,16 @@ FOLDER = Path(pynisher_exec.__file__).parent
 OF_TIME = {"CLOCK_MONOTONIC", "monotonic", "perf_counter", "process_time", "sleep", "tzset"}
 """What may be used of the module `time`: nothing of it knows what time of day it is."""
 
-ONCE = ("supervisor/evidence.py:time", "supervisor/cpu.py:time", "kernel/clock.py:time")
-"""Where something else is used, once: the moment that a report shows, and from which nothing is
-decided; the CPU clock of another process, and CLOCK_MONOTONIC (clock_gettime(2))."""
+ONCE = (
+    "supervisor/evidence.py:time",
+    "searches/record.py:time",
+    "page/__init__.py:time",
+    "supervisor/cpu.py:time",
+    "kernel/clock.py:time",
+)
+"""Where something else is used, once: the moments that a report, a record and its page show, and
+from which nothing is decided; the CPU clock of another process, and CLOCK_MONOTONIC
+(clock_gettime(2))."""
 
 TOOLS = (("ruff", "check", "."), ("mypy", "pynisher_exec", "benchmarks"))
 """Types of the tests are looked at where what they need is installed, by `tox run -e types`."""

@@ -128,7 +128,7 @@ class Record:
     def _begin(self, function: str, slots: int | None) -> int:
         cursor = self._connection.execute(
             "INSERT INTO searches (function, slots, pid, host, started_at) VALUES (?, ?, ?, ?, ?)",
-            (function, slots, os.getpid(), socket.gethostname(), time.time()),
+            (function, slots, os.getpid(), socket.gethostname(), _now()),
         )
         search = cursor.lastrowid
         assert search is not None  # noqa: S101  (an INSERT has one)
@@ -184,7 +184,7 @@ class Record:
             "stderr": _storable(facts["stderr"]),
             "limits": _json(facts["limits"]),
             "rusage": None if facts["rusage"] is None else _json(facts["rusage"]),
-            "recorded_at": time.time(),
+            "recorded_at": _now(),
         }
 
     def close(self, *, ended: bool) -> None:
@@ -193,10 +193,15 @@ class Record:
             if ended:
                 with self._told(), self._transaction():
                     self._connection.execute(
-                        "UPDATE searches SET ended_at = ? WHERE id = ?", (time.time(), self._search)
+                        "UPDATE searches SET ended_at = ? WHERE id = ?", (_now(), self._search)
                     )
         finally:
             self._connection.close()
+
+
+def _now() -> float:
+    """The time of day, which is told and from which nothing is decided."""
+    return time.time()
 
 
 def _storable(text: str | None) -> str | None:
