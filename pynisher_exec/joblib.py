@@ -20,6 +20,7 @@ What runs in the caller itself has no limits: the refit of a search, and whateve
 from __future__ import annotations
 
 import threading
+import warnings
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -29,7 +30,7 @@ from pynisher_exec.errors import TaskError
 
 try:
     import joblib
-    from joblib.parallel import ParallelBackendBase
+    from joblib.parallel import FallbackToBackend, ParallelBackendBase, SequentialBackend
 except ImportError as problem:
     _MESSAGE = "pynisher_exec.joblib needs joblib: pip install 'pynisher_exec[joblib]'"
     raise ImportError(_MESSAGE) from problem
@@ -92,8 +93,13 @@ class LimitedBackend(ParallelBackendBase):  # type: ignore[misc]  # joblib has n
     ) -> int:
         """Make the executor of one call of `joblib.Parallel`."""
         if require == "sharedmem":
-            msg = 'require="sharedmem": calls in processes of their own share no memory'
-            raise ValueError(msg)
+            warnings.warn(
+                'calls with require="sharedmem" share the memory of the caller: they run there, '
+                "one after the other, without limits",
+                RuntimeWarning,
+                stacklevel=2,
+            )
+            raise FallbackToBackend(SequentialBackend(nesting_level=self.nesting_level))
         given = {name: value for name, value in options.items() if name not in _NOT_OURS}
         self._on_kill = _checked(given.pop("on_kill", self._on_kill))
         self.reports = given.pop("reports", self.reports)
@@ -141,7 +147,7 @@ class LimitedBackend(ParallelBackendBase):  # type: ignore[misc]  # joblib has n
 
     def get_nested_backend(self) -> tuple[Any, int | None]:
         """Inside a task: one after the other, in the task's own process and under its limits."""
-        return joblib.parallel.SequentialBackend(nesting_level=(self.nesting_level or 0) + 1), None
+        return SequentialBackend(nesting_level=(self.nesting_level or 0) + 1), None
 
     # -- what batches tell -----------------------------------------------------------------------
 

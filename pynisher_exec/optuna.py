@@ -12,6 +12,7 @@ its user attributes under "pynisher_exec".
 
 from __future__ import annotations
 
+import contextlib
 import json
 import secrets
 import tempfile
@@ -22,6 +23,7 @@ from multiprocessing.connection import Client, Connection, Listener
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pynisher_exec.caller.submitting import LimitedExecutor
 from pynisher_exec.errors import TaskError
 from pynisher_exec.report import Report, Status
 
@@ -33,10 +35,9 @@ except ImportError as problem:
     raise ImportError(_MESSAGE) from problem
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from pynisher_exec.caller.future import LimitedFuture
-    from pynisher_exec.caller.submitting import LimitedExecutor
 
     Objective = Callable[[Any], float | Sequence[float]]
 
@@ -72,10 +73,10 @@ def optimize(
     objective: Objective,
     n_trials: int | None = None,
     *,
-    executor: LimitedExecutor,
+    executor: Any,
     timeout: float | None = None,
     on_limit: str = "fail",
-    catch: type[Exception] | tuple[type[Exception], ...] = (),
+    catch: type[Exception] | Iterable[type[Exception]] = (),
     callbacks: Sequence[Callable[[Any, Any], None]] = (),
     n_jobs: int | None = None,
 ) -> None:
@@ -86,18 +87,26 @@ def optimize(
     catch: exceptions of the objective that fail its trial and no more; others end the search, and
         what runs is cancelled. `optuna.TrialPruned` prunes the trial.
     callbacks: called with study and finished trial, in this thread.
-    n_jobs: trials at once; by default as many as the executor runs.
+    n_jobs: trials at once; by default, and by -1, as many as the executor runs.
 
-    ValueError where `on_limit` is unknown.
+    A callback may call `study.stop()`. ValueError or TypeError for what cannot be.
     """
+    if not isinstance(executor, LimitedExecutor):
+        msg = f"executor={executor!r} is no LimitedProcessExecutor, nor a view of one"
+        raise TypeError(msg)
+    if n_jobs is not None and n_jobs < 1 and n_jobs != -1:
+        msg = f"n_jobs={n_jobs!r} must be greater than 0, or -1"
+        raise ValueError(msg)
     if on_limit not in ("fail", "prune"):
         msg = f"on_limit={on_limit!r} is unknown: 'fail' and 'prune' are accepted"
         raise ValueError(msg)
-    at_once = n_jobs or executor.max_workers
+    at_once = executor.max_workers if n_jobs in (None, -1) else n_jobs
+    caught = catch if isinstance(catch, type) else tuple(catch)
     end = None if timeout is None else time.monotonic() + timeout
     state = TrialState.FAIL if on_limit == "fail" else TrialState.PRUNED
     with _Desk() as desk:
-        search = _Search(study, objective, executor, desk, state, catch, callbacks)
+        study._stop_flag = False  # noqa: SLF001  (as its own loop begins)
+        search = _Search(study, objective, executor, desk, state, caught, callbacks)
         try:
             search.run(at_once, n_trials, end)
         finally:
@@ -130,7 +139,12 @@ class _Search:
         """Begin as many as may run, and one for each that ends."""
         begun = 0
         while True:
-            more = (most is None or begun < most) and (end is None or time.monotonic() < end)
+            stopped = getattr(self._study, "_stop_flag", False)
+            more = (
+                not stopped
+                and (most is None or begun < most)
+                and (end is None or time.monotonic() < end)
+            )
             while more and len(self._running) < at_once and (most is None or begun < most):
                 self._begin()
                 begun += 1
@@ -163,8 +177,9 @@ class _Search:
             ended = self._study.tell(trial, state=TrialState.FAIL)
             if not isinstance(error, self._catch):
                 raise error
-        for callback in self._callbacks:
-            callback(self._study, ended)
+        with _in_the_loop(self._study):
+            for callback in self._callbacks:
+                callback(self._study, ended)
 
     def cancel(self) -> None:
         """End what runs, and fail its trials."""
@@ -174,6 +189,20 @@ class _Search:
             future.wait_for_report()
             self._study.tell(trial, state=TrialState.FAIL)
         self._running.clear()
+
+
+@contextlib.contextmanager
+def _in_the_loop(study: Any) -> Iterator[None]:
+    """Let callbacks `study.stop()`, which Optuna allows in its own loop; by private names."""
+    local = getattr(study, "_thread_local", None)
+    before = getattr(local, "in_optimize_loop", False)
+    if local is not None:
+        local.in_optimize_loop = True
+    try:
+        yield
+    finally:
+        if local is not None:
+            local.in_optimize_loop = before
 
 
 def _told(report: Report) -> dict[str, Any]:
@@ -271,7 +300,10 @@ class _Desk:
 
 
 def _plain(value: Any) -> Any:
-    """A number of numpy's, as pruners and samplers give them."""
+    """A number of numpy's, as objectives, pruners and samplers have them."""
+    if not hasattr(value, "item"):
+        msg = f"{type(value).__name__} has no form in JSON, which a trial's questions travel as"
+        raise TypeError(msg)
     return value.item()
 
 
@@ -289,16 +321,23 @@ class LimitedTrial:
         self._key = key
         self._ticket = ticket
         self._connection: Any = None
+        self._lock = threading.Lock()
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**vars(self), "_connection": None}
+        return {**vars(self), "_connection": None, "_lock": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self._lock = threading.Lock()
 
     def _ask(self, name: str, *args: Any, **kwargs: Any) -> Any:
-        if self._connection is None:
-            self._connection = Client(self._address, authkey=self._key)
         asked = {"ticket": self._ticket, "name": name, "args": args, "kwargs": kwargs}
-        self._connection.send_bytes(json.dumps(asked).encode())
-        answer = json.loads(self._connection.recv_bytes())
+        question = json.dumps(asked, default=_plain).encode()
+        with self._lock:  # the objective may have threads
+            if self._connection is None:
+                self._connection = Client(self._address, authkey=self._key)
+            self._connection.send_bytes(question)
+            answer = json.loads(self._connection.recv_bytes())
         if "error" in answer:
             kind = {"ValueError": ValueError, "TypeError": TypeError}.get(
                 answer["error"], RuntimeError
@@ -343,5 +382,4 @@ class LimitedTrial:
 
 
 def _evaluate(objective: Objective, trial: LimitedTrial) -> Any:
-    value = objective(trial)
-    return value if isinstance(value, (float, int)) else list(value)
+    return objective(trial)

@@ -57,9 +57,13 @@ def test_what_the_user_has_set_wins(monkeypatch: pytest.MonkeyPatch) -> None:
     """Also where it was set after the executor was made, and only for that library."""
     with LimitedProcessExecutor(1, inner_max_num_threads=7) as executor:
         executor.submit(told).result(PATIENCE)
-        monkeypatch.setenv(NAMES[0], "3")
-        assert executor.submit(told).result(PATIENCE) == ["3"] + ["7"] * (len(NAMES) - 1)
-        assert NAMES[1] not in os.environ
+        monkeypatch.setenv("MKL_NUM_THREADS", "3")
+        assert executor.submit(told).result(PATIENCE) == ["7", "7", "3", "7", "7", "7"]
+        monkeypatch.setenv("OMP_NUM_THREADS", "2")  # OpenBLAS and MKL look there, too
+        assert executor.submit(told).result(PATIENCE) == ["2", "2", "3", "2", "2", "2"]
+        monkeypatch.setenv("OMP_NUM_THREADS", "2,1")
+        assert executor.submit(told).result(PATIENCE) == ["2,1", None, "3", None, None, None]
+        assert "OPENBLAS_NUM_THREADS" not in os.environ
 
 
 @pytest.mark.parametrize("preload", [(), ("numpy",)])

@@ -106,7 +106,7 @@ class _Ahead(Generic[T]):
         pending, self._pending = self._pending, deque()
         for future in pending:
             future.cancel()
-        self._finish(ended=not pending)
+        self._finish(ended=True)
 
     def _finish(self, *, ended: bool) -> None:
         follower, self._follower = self._follower, None

@@ -62,13 +62,13 @@ def _bound(fn: object) -> list[Any]:
 
 
 def _refuse_nameless(fn: object, name: str) -> None:
-    """A lambda's name is every lambda's; an object's, or its method's, says not which object."""
+    """A lambda's name is every lambda's, a closure's that of all; a method's says not whose."""
     while isinstance(fn, functools.partial):
         fn = fn.func
     has_name = isinstance(fn, types.FunctionType | types.BuiltinFunctionType | type)
     owner = getattr(fn, "__self__", None)
     of_object = owner is not None and not isinstance(owner, types.ModuleType | type)
-    if not has_name or of_object or "<lambda>" in name:
+    if not has_name or of_object or "<locals>" in name or "<lambda>" in name:
         msg = f"{name} has no name that tells its calls from others': {_WANTED}"
         raise ValueError(msg)
 

@@ -108,8 +108,10 @@ def snapshot(threads: int = 0) -> Surroundings:
     ):
         return latest
     own, path, arguments = dict(environment), list(path), list(arguments)
-    count = b"%d" % threads
-    bounds = {f"{name}_NUM_THREADS".encode(): count for name in _THREADS if threads}
+    # OpenBLAS and MKL look there where nobody has told them by their own names.
+    count = own.get(b"OMP_NUM_THREADS", b"%d" % threads)
+    bounded = threads and count.isdigit()
+    bounds = {f"{name}_NUM_THREADS".encode(): count for name in _THREADS if bounded}
     environment = {**bounds, **own}
     pickled = pickle.dumps((directory, environment, path, arguments), protocol=5)
     _latest[threads] = Surroundings(directory, environment, path, arguments, pickled, own)

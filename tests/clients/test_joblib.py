@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import multiprocessing
+import os
 import time
 from typing import Any
 
@@ -155,13 +156,14 @@ def test_limits_may_stand_with_the_call() -> None:
         parallel([joblib.delayed(bytearray)(1 << 30)])
 
 
-def test_shared_memory_is_refused() -> None:
-    """It would be threads without a limit."""
+def test_shared_memory_is_not_lost_silently() -> None:
+    """As a forest asks for it when it predicts: in the caller, without threads, and told so."""
     with (
         joblib.parallel_config("limited", wall_time=5),
-        pytest.raises(ValueError, match="sharedmem"),
+        pytest.warns(RuntimeWarning, match="limits"),
     ):
-        joblib.Parallel(n_jobs=2, require="sharedmem")([joblib.delayed(square)(2)])
+        pids = joblib.Parallel(n_jobs=2, require="sharedmem")([joblib.delayed(os.getpid)()] * 2)
+    assert pids == [os.getpid()] * 2
 
 
 def test_what_is_no_option_is_refused() -> None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import time
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import optuna
 import pytest
 from optuna.trial import TrialState
@@ -187,6 +189,57 @@ def test_ask_and_tell_by_submit(executor: LimitedProcessExecutor) -> None:
         else:
             study.tell(trial, state=TrialState.FAIL)
     assert study.best_value == min(future.result() for future in futures)
+
+
+def test_callback_may_stop_the_study(executor: LimitedProcessExecutor) -> None:
+    """As in Optuna's own loop; its `MaxTrialsCallback` does so."""
+    study = optuna.create_study()
+    stop = optuna.study.MaxTrialsCallback(3, states=(TrialState.COMPLETE,))
+    optimize(study, parabola, n_trials=50, executor=executor, callbacks=[stop])
+    assert 3 <= len(study.trials) < 10
+
+
+def ask_from_threads(trial: Any) -> float:
+    """Ask at once from several threads, and look whether each gets the answer to its question."""
+
+    def ask(number: int) -> bool:
+        low = 100.0 * number
+        return bool(low <= trial.suggest_float(f"x{number}", low, low + 1) <= low + 1)
+
+    with ThreadPoolExecutor(4) as pool:
+        return float(all(pool.map(ask, range(20))))
+
+
+def test_trial_may_be_asked_from_threads(executor: LimitedProcessExecutor) -> None:
+    """Each gets the answer to its own question."""
+    study = optuna.create_study()
+    optimize(study, ask_from_threads, n_trials=4, executor=executor)
+    assert [trial.value for trial in study.trials] == [1.0] * 4
+
+
+def test_values_of_numpy_count_and_none_fails_its_trial(executor: LimitedProcessExecutor) -> None:
+    """As without limits."""
+
+    def objective(trial: Any) -> Any:
+        trial.suggest_int("n", np.int64(1), np.int64(3))
+        return None if trial.number else np.float32(1.5)
+
+    study = optuna.create_study()
+    with pytest.warns(UserWarning, match="None"):
+        optimize(study, objective, n_trials=2, executor=executor, n_jobs=1, catch=[ValueError])
+    assert [trial.state for trial in study.trials] == [TrialState.COMPLETE, TrialState.FAIL]
+    assert study.best_value == 1.5
+
+
+@pytest.mark.parametrize(
+    ("wrong", "error"), [({"n_jobs": 0}, ValueError), ({"executor": object()}, TypeError)]
+)
+def test_what_cannot_be_is_refused(
+    executor: LimitedProcessExecutor, wrong: dict[str, Any], error: type[Exception]
+) -> None:
+    """By its name, before any trial."""
+    with pytest.raises(error, match=next(iter(wrong))):
+        optimize(optuna.create_study(), parabola, n_trials=1, **{"executor": executor, **wrong})
 
 
 def test_unknown_word_is_refused(executor: LimitedProcessExecutor) -> None:
