@@ -18,11 +18,14 @@ from typing import TYPE_CHECKING, Protocol
 from pynisher_exec.kernel import perf, proc
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from pynisher_exec.kernel.cgroup import Group
 
 __all__ = [
     "CpuClock",
     "GroupClock",
+    "LivingClocks",
     "PerfClock",
     "SummedClocks",
     "is_refused",
@@ -87,6 +90,39 @@ class SummedClocks:
 
     def close(self) -> None:
         """Nothing is held."""
+
+
+class LivingClocks:
+    """Each process's own clock, beside the one of the whole tree, which a task can leave.
+
+    The kernel drops an inherited perf event when a process executes a program that makes it
+    undumpable: one of another user or group, or one that it may execute and not read.
+    """
+
+    def __init__(self) -> None:
+        self.total = 0.0
+        self._seen: dict[int, float] = {}
+        self._gone = 0.0
+
+    def note(self, pids: Sequence[int]) -> None:
+        """Read those that live; what others had used when they were read last stays in the sum."""
+        now = {pid: clock for pid in pids if (clock := _clock_or_none(pid)) is not None}
+        for pid, clock in self._seen.items():
+            if now.get(pid, -1.0) < clock:  # it has gone, or its pid is another's
+                self._gone += clock
+        self._seen = now
+        self.total = self._gone + sum(now.values())
+
+    def stand_still(self) -> bool:
+        """Whether none of them has run since, nor ended: then none has forked, either."""
+        return all(_clock_or_none(pid) == clock for pid, clock in self._seen.items())
+
+
+def _clock_or_none(pid: int) -> float | None:
+    try:
+        return own_clock(pid)
+    except OSError:
+        return None
 
 
 class GroupClock:

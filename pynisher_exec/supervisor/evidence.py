@@ -12,8 +12,7 @@ import time
 from typing import TYPE_CHECKING, Any, Final
 
 from pynisher_exec.kernel.proc import PAGE
-from pynisher_exec.supervisor.cpu import own_clock
-from pynisher_exec.supervisor.family import Family
+from pynisher_exec.supervisor.cpu import LivingClocks, own_clock
 from pynisher_exec.supervisor.memory import MemoryGauge
 
 if TYPE_CHECKING:
@@ -66,7 +65,7 @@ class Account:
         self, pid: int, clock: CpuClock, limits: Limits, shares: Collection[bytes], *, reused: bool
     ) -> None:
         self.gauge = MemoryGauge(0, pid, shares)
-        self.family = Family()
+        self.living = LivingClocks()
         self.peak_processes = 0
         self.struck = False
         self._pid = pid
@@ -113,7 +112,7 @@ class Account:
         if self._began is None:
             return 0.0
         reaped = sum(self._usage[:2])  # user and system time, as wait4(2) told it
-        used = max(self._clock.read(), self.family.cpu_time, reaped)
+        used = max(self._clock.read(), self.living.total, reaped)
         return max(0.0, used - self._cpu_before)
 
     def reaped(self, pid: int, status: int, usage: struct_rusage) -> None:

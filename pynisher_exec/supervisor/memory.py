@@ -69,13 +69,12 @@ class MemoryGauge:
         self.is_unsure = False
         self._shares = shares
         self._divided = 1
-        self._sizes: dict[int, tuple[int, int]] = {}
         self._no_files: dict[int, tuple[int, int]] = {}
         self._fair_after = 0.0
         self._rest_until = 0.0
         self._doubted = False
         self._used = math.inf
-        self._known: tuple[int, float] | None = None  # a charge, or more; the CPU time before that
+        self._known: tuple[int, float] | None = None  # a charge; the CPU time before its reading
         self._begun_at = math.inf
         self._reader: FairReader | None = None
         self._reading: FairReading | None = None
@@ -85,48 +84,23 @@ class MemoryGauge:
         """A descriptor that becomes readable when a reading has ended; None while there is none."""
         return None if self._reader is None else self._reader.bell
 
-    def read(
-        self,
-        pids: list[int],
-        limit: int | None,
-        used: float = math.inf,
-        still: Collection[int] = (),
-    ) -> int:
+    def read(self, pids: list[int], limit: int | None, used: float = math.inf) -> int:
         """Bytes held beyond the baseline: what is over `limit` has been confirmed, else a bound.
 
-        `used` is the CPU time of the whole tree so far, where there is a clock for that. `still`
-        have not run since the last look. What they hold may be more all the same, since others can
-        write there (process_vm_writev(2)); so they are read unless that could not be too much yet.
+        `used` is the CPU time of the whole tree so far, where there is a clock for that.
         """
         self.cost = 0.0
         self._used = used
         if self._reader is not None:
             self._reader.heard()
-        spared = self._sizes.keys() & set(still) - {self._first}
-        if limit is not None and not self._is_far_from(limit):
-            spared = set()
-        self._sizes = {
-            pid: self._sizes[pid] if pid in spared else proc.resident_memory(pid) for pid in pids
-        }
-        return self._judged(limit, whole=not spared)
-
-    def _is_far_from(self, limit: int) -> bool:
-        """Whether the tree cannot have passed it since its charge was known."""
-        if self._known is None:
-            return False
-        charge, since = self._known
-        return charge + (self._used - since) * FASTEST <= limit
-
-    def _judged(self, limit: int | None, *, whole: bool) -> int:
-        """What to tell of the sizes that were found; `whole`: all of them were read just now."""
-        sizes = {pid: size for pid, size in self._sizes.items() if size[0]}  # the others have ended
+        found = {pid: proc.resident_memory(pid) for pid in pids}
+        sizes = {pid: size for pid, size in found.items() if size[0]}  # the others have ended
         pids = list(sizes)
         self.living = len(pids)
         self.is_unsure = False
         bound = max(0, sum(resident for resident, _ in sizes.values()) - self._baseline)
         over = limit is not None and bound > limit
         if not over and bound <= self.peak and self._reading is None:
-            self._note_bound(bound, whole=whole)
             return bound  # no more than what has been seen already
         exact = max(0, self._anonymous(sizes) - self._baseline)
         if len(pids) == 1 and not self._shares:  # what is read of those has to be looked up
@@ -136,14 +110,8 @@ class MemoryGauge:
             held = self._confirmed(pids, limit)
             self.is_unsure = held == limit
             return held
-        self._note_bound(exact, whole=whole)
         self._estimate(pids, exact)
         return exact
-
-    def _note_bound(self, held: int, *, whole: bool) -> None:
-        """No more than that was held when this much CPU time had been used."""
-        if whole and self._used < math.inf:
-            self._known = held, self._used
 
     def _anonymous(self, sizes: dict[int, tuple[int, int]]) -> int:
         """RssAnon + RssShmem of all. How much of what is shared is no file's is read as it changes.
@@ -175,8 +143,10 @@ class MemoryGauge:
         handed on) may count twice. So it counts at once only where the reading was quick and the
         tree has stayed the same, and else when another one, begun later, has found it too.
         """
-        if self._reading is None and self._known is not None and self._is_far_from(limit):
-            return self._known[0]
+        if self._reading is None and self._known is not None:
+            charge, since = self._known
+            if charge + (self._used - since) * FASTEST <= limit:
+                return charge  # it cannot have passed it meanwhile
         reading = self._dear(pids)
         if reading is None:
             return limit

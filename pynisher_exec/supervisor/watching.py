@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from pynisher_exec.kernel import pidfd, proc
 from pynisher_exec.limits import Limits
 from pynisher_exec.protocol import messages
-from pynisher_exec.supervisor import kill, output
+from pynisher_exec.supervisor import fair, kill, output
 from pynisher_exec.supervisor.cpu import SummedClocks
 from pynisher_exec.supervisor.evidence import Account, number_in
 from pynisher_exec.supervisor.gate import Gate
@@ -197,7 +197,7 @@ class Watching:
             return True
         if self._account.cpu_time() - self._walked_at >= SHORTEST_CPU_LOOK:
             return True
-        return not self._account.family.stands_still()
+        return not self._account.living.stand_still()
 
     def _knows_all(self) -> bool:
         """Whether the CPU clock misses nobody, and costs no walk itself."""
@@ -212,12 +212,13 @@ class Watching:
         self._rung = False
         began = time.monotonic()
         account = self._account
-        pids = account.family.look()
+        pids = fair.tree()
+        account.living.note(pids)
         gone = kill.reap_orphans(self._child.pid, account.reaped, len(pids))  # clocks are noted
         pids = [pid for pid in pids if pid not in gone]  # may be others' from now on
         self._walked_at = account.cpu_time()
         used = self._walked_at if self._knows_all() else math.inf
-        held = account.gauge.read(pids, self._limits.memory, used, account.family.still)
+        held = account.gauge.read(pids, self._limits.memory, used)
         bell = account.gauge.bell
         if bell is not None and bell not in self._handlers:
             self._listen(bell, self._hear_gauge)
