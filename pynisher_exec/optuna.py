@@ -262,7 +262,7 @@ class _Desk:
         while True:
             try:
                 connection = self._listener.accept()
-            except (OSError, EOFError):  # somebody else, or a task that was killed as it knocked
+            except Exception:  # noqa: BLE001  (somebody else, or a task that was killed as it knocked)
                 if self._closing:
                     break
                 continue

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections import deque
 from dataclasses import dataclass
@@ -71,6 +72,11 @@ class Inbox:
         """Queue a task in front of all others: it had its turn already."""
         with self._lock:
             self._queue.appendleft(item)
+
+    def drop(self, item: Item) -> None:
+        """Take that task out, if it is there."""
+        with self._lock, contextlib.suppress(ValueError):
+            self._queue.remove(item)
 
     def take(self) -> Item | None:
         """Take the next task, None when there is none."""

@@ -83,6 +83,7 @@ class Pool:
                 self._reactor.ring()
         except BaseException:
             item.future.cancel()  # an interrupt may strike when it is queued already
+            self._inbox.drop(item)  # those behind it count on who is before them to be waited for
             raise
 
     def look_again(self) -> None:

@@ -7,6 +7,7 @@ hold up the one that resolves futures, nor wait for the loop that takes the repo
 from __future__ import annotations
 
 import atexit
+import contextlib
 import itertools
 import math
 import threading
@@ -116,7 +117,8 @@ _living: weakref.WeakSet[Follower] = weakref.WeakSet()
 def _close_all() -> None:
     """The interpreter ends; by now all tasks have, and what they came to is to be written."""
     for follower in list(_living):
-        follower.close(ended=False)
+        with contextlib.suppress(Exception):  # one that cannot keeps no other from it
+            follower.close(ended=False)
 
 
 class Follower:
@@ -161,6 +163,8 @@ class Follower:
         """A call has been submitted."""
         key = "" if self._keyed is None else self._keyed.of(args)
         self._open[future] = key, args
+        if self.is_over:  # since it was asked whether this one may still begin
+            future.cancel()
         if self._thread is None:
             self._thread = threading.Thread(
                 target=self._follow, name="pynisher_exec search", daemon=True
@@ -188,7 +192,8 @@ class Follower:
                 thread.join()
         progress, self._progress = self._progress, None
         if progress is not None:
-            progress.close()
+            with contextlib.suppress(Exception):  # as in `_show`
+                progress.close()
         record, self._record = self._record, None
         if record is not None:
             record.close(ended=ended and self._error is None)
@@ -201,12 +206,19 @@ class Follower:
             batch = self._next_batch()
             goes_on = None not in batch
             self._take([future for future in batch if future is not None])
-            if self._progress is not None:
-                self._progress.show(self._running())
+            self._show()
             if not self.is_over and time.monotonic() >= self._deadline:
                 self.is_over = True
                 for future in list(self._open):
                     future.cancel()
+
+    def _show(self) -> None:
+        """Show how far it is, as long as there is somebody to see it."""
+        if self._progress is not None:
+            try:
+                self._progress.show(self._running())
+            except Exception:  # noqa: BLE001  (a terminal that has gone; what is written goes on)
+                self._progress = None
 
     def _next_batch(self) -> list[Future | None]:
         """What has ended; after a while also nothing."""

@@ -34,8 +34,23 @@ class Keyed:
         """Give the key of one call."""
         if self._key is None:
             return key_of(self.function, [*self._bound, *args])
-        key = self._key(*args)
-        return key if isinstance(key, str) else _canonical(key, "what key= gives")
+        try:
+            key = self._key(*args)
+        except StopIteration as error:  # the loop that asks would take it for the items' end
+            msg = "key= raised StopIteration"
+            raise RuntimeError(msg) from error
+        if isinstance(key, str) and not _is_json(key):
+            return key
+        return _canonical(key, "what key= gives")
+
+
+def _is_json(text: str) -> bool:
+    """Whether a string reads as another value's form: "1" and 1 are two items."""
+    try:
+        json.loads(text)
+    except (ValueError, RecursionError):
+        return False
+    return True
 
 
 def key_of(function: str, args: Sequence[Any]) -> str:

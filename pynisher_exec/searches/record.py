@@ -252,7 +252,7 @@ def _open(path: str) -> sqlite3.Connection:
         _look_at(connection, path, new=True)
         if not _version(connection):
             _make(connection, path)
-        connection.execute("PRAGMA journal_mode = WAL")
+        _write_ahead(connection)
         # A commit survives this process without waiting for the disk; after a power failure the
         # last ones may be missing, and the file is whole (SQLite's documentation of this pragma).
         connection.execute("PRAGMA synchronous = NORMAL")
@@ -265,6 +265,20 @@ def _open(path: str) -> sqlite3.Connection:
     return connection
 
 
+def _write_ahead(connection: sqlite3.Connection) -> None:
+    """Set that mode; SQLite does not wait by itself where another connection is about to, too."""
+    deadline = time.monotonic() + BUSY
+    while True:
+        try:
+            connection.execute("PRAGMA journal_mode = WAL")
+        except sqlite3.OperationalError as error:  # noqa: PERF203  (it waits)
+            if "locked" not in str(error) or time.monotonic() >= deadline:
+                raise
+            time.sleep(0.02)
+        else:
+            return
+
+
 def _version(connection: sqlite3.Connection) -> int:
     version: int = connection.execute("PRAGMA user_version").fetchone()[0]
     return version
@@ -272,9 +286,13 @@ def _version(connection: sqlite3.Connection) -> int:
 
 def _look_at(connection: sqlite3.Connection, path: str, *, new: bool) -> None:
     """RecordError for what is not ours, by its header; `new`: an empty file will do."""
-    (application,) = connection.execute("PRAGMA application_id").fetchone()
-    (tables,) = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
-    version = _version(connection)
+    connection.execute("BEGIN")  # as one look: another process may be making the tables
+    try:
+        (application,) = connection.execute("PRAGMA application_id").fetchone()
+        (tables,) = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
+        version = _version(connection)
+    finally:
+        connection.execute("ROLLBACK")
     if new and not (application or tables or version):
         return
     if application != APPLICATION:

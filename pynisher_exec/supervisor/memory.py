@@ -74,8 +74,11 @@ class MemoryGauge:
         self._rest_until = 0.0
         self._doubted = False
         self._used = math.inf
-        self._known: tuple[int, float] | None = None  # a charge; the CPU time before its reading
+        # A charge; the CPU time before its reading, and what was mapped then, each page in full.
+        self._known: tuple[int, float, int] | None = None
+        self._mapped = 0
         self._begun_at = math.inf
+        self._begun_with = 0
         self._reader: FairReader | None = None
         self._reading: FairReading | None = None
 
@@ -102,7 +105,7 @@ class MemoryGauge:
         over = limit is not None and bound > limit
         if not over and bound <= self.peak and self._reading is None:
             return bound  # no more than what has been seen already
-        exact = max(0, self._anonymous(sizes) - self._baseline)
+        exact = self._mapped = max(0, self._anonymous(sizes) - self._baseline)
         if len(pids) == 1 and not self._shares:  # what is read of those has to be looked up
             return self._noted(self._alone(pids[0], exact, limit))
         pids = sorted(pids, key=lambda pid: sizes[pid][0], reverse=True)
@@ -144,8 +147,10 @@ class MemoryGauge:
         tree has stayed the same, and else when another one, begun later, has found it too.
         """
         if self._reading is None and self._known is not None:
-            charge, since = self._known
-            if charge + (self._used - since) * FASTEST <= limit:
+            charge, since, mapped = self._known
+            # No CPU time bounds how much may be mapped of pages that are there already.
+            newly = max(0, self._mapped - mapped)
+            if charge + newly + (self._used - since) * FASTEST <= limit:
                 return charge  # it cannot have passed it meanwhile
         reading = self._dear(pids)
         if reading is None:
@@ -157,7 +162,8 @@ class MemoryGauge:
         if held <= limit:
             self._doubted = False
             self._finish(reading)
-            self._known = None if self._begun_at == math.inf else (held, self._begun_at)
+            timeless = self._begun_at == math.inf
+            self._known = None if timeless else (held, self._begun_at, self._begun_with)
             return self._noted(held) if reading.stands() else held
         if not (whole or self._doubted or reading.age > QUICK):
             return limit
@@ -195,7 +201,7 @@ class MemoryGauge:
             if time.monotonic() < self._rest_until:
                 return None
             self._reading = FairReading(pids, self._baseline, self._shares)
-            self._begun_at = self._used
+            self._begun_at, self._begun_with = self._used, self._mapped
             if self._reader is None:
                 # A fork bomb may have left no room for a thread.
                 with contextlib.suppress(RuntimeError, OSError, MemoryError):
