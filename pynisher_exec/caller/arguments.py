@@ -137,7 +137,7 @@ def _counted(name: str, value: object) -> int:
         raise TypeError(msg)
     number = int(value.__index__())
     if number < 1:
-        msg = f"{name} must be greater than 0, not {value!r}"  # the stdlib's words
+        msg = f"{name} must be greater than 0: {name}={value!r}"
         raise ValueError(msg)
     return number
 
