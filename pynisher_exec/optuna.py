@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import secrets
 import tempfile
 import threading
@@ -102,13 +103,14 @@ def optimize(
         raise ValueError(msg)
     at_once = executor.max_workers if n_jobs in (None, -1) else n_jobs
     caught = catch if isinstance(catch, type) else tuple(catch)
-    end = None if timeout is None else time.monotonic() + timeout
+    most = math.inf if n_trials is None else n_trials
+    end = math.inf if timeout is None else time.monotonic() + timeout
     state = TrialState.FAIL if on_limit == "fail" else TrialState.PRUNED
     with _Desk() as desk:
         study._stop_flag = False  # noqa: SLF001  (as its own loop begins)
         search = _Search(study, objective, executor, desk, state, caught, callbacks)
         try:
-            search.run(at_once, n_trials, end)
+            search.run(at_once, most, end)
         finally:
             search.cancel()
 
@@ -135,17 +137,12 @@ class _Search:
         self._callbacks = callbacks
         self._running: dict[LimitedFuture[Any], Any] = {}
 
-    def run(self, at_once: int, most: int | None, end: float | None) -> None:
+    def run(self, at_once: int, most: float, end: float) -> None:
         """Begin as many as may run, and one for each that ends."""
         begun = 0
         while True:
-            stopped = getattr(self._study, "_stop_flag", False)
-            more = (
-                not stopped
-                and (most is None or begun < most)
-                and (end is None or time.monotonic() < end)
-            )
-            while more and len(self._running) < at_once and (most is None or begun < most):
+            more = time.monotonic() < end and not self._study._stop_flag  # noqa: SLF001  (`stop`'s)
+            while more and begun < most and len(self._running) < at_once:
                 self._begin()
                 begun += 1
             if not self._running:
@@ -157,7 +154,7 @@ class _Search:
     def _begin(self) -> None:
         trial = self._study.ask()
         proxy = self._desk.admit(trial)
-        future = self._executor.submit(_evaluate, self._objective, proxy)
+        future = self._executor.submit(self._objective, proxy)
         self._running[future] = trial
 
     def _finish(self, future: LimitedFuture[Any]) -> None:
@@ -222,6 +219,7 @@ class _Desk:
     def __init__(self) -> None:
         self._key = secrets.token_bytes(32)
         self._trials: dict[str, Any] = {}
+        self._closing = False
         self._lock = threading.Lock()  # one question at a time: samplers are not made for more
 
     def __enter__(self) -> _Desk:  # noqa: PYI034  (typing.Self came with Python 3.11)
@@ -242,8 +240,6 @@ class _Desk:
         self._thread.join()
         self._listener.close()
         self._folder.cleanup()
-
-    _closing = False
 
     def admit(self, trial: Any) -> LimitedTrial:
         """Give the stand-in for a trial that travels to its task."""
@@ -379,7 +375,3 @@ class LimitedTrial:
         """As `optuna.Trial.set_user_attr`; the value is what JSON can hold."""
         self._ask("set_user_attr", key, value)
         self.user_attrs[key] = value
-
-
-def _evaluate(objective: Objective, trial: LimitedTrial) -> Any:
-    return objective(trial)

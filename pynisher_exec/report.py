@@ -18,7 +18,7 @@ from pynisher_exec import errors
 if TYPE_CHECKING:
     from resource import struct_rusage
 
-__all__ = ["Enforced", "Report", "Status", "exit_status_of", "signal_name"]
+__all__ = ["Enforced", "Report", "Status", "exit_status_of", "shortened", "signal_name"]
 
 
 class Status(str, Enum):
@@ -159,7 +159,7 @@ class Report:
         facts = [
             ("status", self.status.value),
             ("message", self.message),
-            ("result", "" if self.result is None else _short(self.result)),
+            ("result", "" if self.result is None else shortened(self.result)),
             ("wall time", f"{self.wall_time:.3f} s"),
             ("CPU time", f"{self.cpu_time:.3f} s"),
             ("peak memory", f"{self.peak_memory / (1 << 20):.1f} MiB"),
@@ -188,7 +188,7 @@ def _as_json(value: object) -> object:
     try:
         json.dumps(value, allow_nan=False)
     except (TypeError, ValueError, RecursionError):
-        return _short(value)
+        return shortened(value)
     return value
 
 
@@ -197,10 +197,11 @@ def _exception_as_json(
 ) -> dict[str, object] | None:
     if error is None:
         return None
-    return {"type": type(error).__name__, "message": _short(error, str), "traceback": traceback}
+    return {"type": type(error).__name__, "message": shortened(error, str), "traceback": traceback}
 
 
-def _short(value: object, render: Any = repr, length: int = 500) -> str:
+def shortened(value: object, render: Any = repr, length: int = 500) -> str:
+    """Give a value as text, cut to a length; never raises."""
     try:
         text: str = render(value)
     except Exception as error:  # noqa: BLE001  (a foreign __repr__ may raise anything)

@@ -127,6 +127,36 @@ def test_function_without_a_name_of_its_own_wants_a_key(
         executor.reports(function, [1], record=path)
 
 
+def test_key_is_asked_for_once(executor: LimitedProcessExecutor, path: str) -> None:
+    """What is compared with the record is what is written there."""
+    asked: list[int] = []
+
+    def key(number: int) -> str:
+        asked.append(number)
+        return f"{number} by question {len(asked)}"
+
+    list(executor.reports(abs, [5, 6, 7], record=path, key=key))
+    assert asked == [5, 6, 7]
+    assert set(statuses(path)) == {"5 by question 1", "6 by question 2", "7 by question 3"}
+
+
+def test_key_that_raises_stop_iteration_ends_no_search(
+    executor: LimitedProcessExecutor, path: str
+) -> None:
+    """Not silently: the loop that asks would take it for the end of the items."""
+    with pytest.raises(RuntimeError, match="StopIteration"):
+        list(executor.reports(abs, [1, 2], record=path, key=lambda _: next(iter(()))))
+
+
+@pytest.mark.parametrize("values", [[1, "1"], [True, "true"], [None, "null"]])
+def test_keys_of_different_values_differ(
+    executor: LimitedProcessExecutor, path: str, values: list[Any]
+) -> None:
+    """A string that reads as another value's form is told from it."""
+    list(executor.reports(repr, values, record=path, key=lambda value: value))
+    assert len(statuses(path)) == 2
+
+
 def test_cancelled_items_are_run_again(path: str) -> None:
     """They have come to nothing: the record has no row of them."""
     with LimitedProcessExecutor(1) as executor:

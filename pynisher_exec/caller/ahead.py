@@ -44,8 +44,11 @@ class _Ahead(Generic[T]):
     ) -> None:
         self._executor = executor
         self._fn = fn
-        self._calls = calls
         self._follower = follower
+        # Each with its key in the record, if there is one.
+        self._calls = (
+            zip(itertools.repeat(""), calls) if follower is None else follower.wanted(calls)
+        )
         self._pending: deque[LimitedFuture[Any]] = deque()
         try:
             self._submit(buffersize)
@@ -55,25 +58,16 @@ class _Ahead(Generic[T]):
 
     def _submit(self, count: int | None) -> None:
         submitted = 0
-        for args in itertools.islice(self._wanted(), count):
+        for key, args in itertools.islice(self._calls, count):
             future = self._executor.submit(self._fn, *args)
             self._pending.append(future)
             self._note(future)
             if self._follower is not None:
-                self._follower.add(future, args)
+                self._follower.add(future, key, args)
             submitted += 1
         if count is None or submitted < count:
             # Never asked again: an ended `zip` takes one more item of its first iterator each time.
             self._calls = iter(())
-
-    def _wanted(self) -> Iterator[tuple[Any, ...]]:
-        """The calls that are to be run: not those in the record of a search that is resumed."""
-        follower = self._follower
-        if follower is None:
-            return self._calls
-        return itertools.takewhile(
-            lambda _: not follower.is_over, filter(follower.wants, self._calls)
-        )
 
     def _note(self, future: LimitedFuture[Any]) -> None:
         """A call has been submitted."""
@@ -83,7 +77,7 @@ class _Ahead(Generic[T]):
 
     def __next__(self) -> T:
         if not self._pending:
-            self._finish(ended=True)
+            self._finish()
             raise StopIteration
         try:
             value = self._take()
@@ -106,12 +100,12 @@ class _Ahead(Generic[T]):
         pending, self._pending = self._pending, deque()
         for future in pending:
             future.cancel()
-        self._finish(ended=True)
+        self._finish()
 
-    def _finish(self, *, ended: bool) -> None:
+    def _finish(self) -> None:
         follower, self._follower = self._follower, None
         if follower is not None:
-            follower.close(ended=ended)
+            follower.close(ended=True)
 
     def __del__(self) -> None:
         # Its `__init__` may have failed early.

@@ -59,9 +59,9 @@ class LimitedProcessExecutor(LimitedExecutor):
         with each call: before each), and nothing is imported ahead but what `preload` names.
         ValueError with `context` or `strict`.
     inner_max_num_threads: threads that BLAS, OpenMP and the like use in each task; None: the cores
-        that there are divided by `max_workers`. By environment variables, so
-        in what is imported ahead too; those that the caller has set win (`OMP_NUM_THREADS` for
-        all). Not with the context "fork", where what the caller has imported stays as it is.
+        that there are divided by `max_workers`. By environment variables, so in what is imported
+        ahead too; those that the caller has set win (`OMP_NUM_THREADS` for all). Not with the
+        context "fork", where what the caller has imported stays as it is.
     context: None, or how each task's processes are started: "loky", "spawn", "forkserver", "fork",
         or such a context object.
     strict: ValueError where a limit that is set is less than hard on this machine, see `supports`.

@@ -24,7 +24,7 @@ from pynisher_exec.searches.record import Record
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Callable, Collection, Iterable
+    from collections.abc import Callable, Collection, Iterable, Iterator
 
     from pynisher_exec.report import Report
 
@@ -148,20 +148,23 @@ class Follower:
         self._thread: threading.Thread | None = None
         _living.add(self)
 
-    def wants(self, args: tuple[Any, ...]) -> bool:
-        """Whether a call is to be run; raises what `Keyed.of` raises."""
-        if self._keyed is None:
-            return True
-        status = self._known.get(self._keyed.of(args))
-        if status is None or status in self._again:
-            return True
-        if self._progress is not None:
-            self._progress.skip()
-        return False
+    def wanted(self, calls: Iterable[tuple[Any, ...]]) -> Iterator[tuple[str, tuple[Any, ...]]]:
+        """Give those that are to be run, with their keys: not what is in a record that is resumed.
 
-    def add(self, future: Future, args: tuple[Any, ...]) -> None:
+        Ends at the deadline. Raises what `Keyed.of` raises.
+        """
+        for args in calls:
+            key = "" if self._keyed is None else self._keyed.of(args)
+            status = self._known.get(key)
+            if status is None or status in self._again:
+                if self.is_over:
+                    return
+                yield key, args
+            elif self._progress is not None:
+                self._progress.skip()
+
+    def add(self, future: Future, key: str, args: tuple[Any, ...]) -> None:
         """A call has been submitted."""
-        key = "" if self._keyed is None else self._keyed.of(args)
         self._open[future] = key, args
         if self.is_over:  # since it was asked whether this one may still begin
             future.cancel()

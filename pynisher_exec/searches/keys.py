@@ -7,6 +7,8 @@ import json
 import types
 from typing import TYPE_CHECKING, Any
 
+from pynisher_exec.report import shortened
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
@@ -34,11 +36,7 @@ class Keyed:
         """Give the key of one call."""
         if self._key is None:
             return key_of(self.function, [*self._bound, *args])
-        try:
-            key = self._key(*args)
-        except StopIteration as error:  # the loop that asks would take it for the items' end
-            msg = "key= raised StopIteration"
-            raise RuntimeError(msg) from error
+        key = self._key(*args)
         if isinstance(key, str) and not _is_json(key):
             return key
         return _canonical(key, "what key= gives")
@@ -55,16 +53,25 @@ def _is_json(text: str) -> bool:
 
 def key_of(function: str, args: Sequence[Any]) -> str:
     """Name and arguments as one text: `module.train({"depth":3})`."""
-    texts = [_canonical(each, f"the argument {_short(each)} of {function}") for each in args]
+    texts = [
+        _canonical(each, f"the argument {shortened(each, length=60)} of {function}")
+        for each in args
+    ]
     return f"{function}({','.join(texts)})"
 
 
 def name_of_function(fn: object) -> str:
     """Module and name of what is called, a partial's those of its function."""
-    while isinstance(fn, functools.partial):
-        fn = fn.func
+    fn = _unwrapped(fn)
     named = fn if hasattr(fn, "__qualname__") else type(fn)
     return f"{getattr(named, '__module__', None) or ''}.{named.__qualname__}".lstrip(".")
+
+
+def _unwrapped(fn: object) -> object:
+    """What a partial calls in the end."""
+    while isinstance(fn, functools.partial):
+        fn = fn.func
+    return fn
 
 
 def _bound(fn: object) -> list[Any]:
@@ -78,8 +85,7 @@ def _bound(fn: object) -> list[Any]:
 
 def _refuse_nameless(fn: object, name: str) -> None:
     """A lambda's name is every lambda's, a closure's that of all; a method's says not whose."""
-    while isinstance(fn, functools.partial):
-        fn = fn.func
+    fn = _unwrapped(fn)
     has_name = isinstance(fn, types.FunctionType | types.BuiltinFunctionType | type)
     owner = getattr(fn, "__self__", None)
     of_object = owner is not None and not isinstance(owner, types.ModuleType | type)
@@ -119,11 +125,3 @@ def _refuse_foreign(value: object, what: str) -> None:
 
 _MOST_PARTS = 100_000
 """Parts of an argument; one that holds itself has no end."""
-
-
-def _short(value: object, length: int = 60) -> str:
-    try:
-        text = repr(value)
-    except Exception as error:  # noqa: BLE001  (a foreign __repr__ may raise anything)
-        text = f"<{type(value).__name__} whose repr raises {type(error).__name__}>"
-    return text if len(text) <= length else text[: length - 3] + "..."
