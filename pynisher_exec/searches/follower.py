@@ -195,7 +195,7 @@ class Follower:
                 thread.join()
         progress, self._progress = self._progress, None
         if progress is not None:
-            with contextlib.suppress(Exception):  # as in `_show`
+            with contextlib.suppress(Exception):  # a terminal that has gone: nobody is there to see
                 progress.close()
         record, self._record = self._record, None
         if record is not None:
