@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 __all__ = [
     "FairMemory",
     "OwnMemory",
+    "SealedMemory",
     "Stat",
     "anonymous_memory",
     "children",
@@ -276,18 +277,27 @@ def anonymous_memory(pid: int) -> int:
     return sum(_sizes(f"{_living_task(pid)}/status", (b"RssAnon:", b"RssShmem:")))
 
 
-def sealed_memory(pid: int, places: Collection[bytes], processes: int) -> int:
-    """Bytes of sealed memory files that a process has resident, each page divided by its users.
+class SealedMemory(NamedTuple):
+    """What a process has resident of sealed memory files, without the copies made by writing.
 
-    Without the copies that were made by writing. `places` of those files are device and inode as
-    /proc/PID/smaps has them. It gives no fair share of copies that forks have in common; that is
-    bounded by how many `processes` there are. Takes long where there are many maps, and waits for
-    their lock.
+    `resident` counts each page in full, `fair` divided by those who have it mapped.
+    """
+
+    resident: int
+    fair: int
+
+
+def sealed_memory(pid: int, places: Collection[bytes], processes: int) -> SealedMemory:
+    """Read what a process has of some of them, by /proc/PID/smaps.
+
+    `places` of those files are device and inode as that file has them. It gives no fair share of
+    copies that forks have in common; that is bounded by how many `processes` there are. Takes long
+    where there are many maps, and waits for their lock.
     """
     text = _read(f"/proc/{pid}/smaps", to_its_end=True)
     if not text:  # the main thread has ended, and the others may be about to
         text = _read(f"{_living_task(pid)}/smaps", to_its_end=True)
-    found = 0
+    resident = fair = 0
     ours = False
     sizes: dict[bytes, int] = {}
     for line in text.splitlines() if _SEALED in text else ():
@@ -298,8 +308,9 @@ def sealed_memory(pid: int, places: Collection[bytes], processes: int) -> int:
             sizes[name] = int(rest.split()[0]) << 10
             if name == b"Anonymous:":  # it comes after the two
                 uncopied = sizes[b"Rss:"] - sizes[name]
-                found += max(0, min(uncopied, sizes[b"Pss:"] - sizes[name] // processes))
-    return found
+                resident += uncopied
+                fair += max(0, min(uncopied, sizes[b"Pss:"] - sizes[name] // processes))
+    return SealedMemory(resident, fair)
 
 
 def sealed_places(pid: int) -> set[bytes]:
@@ -320,9 +331,10 @@ def place_of(descriptor: int) -> bytes:
 
 
 class FairMemory(NamedTuple):
-    """By /proc/PID/smaps_rollup: Pss_Anon + Pss_Shmem, all that is resident, and where it lies."""
+    """By /proc/PID/smaps_rollup: Pss_Anon, Pss_Shmem, all that is resident, and where it lies."""
 
-    held: int
+    anonymous: int
+    shared: int
     resident: int
     place: bytes
 
@@ -338,13 +350,8 @@ def fair_memory(pid: int) -> FairMemory | None:
     if not text:
         return None
     place, _, rest = text.partition(b"\n")
-    held = resident = 0
-    for line in rest.splitlines():
-        if line.startswith((b"Pss_Anon:", b"Pss_Shmem:")):
-            held += int(line.split()[1]) << 10
-        elif line.startswith(b"Rss:"):
-            resident = int(line.split()[1]) << 10
-    return FairMemory(held, resident, place)
+    sizes = {name: int(size) << 10 for name, size, *_ in map(bytes.split, rest.splitlines())}
+    return FairMemory(sizes[b"Pss_Anon:"], sizes[b"Pss_Shmem:"], sizes[b"Rss:"], place)
 
 
 def thread_states(pid: int) -> str:

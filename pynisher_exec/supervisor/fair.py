@@ -26,6 +26,9 @@ _ALIKE = 4 << 20
 """Bytes by which the size of one address space may differ between two looks at it: its owner may
 run again by the second one."""
 
+_LOOKS = 3
+"""How often to read a process that maps, reads or lets go of a share meanwhile."""
+
 _END_TIME = 5.0
 """Seconds to wait for the thread's end: it has been told, and reads one process at most."""
 
@@ -71,7 +74,10 @@ class FairReading:
 
         What one had shared when it ended may have been counted for it, and again for others.
         """
-        if any(proc.is_alive(pid) for pid in set(tree()) - self._present):
+        found = set(tree())
+        if not found.issuperset(self.pids):  # it may have missed others, too
+            return False
+        if any(proc.is_alive(pid) for pid in found - self._present):
             return False
         return all(self._lives(pid) for pid in self.pids)
 
@@ -103,17 +109,38 @@ class FairReading:
         borrows = None if parent is None else _borrows(pid, parent)
         if borrows:
             return
-        uncharged = self._uncharged(pid)
-        fair = proc.fair_memory(pid)
+        fair = self._fair_memory(pid)
         if fair is None:  # not ours to read: its own share of the baseline is not charged
             self.held[pid] = max(0, proc.anonymous_memory(pid) - self._baseline)
         elif parent is None or borrows is not None or not _are_alike(fair, parent):
-            # Looked at twice: it may be mapped, read or let go of meanwhile.
-            self.held[pid] = max(0, fair.held - max(uncharged, self._uncharged(pid)))
+            self.held[pid] = fair.anonymous + fair.shared
 
-    def _uncharged(self, pid: int) -> int:
+    def _fair_memory(self, pid: int) -> proc.FairMemory | None:
+        """What a process holds without what lies in the shares: the less by two accounts of it.
+
+        Who else has a share mapped changes its pages' Pss from one look to the next, but not how
+        many of them this process has. It alone changes that; so they are counted before and after,
+        and all is read again where that differs. One that changes it all the time may be charged
+        with less than it holds, by the size of the shares: rather that than a reader with more.
+        """
         if not self._shares:
-            return 0
+            return proc.fair_memory(pid)
+        for further in range(_LOOKS, 0, -1):
+            before = self._in_shares(pid)
+            resident = proc.shared_memory(pid)
+            fair = proc.fair_memory(pid)
+            if fair is None:
+                return None
+            after = self._in_shares(pid)
+            held = min(
+                fair.shared - max(before.fair, after.fair),
+                resident - max(before.resident, after.resident),
+            )
+            if held <= 0 or before.resident == after.resident or further == 1:
+                return fair._replace(shared=max(0, held))
+        raise AssertionError
+
+    def _in_shares(self, pid: int) -> proc.SealedMemory:
         return proc.sealed_memory(pid, self._shares, len(self.pids))
 
 

@@ -1,0 +1,87 @@
+"""What a process is charged with beside what it has of shared objects, read while those change."""
+
+from __future__ import annotations
+
+import contextlib
+import subprocess
+import sys
+from typing import TYPE_CHECKING
+
+import pytest
+
+from pynisher_exec.caller.shared import Memory
+from pynisher_exec.supervisor.fair import FairReading
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+MIB = 1 << 20
+SIZE = 8 * MIB
+READINGS = 1500
+
+READER = f"""
+import mmap, signal, sys
+signal.alarm(60)
+descriptor, work = int(sys.argv[1]), sys.argv[2]
+def read():
+    view = mmap.mmap(descriptor, {SIZE}, mmap.MAP_PRIVATE)
+    view[::mmap.PAGESIZE]
+    return view
+if work != "comes and goes":
+    view = read()
+if work == "holds its own":
+    own = mmap.mmap(-1, {SIZE})
+    own.write(b"x" * {SIZE})
+print(flush=True)
+while work == "comes and goes":
+    read().close()
+signal.pause()
+"""
+"""A small process: what takes long to read hides what changes meanwhile."""
+
+
+@contextlib.contextmanager
+def shared() -> Iterator[Memory]:
+    """A shared object; no fixture, which would be there still when leftovers are looked for."""
+    memory = Memory(bytearray(SIZE))
+    yield memory
+    del memory
+
+
+@contextlib.contextmanager
+def reader(memory: Memory, work: str) -> Iterator[int]:
+    """A process that works for as long as this lasts."""
+    command = [sys.executable, "-S", "-c", READER, str(memory.descriptor), work]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, pass_fds=[memory.descriptor]) as process:
+        assert process.stdout is not None
+        try:
+            assert process.stdout.read(1)
+            yield process.pid
+            assert process.poll() is None
+        finally:
+            process.kill()
+
+
+def charge(pid: int, memory: Memory) -> int:
+    """What a process is charged with by a reading of it alone."""
+    reading = FairReading([pid], 0, {memory.place})
+    while reading.advance():
+        pass
+    return reading.total
+
+
+@pytest.mark.parametrize("neighbours", [1, 2])
+def test_neighbours_that_come_and_go_cost_a_reader_nothing(neighbours: int) -> None:
+    """Whoever maps, reads and lets go of the object between two looks at another reader of it."""
+    with shared() as memory, contextlib.ExitStack() as stack:
+        pid = stack.enter_context(reader(memory, "stays"))
+        alone = charge(pid, memory)
+        for _ in range(neighbours):
+            stack.enter_context(reader(memory, "comes and goes"))
+        assert max(charge(pid, memory) for _ in range(READINGS)) < alone + MIB
+
+
+def test_shared_memory_of_the_own_is_charged() -> None:
+    """Whatever it has of the object beside that."""
+    with shared() as memory, reader(memory, "holds its own") as pid:
+        assert charge(pid, memory) >= SIZE
