@@ -82,7 +82,7 @@ def call_hidden(item: Item, context: BaseContext | None) -> Report:
         if context is None:
             item.pack()
     except UnpicklableError as error:
-        return never_started(str(error), error.with_traceback(None), Status.EXCEPTION).report
+        return never_started(str(error), error, Status.EXCEPTION).report
     try:
         submit_hidden(item, context)
         return item.future.wait_for_report()

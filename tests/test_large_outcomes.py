@@ -72,6 +72,20 @@ def test_large_parts_are_sent_where_they_cannot_be_copied(
     assert calls == after + 1
 
 
+@pytest.mark.parametrize("kind", [bytes, bytearray])
+def test_bytes_need_no_room_beside_themselves(kind: type[bytes | bytearray]) -> None:
+    """A task may return as much as it may hold, as an array's task may."""
+    size = 96 << 20
+    with LimitedProcessExecutor(1, memory=size + (16 << 20), wall_time=30) as executor:
+        future = executor.submit(kind, size)
+        found = future.result(PATIENCE)
+        assert type(found) is kind
+        assert len(found) == size
+        assert found.count(0) == size
+        assert future.report is not None
+        assert future.report.peak_memory < size + (8 << 20)
+
+
 def test_what_is_copied_counts_only_if_the_task_was_there(monkeypatch: pytest.MonkeyPatch) -> None:
     """It is killed meanwhile: its pid might have become another process's."""
     kernel = memory_copy.copy_from

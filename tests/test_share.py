@@ -243,6 +243,32 @@ def test_memory_goes_with_the_handle(executor: LimitedProcessExecutor) -> None:
     assert shared_files() == 0
 
 
+class Unpicklable:
+    """Refuses for a reason of its own."""
+
+    def __reduce__(self) -> str:
+        try:
+            int("none")
+        except ValueError as error:
+            reason = "not this one"
+            raise TypeError(reason) from error
+        return ""
+
+
+def test_call_that_failed_does_not_hold_its_memory(executor: LimitedProcessExecutor) -> None:
+    """Though its future is kept, and with it the error, which tells where it was raised."""
+    handle = executor.share(np.ones(1000))
+    future = executor.submit(print, handle, Unpicklable())
+    error = future.exception(PATIENCE)
+    assert isinstance(error, UnpicklableError)
+    assert isinstance(error.__cause__, TypeError)
+    assert "in __reduce__" in str(error.__cause__.__cause__)
+    assert future.report is not None
+    assert "in __reduce__" in str(future.report.traceback)
+    del handle
+    assert shared_files() == 0
+
+
 def test_task_has_no_descriptor_of_it(executor: LimitedProcessExecutor) -> None:
     """It is mapped, and its descriptor closed, before the function begins."""
     handle = executor.share(np.ones(LENGTH))

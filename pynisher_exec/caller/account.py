@@ -6,7 +6,6 @@ import contextlib
 import json
 import logging
 import os
-import traceback
 from dataclasses import fields as fields_of
 from resource import struct_rusage
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -17,6 +16,7 @@ from pynisher_exec.caller.item import name_of, text_of
 from pynisher_exec.protocol import payload
 from pynisher_exec.protocol.lineage import Lineage, cause_of
 from pynisher_exec.report import Enforced, Report, Status, signal_name
+from pynisher_exec.task import outcome
 from pynisher_exec.verdict import Evidence, Verdict, judge
 
 if TYPE_CHECKING:
@@ -117,14 +117,35 @@ def _hand_over(report: Report, error: BaseException) -> None:
 def never_started(message: str, cause: BaseException | None, status: Status) -> Answer:
     """The answer for a call that could not be sent to any task, or whose end could not be told."""
     error: BaseException
+    text = None if cause is None else _let_go(cause)
     if status in (Status.STARTUP, Status.REFUSED, Status.TRANSFER):
         error = errors.PynisherError(message)
         error.__cause__ = cause
     else:
         error = cause if cause is not None else errors.AnythingException(message)
-    report = Report(status, exception=error, message=message)
+    report = Report(status, exception=error, message=message, traceback=text)
     _hand_over(report, error)
     return Answer(report, error, cancelled=False)
+
+
+def _let_go(error: BaseException) -> str | None:
+    """Turn where an error comes from into text, as it is told of a task's; None where it has none.
+
+    Its frames lead back to this thread's, which have the call: it would be kept alive, and what
+    it shares, for as long as the error is.
+    """
+    source = error.__cause__ or error
+    text = None if source.__traceback__ is None else outcome.text_of(source)
+    chain: list[BaseException | None] = [error]
+    for each in chain:  # grows while it is walked
+        if each is not None:
+            BaseException.with_traceback(each, None)
+            chain += [led for led in (each.__cause__, each.__context__) if led not in chain]
+    if text is not None:
+        remote = errors.RemoteTraceback(text)
+        remote.cause = source.__cause__
+        _set_cause(source, remote)
+    return text
 
 
 def _evidence(item: Item, told: dict[str, Any]) -> Evidence:
@@ -162,16 +183,16 @@ class _Made:
     def open(self) -> None:
         """Take what the outcome holds, and find the exception that goes with the status."""
         sent: Any = None
-        outcome = self._ending.outcome
-        if outcome and self._status is not Status.CANCELLED:
+        segments = self._ending.outcome
+        if segments and self._status is not Status.CANCELLED:
             try:
-                self._facts = {**json.loads(bytes(outcome[0])), **self._facts}
-                if len(outcome) > 1:
-                    sent = payload.load_outcome(outcome[1:])
+                self._facts = {**json.loads(bytes(segments[0])), **self._facts}
+                if len(segments) > 1:
+                    sent = payload.load_outcome(segments[1:])
                 if isinstance(sent, Lineage):
                     sent = sent.restore()
             finally:  # others up the stack have it too, and who waits may be short of memory
-                outcome.clear()
+                segments.clear()
         if self._status is Status.OK:
             self._value = sent
         elif self._facts.get("outcome") in ("exception", "os_error") and self._status in (
@@ -202,10 +223,10 @@ class _Made:
     def refuse(self, problem: BaseException) -> None:
         """The outcome arrived and could not be loaded here."""
         self._status, self._value = Status.EXCEPTION, None
-        traceback.clear_frames(problem.__traceback__)  # they have the bytes that did not load
         reason = f"{type(problem).__name__}: {_text(problem)}"[:500]
         self.error = errors.UnpicklableError(f"the outcome cannot be loaded: {reason}")
         self.error.__cause__ = problem
+        self._facts["traceback"] = _let_go(self.error)
 
     def _traceback(self) -> str | None:
         text = self._facts.get("traceback")

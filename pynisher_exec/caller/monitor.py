@@ -197,7 +197,7 @@ class Monitor:
             slot = Slot(self._numbers, host, key, self._reactor, self, self._patience, deadline)
             slot.open(options)
         except UnpicklableError as error:
-            self._fail_unpicklable(item, error)
+            self._fail(item, str(error), error, Status.EXCEPTION)
             return True
         except Exception as error:  # noqa: BLE001  (a context's way of starting may raise anything)
             if host is not None and not self._slots.of(host):
@@ -220,8 +220,7 @@ class Monitor:
             item.tries += 1  # the template has just died: its end is about to be heard
             self._retry_at = time.monotonic() + END_HEARD_AFTER
             return False
-        bare = error.with_traceback(None)  # as in `_fail_unpicklable`: else the future in a cycle
-        self._fail(item, f"no process could be started for the task: {error}", bare)
+        self._fail(item, f"no process could be started for the task: {error}", error)
         return True
 
     def _fail(
@@ -243,10 +242,6 @@ class Monitor:
         item.future.settle(partial(conclude, item, ending))
         self._begun.discard(item)
 
-    def _fail_unpicklable(self, item: Item, error: Exception) -> None:
-        # Its traceback would keep this thread's frames, and the slot in them, alive.
-        self._fail(item, str(error), error.with_traceback(None), Status.EXCEPTION)
-
     def _run(self, slot: Slot, item: Item) -> None:
         """Pickle a call and send it to a waiting child."""
 
@@ -267,7 +262,7 @@ class Monitor:
         except Exception as error:  # noqa: BLE001  (an UnpicklableError, if foreign code allows)
             if self._bound:
                 self._slots.retire(slot)
-            self._fail_unpicklable(item, error)
+            self._fail(item, str(error), error, Status.EXCEPTION)
         else:
             slot.run(item, segments)
 

@@ -47,7 +47,7 @@ MOST_ASIDE = 1 << 15
 MAINS = ("__main__", "__mp_main__")
 """What a caller's main module calls itself: the second in a child that multiprocessing spawned."""
 
-ATOMS = (type(None), bool, int, float, str, bytes)
+ATOMS = (type(None), bool, int, float, str, bytes, bytearray)
 """What pickles and loads without any code but the interpreter's."""
 
 _NAMED_GLOBALS = frozenset(b"\x82\x83\x84\x93")
@@ -106,6 +106,16 @@ def _wrapper_of(function: FunctionType) -> object | None:
 def _refuse_file(file: io.TextIOWrapper) -> NoReturn:
     msg = f"{file!r} is open, and another process cannot have it by value"
     raise pickle.PicklingError(msg)
+
+
+class _Beside:
+    """Bytes that lie beside the pickle, as those of an array do: in it they would be copied."""
+
+    def __init__(self, value: bytes | bytearray) -> None:
+        self._value = value
+
+    def __reduce__(self) -> tuple[type[bytes | bytearray], tuple[pickle.PickleBuffer]]:
+        return type(self._value), (pickle.PickleBuffer(self._value),)
 
 
 class _CallPickler(_Pickler):
@@ -191,7 +201,9 @@ def dump_outcome(value: object, main_names: frozenset[str] | None) -> list[bytes
     `main_names` are those that the caller's `__main__` is known to have; None: this process has
     been forked from the caller, so all of them.
     """
-    if type(value) in ATOMS:
+    if type(value) in (bytes, bytearray) and takes_time(value):
+        value = _Beside(value)  # type: ignore[arg-type]
+    elif type(value) in ATOMS:
         return [pickle.dumps(value, PROTOCOL)]
     stream = io.BytesIO()
     pickler = _OutcomePickler(stream, main_names)
@@ -222,7 +234,7 @@ def try_outcome(segments: Sequence[bytes | memoryview]) -> Any:
 def takes_time(value: object) -> bool:
     """Whether to pickle it may take a while, or run code of others: all but small atoms."""
     kind = type(value)
-    if kind is bytes or kind is str:
+    if kind is bytes or kind is bytearray or kind is str:
         return len(value) >= OUT_OF_BAND  # type: ignore[arg-type]
     if kind is int:
         return value.bit_length() >= 8 * OUT_OF_BAND  # type: ignore[attr-defined,no-any-return]
