@@ -1,4 +1,4 @@
-"""The core's promises in numbers: how late, how much over, how dear. Prints a table.
+"""The core's promises in numbers: how much over, how dear. Prints a table.
 
 Memory is measured by the tasks themselves, which write what they have touched into a shared map
 before they touch more, so no sampling of ours takes part in the judgement.
@@ -11,7 +11,6 @@ import os
 import resource
 import statistics
 import struct
-import threading
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,9 +19,9 @@ from benchmarks.processes import cpu_time_of, descendants
 from benchmarks.rows import (
     MEBIBYTE,
     Row,
+    environment,
     fork_and_wait,
     percentile,
-    print_environment,
     print_rows,
     timed,
 )
@@ -32,49 +31,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
 PATIENCE = 60
-
-
-# How late ------------------------------------------------------------
-
-
-def lateness(executor: LimitedProcessExecutor, limit: float, count: int) -> list[float]:
-    """Milliseconds from a wall limit to the end of its task, as its supervisor saw it."""
-    view = executor.limit(wall_time=limit)
-    late = []
-    for _ in range(count):
-        future = view.submit(time.sleep, 60)
-        future.exception(PATIENCE)
-        assert future.report is not None
-        assert future.report.status == "wall_time"
-        late.append((future.report.wall_time - limit) * 1000)
-    return late
-
-
-def wall_idle(executor: LimitedProcessExecutor) -> list[Row]:
-    """With nothing else going on."""
-    late = lateness(executor, 0.1, 60)
-    return [_late_row("wall limit late, idle", late, 5, 30)]
-
-
-def wall_while_locked(executor: LimitedProcessExecutor) -> list[Row]:
-    """While the caller's main thread holds the interpreter lock in C, again and again."""
-    late: list[float] = []
-    thread = threading.Thread(target=lambda: late.extend(lateness(executor, 0.1, 30)))
-    thread.start()
-    while thread.is_alive():
-        sum(range(20_000_000))  # some 0.3 s in C
-    thread.join()
-    return [_late_row("wall limit late, caller in C with the lock", late, 10, 50)]
-
-
-def _late_row(what: str, late: list[float], median: float, most: float) -> Row:
-    middle, high = statistics.median(late), percentile(late, 90)
-    return Row(
-        what,
-        f"median {middle:.1f}, 90 % {high:.1f}, worst {max(late):.1f} ms, earliest {min(late):.2f}",
-        f"median <= {median}, 90 % <= {most} ms, none early",
-        middle <= median and high <= most and min(late) >= 0,
-    )
 
 
 # CPU time ------------------------------------------------------------
@@ -288,7 +244,7 @@ def sleepers() -> Row:
     return Row("100 sleeping tasks: caller", f"{share:.3f} % of a core", "< 0.5 %", share < 0.5)
 
 
-MEASURES = (wall_idle, wall_while_locked, cpu_time, memory, processes, latency, idle)
+MEASURES = (cpu_time, memory, processes, latency, idle)
 
 
 def measured() -> Iterator[Row]:
@@ -300,5 +256,5 @@ def measured() -> Iterator[Row]:
 
 def main() -> int:
     """Measure all and print; 1 when a promise was missed."""
-    print_environment()
+    print(*environment(), sep="\n", flush=True)
     return int(print_rows(measured()) > 0)

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import psutil
 
 import pynisher_exec
-from benchmarks.rows import Row, hold, percentile, print_environment, print_rows, timed
+from benchmarks.rows import Row, environment, hold, percentile, print_rows, timed
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -120,6 +120,6 @@ def main() -> int:
     if not version("pynisher").startswith("0.6."):
         print(f"this needs pynisher 0.6, and {version('pynisher')} is installed")
         return 1
-    print_environment("pynisher")
+    print(*environment("pynisher"), sep="\n", flush=True)
     print(f"limits {LIMITS}, {CALLS} calls of each, interleaved", flush=True)
     return int(print_rows(measured()) > 0)

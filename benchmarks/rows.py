@@ -17,10 +17,10 @@ if TYPE_CHECKING:
 __all__ = [
     "MEBIBYTE",
     "Row",
+    "environment",
     "fork_and_wait",
     "hold",
     "percentile",
-    "print_environment",
     "print_rows",
     "timed",
 ]
@@ -68,13 +68,13 @@ def hold(kept: list[bytes], mebibytes: int) -> None:
     kept.extend(bytes(_OBJECT) for _ in range(count - len(kept)))
 
 
-def print_environment(*peers: str) -> None:
+def environment(*peers: str) -> tuple[str, str]:
     """Where the numbers come from: machine, interpreter, versions of what is compared."""
     machine = f"{platform.machine()}, {os.cpu_count()} cores, Linux {platform.release()}"
-    print(f"{machine}, uid {os.getuid()}")
     versions = [f"{name} {version(name)}" for name in ("loky", *peers)]
     ours = f"pynisher_exec {pynisher_exec.__version__}"
-    print(f"Python {platform.python_version()}, {ours}, {', '.join(versions)}", flush=True)
+    python = f"Python {platform.python_version()}, {ours}, {', '.join(versions)}"
+    return f"{machine}, uid {os.getuid()}", python
 
 
 def print_rows(rows: Iterable[Row]) -> int:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from benchmarks.processes import pids_with
 from benchmarks.reliability.check import Found
-from benchmarks.rows import print_environment
+from benchmarks.rows import environment
 
 if TYPE_CHECKING:
     from benchmarks.reliability.check import Check
@@ -109,7 +109,7 @@ def main() -> int:
     by_number = {check.number: check for check in CHECKS}
     if options.here:
         return int(not run(by_number[options.here], quick=options.quick))
-    print_environment()
+    print(*environment(), sep="\n", flush=True)
     kept = [run_apart(each, quick=options.quick) for each in options.numbers or by_number]
     return int(not all(kept))
 

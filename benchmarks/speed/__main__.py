@@ -11,7 +11,7 @@ from pathlib import Path
 from runpy import run_module
 from typing import TYPE_CHECKING, Any
 
-from benchmarks.rows import percentile, print_environment
+from benchmarks.rows import environment, percentile
 from benchmarks.speed import picture
 
 if TYPE_CHECKING:
@@ -34,6 +34,7 @@ MODULES = {
         "first",
     ),
     "data": ("result", "argument"),
+    "late": ("wall", "wall-95", "wall-locked"),
     "libraries": ("sklearn", "numpy", "pandas", "torch"),
     "shares": ("share-memory", "share-attach", "share-read"),
     "peers": (
@@ -51,6 +52,18 @@ MODULES = {
     ),
     "many": ("sleepers", "sleepers-all", "watched", "idle", "queue", "queue-time", "slots"),
 }
+LONG = (
+    "fork-2GiB",
+    "wall-locked",
+    "share-memory",
+    "billiard-1",
+    "sleepers-all",
+    "watched",
+    "idle",
+    "slots",
+)
+"""Rows that a quick run leaves out unless they are named."""
+
 ROWS = {name: module for module, names in MODULES.items() for name in names}
 """Where each row is; what it needs is imported in the process that runs it only."""
 
@@ -89,15 +102,16 @@ def measure(name: str, rounds: int) -> dict[str, Any]:
 def in_a_process(name: str, *, quick: bool) -> dict[str, Any]:
     """Run one row in a process of its own."""
     flags = ["--quick"] if quick else []
-    done = subprocess.run(
-        [sys.executable, "-m", "benchmarks.speed", *flags, "--one", name],
-        check=False,
-        stdout=subprocess.PIPE,
-        text=True,
-        timeout=PATIENCE,
-    )
-    if done.returncode:
-        return {"name": name, "kept": False, "broken": True}
+    try:
+        done = subprocess.run(
+            [sys.executable, "-m", "benchmarks.speed", *flags, "--one", name],
+            check=True,
+            stdout=subprocess.PIPE,
+            text=True,
+            timeout=PATIENCE,
+        )
+    except subprocess.SubprocessError as error:  # said in the table: the other rows go on
+        return {"name": name, "kept": False, "broken": str(error)}
     result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return result
 
@@ -105,7 +119,7 @@ def in_a_process(name: str, *, quick: bool) -> dict[str, Any]:
 def show(found: dict[str, Any]) -> str:
     """One line of the table, and a second one for what it is compared with."""
     if found.get("broken"):
-        return f"BROKEN {found['name']}"
+        return f"BROKEN {found['name']}: {found['broken']}"
     if "absent" in found:
         return f"absent {found['name']}: {found['absent']}"
     word = "kept  " if found["kept"] else "MISSED"
@@ -132,8 +146,14 @@ def show(found: dict[str, Any]) -> str:
 
 def main() -> int:
     """Run all rows, or those named; 1 when a promise was missed."""
-    parser = argparse.ArgumentParser(prog="benchmarks.speed", description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="fewer rounds")
+    parser = argparse.ArgumentParser(
+        prog="benchmarks",
+        description="What isolation costs, against the peers. Each row in a process of its own.",
+        epilog="In place of rows: core and legacy, promises of the core and of enforce_limits.",
+    )
+    parser.add_argument(
+        "--quick", action="store_true", help=f"fewer rounds; without {', '.join(LONG)}"
+    )
     parser.add_argument("--json", metavar="FILE", help="write all figures there, too")
     parser.add_argument("--picture", metavar="FILE", help="draw them there (extra: charts)")
     parser.add_argument("--one", choices=ROWS, help=argparse.SUPPRESS)
@@ -145,13 +165,16 @@ def main() -> int:
     unknown = set(options.rows) - set(ROWS)
     if unknown:
         parser.error(f"unknown: {', '.join(sorted(unknown))}")
-    print_environment("pynisher", "pebble", "billiard", "joblib", "deadpool-executor")
+    where = environment("pynisher", "pebble", "billiard", "joblib", "deadpool-executor")
+    print(*where, sep="\n", flush=True)
     results = []
-    for name in options.rows or ROWS:
+    usual = [name for name in ROWS if not (options.quick and name in LONG)]
+    for name in options.rows or usual:
         results.append(in_a_process(name, quick=options.quick))
         print(show(results[-1]), flush=True)
-    if options.json:
-        Path(options.json).write_text(json.dumps(results, indent=1))
+        if options.json:  # after each: a run that is broken off has measured something, too
+            run = {"environment": where, "quick": options.quick, "rows": results}
+            Path(options.json).write_text(json.dumps(run, indent=1))
     if options.picture:
         picture.draw(results, Path(options.picture))
     return int(not all(each["kept"] for each in results))

@@ -173,7 +173,7 @@ def _reuse(theirs: Callable[[], object], rounds: int) -> Measured:
 
 def throughput(rounds: int) -> Measured:
     """No-ops by `map` on two workers, against one forker that does one after the other."""
-    count = 300
+    count = min(1000, rounds * 70)
 
     def fork_all() -> None:
         for _ in range(count):
@@ -185,7 +185,7 @@ def throughput(rounds: int) -> Measured:
         def map_all() -> None:
             assert len(list(executor.map(abs, repeat(-1, count)))) == count
 
-        measured = compare(map_all, fork_all, max(3, rounds // 3))
+        measured = compare(map_all, fork_all, max(2, rounds // 3))
     rates = [1 / ratio for ratio in measured.ratios]
     return measured._replace(ratios=rates, note=f"ms for {count} by map, max_workers=2")
 

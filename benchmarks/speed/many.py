@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import resource
 import sys
 import time
 import tracemalloc
+from functools import partial
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
@@ -56,15 +58,19 @@ def sleepers_supervisors(rounds: int) -> Measured:
 
 
 def _sleepers(rounds: int, used: Callable[[], float]) -> Measured:
-    shares = []
     with LimitedProcessExecutor(100, **LIMITS) as executor:
         _sleep_in(executor, 100)
-        for _ in range(max(3, rounds // 3)):
-            before = used()
-            time.sleep(2)
-            shares.append((used() - before) / 2 * 100)
+        shares = [_share(used, rounds) for _ in range(max(3, rounds // 3))]
         executor.kill_workers()
     return Measured(shares, [], shares, "% of a core")
+
+
+def _share(used: Callable[[], float], rounds: int) -> float:
+    """Hundredths of a core that are used meanwhile."""
+    seconds = min(2.0, rounds / 5)
+    before = used()
+    time.sleep(seconds)
+    return (used() - before) / seconds * 100
 
 
 def fork_sleepers(count: int) -> None:
@@ -81,17 +87,14 @@ def fork_sleepers(count: int) -> None:
 
 def watched(rounds: int) -> Measured:
     """Share of a core that the supervisor of one task with 200 processes uses."""
-    shares = []
     with LimitedProcessExecutor(1, **LIMITS) as executor:
         executor.submit(fork_sleepers, 199)
         while len(descendants(os.getpid())) < 200:
             time.sleep(0.1)
         time.sleep(2)
         (supervisor,) = _supervisors()
-        for _ in range(max(3, rounds // 3)):
-            before = cpu_time_of(supervisor)
-            time.sleep(2)
-            shares.append((cpu_time_of(supervisor) - before) / 2 * 100)
+        used = partial(cpu_time_of, supervisor)
+        shares = [_share(used, rounds) for _ in range(max(3, rounds // 3))]
         executor.kill_workers()
     return Measured(shares, [], shares, "% of a core")
 
@@ -125,18 +128,34 @@ def queued_memory(_: int) -> Measured:
 
 
 def queued_time(_: int) -> Measured:
-    """Microseconds of a queued submit, for each 10,000 of a queue that grows to 100,000."""
+    """Microseconds of a queued submit, for each 10,000 of a queue that grows to 100,000.
+
+    How it grows is measured without the interpreter's collector, which looks through all objects
+    now and then, the more of them the longer: so it does for a list of any others.
+    """
+    times = _submits()
+    gc.disable()
+    try:
+        bare = _submits()
+    finally:
+        gc.enable()
+    growth = f"without the collector {median(bare):.3g}, the last to the first as"
+    return Measured(
+        times, [], times, "us", f"{growth} {median(bare[-3:]) / median(bare[:3]):.2f} to 1"
+    )
+
+
+def _submits() -> list[float]:
+    kept: list[Any] = []
     with LimitedProcessExecutor(1) as executor:
         executor.submit(time.sleep, 600)
-        kept: list[Any] = []
 
         def submit() -> None:
             kept.extend(executor.submit(nothing) for _ in range(10_000))
 
         times = [timed(submit) / 10 for _ in range(10)]
         executor.kill_workers()
-    growth = median(times[-3:]) / median(times[:3])
-    return Measured(times, [], times, "us", f"the last against the first: {growth:.2f}")
+    return times
 
 
 def slots(rounds: int) -> Measured:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from benchmarks.processes import descendants, pss
+from benchmarks.speed.calls import NOTHING
 from benchmarks.speed.measure import Measured, Row, compare
 from pynisher_exec import LimitedProcessExecutor
 
@@ -34,7 +35,7 @@ def read(array: NDArray[Any]) -> float:
     return float(array.sum())
 
 
-def memory(_: int) -> Measured:
+def memory(rounds: int) -> Measured:
     """Most that is held beyond the caller's own array while 1,000 tasks read, in copies of it.
 
     Of all processes, the caller's among them, each page divided by those who have it, and of what
@@ -42,18 +43,19 @@ def memory(_: int) -> Measured:
     """
     array = np.ones(LENGTH)
     most = 0.0
+    tasks = min(TASKS, rounds * 70)
     with LimitedProcessExecutor(WORKERS, **LIMITS, preload=PRELOAD) as executor:
         list(executor.map(read, [np.ones(10)] * WORKERS))
         before = _held()
         handle = executor.share(array)
-        futures = [executor.submit(read, handle) for _ in range(TASKS)]
+        futures = [executor.submit(read, handle) for _ in range(tasks)]
         for number, future in enumerate(futures):
             assert future.result(PATIENCE) == LENGTH
             if number % 20 == 0:
                 most = max(most, _held() - before)
     beyond = (most - array.nbytes) / array.nbytes * 100
     return Measured(
-        [beyond], [], [beyond], "% beyond one copy", f"{TASKS} tasks, {WORKERS} workers"
+        [beyond], [], [beyond], "% beyond one copy", f"{tasks} tasks, {WORKERS} workers"
     )
 
 
@@ -66,13 +68,12 @@ def _held() -> float:
 
 
 def attach(rounds: int) -> Measured:
-    """A call that takes the data set and reads nothing, against one that takes a small array."""
-    small = np.ones(10)
+    """A call that takes the data set and reads nothing, against a no-op."""
     with LimitedProcessExecutor(1, **LIMITS, preload=PRELOAD) as executor:
         handle = executor.share(np.ones(LENGTH))
         return compare(
             lambda: executor.submit(take, handle).result(PATIENCE),
-            lambda: executor.submit(take, small).result(PATIENCE),
+            lambda: executor.submit(NOTHING).result(PATIENCE),
             rounds,
             20,
         )
@@ -93,6 +94,6 @@ def first_reading(rounds: int) -> Measured:
 
 ROWS = (
     Row("share-memory", "1,000 tasks on 1 GiB that is shared", "", 5, 1, memory),
-    Row("share-attach", "1 GiB taken, not read", "a small array taken", 1.2, 1.05, attach),
+    Row("share-attach", "1 GiB taken, not read", "a no-op", 1.2, 1.05, attach),
     Row("share-read", "1 GiB read in a fresh task", "read in the caller", 1.3, 1.05, first_reading),
 )
