@@ -16,11 +16,13 @@ import contextlib
 import json
 import math
 import secrets
+import socket
+import socketserver
 import tempfile
 import threading
 import time
+import weakref
 from concurrent.futures import FIRST_COMPLETED, wait
-from multiprocessing.connection import Client, Connection, Listener
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -58,6 +60,9 @@ _TOLD = (
     "exit_code",
     "signal",
 )
+_LOOK = 0.1
+"""Seconds after which the desk sees at the latest that it shall close."""
+
 _ASKED = {
     "suggest_float",
     "suggest_int",
@@ -210,42 +215,44 @@ def _told(report: Report) -> dict[str, Any]:
 # -- between a task and its trial -----------------------------------------------------------------
 
 
-class _Desk:
+class _Desk(socketserver.ThreadingUnixStreamServer):
     """Answers what tasks ask of their trials: a socket in a folder of its own, a thread for each.
 
     Not by the executor's own lines, which a task's supervisor and the caller read for other things.
+    The folder is this user's alone, and who has no ticket of a trial's is told nothing.
     """
 
     def __init__(self) -> None:
-        self._key = secrets.token_bytes(32)
-        self._trials: dict[str, Any] = {}
-        self._closing = False
-        self._lock = threading.Lock()  # one question at a time: samplers are not made for more
-
-    def __enter__(self) -> _Desk:  # noqa: PYI034  (typing.Self came with Python 3.11)
         self._folder = tempfile.TemporaryDirectory(prefix="pynisher_exec-optuna-")
-        self._address = str(Path(self._folder.name, "desk"))
-        self._listener = Listener(self._address, authkey=self._key)
+        super().__init__(str(Path(self._folder.name, "desk")), _Talk)
+        self._trials: dict[str, Any] = {}
+        self._talks: weakref.WeakSet[socket.socket] = weakref.WeakSet()
+        self._lock = threading.Lock()  # one question at a time: samplers are not made for more
         self._thread = threading.Thread(
-            target=self._serve, name="pynisher_exec optuna", daemon=True
+            target=self.serve_forever, args=(_LOOK,), name="pynisher_exec optuna", daemon=True
         )
         self._thread.start()
-        return self
 
     def __exit__(self, *_: object) -> None:
-        """All tasks have ended, so their connections have."""
-        self._closing = True
-        with Client(self._address, authkey=self._key):
-            pass
+        """All tasks have ended; who is there still is told no more."""
+        self.shutdown()
         self._thread.join()
-        self._listener.close()
+        for talk in list(self._talks):
+            with contextlib.suppress(OSError):  # it has gone
+                talk.shutdown(socket.SHUT_RDWR)
+        self.server_close()  # waits for their threads
         self._folder.cleanup()
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        """Note whom to hang up on."""
+        self._talks.add(request)
+        super().process_request(request, client_address)
 
     def admit(self, trial: Any) -> LimitedTrial:
         """Give the stand-in for a trial that travels to its task."""
-        ticket = secrets.token_hex(8)
+        ticket = secrets.token_hex(32)
         self._trials[ticket] = trial
-        return LimitedTrial(trial.number, self._address, self._key, ticket)
+        return LimitedTrial(trial.number, str(self.server_address), ticket)
 
     def dismiss(self, trial: Any) -> None:
         """Its task has ended."""
@@ -253,46 +260,34 @@ class _Desk:
             if each is trial:
                 del self._trials[ticket]
 
-    def _serve(self) -> None:
-        talks: list[threading.Thread] = []
-        while True:
-            try:
-                connection = self._listener.accept()
-            except Exception:  # noqa: BLE001  (somebody else, or a task that was killed as it knocked)
-                if self._closing:
-                    break
-                continue
-            if self._closing:
-                connection.close()
-                break
-            talks = [each for each in talks if each.is_alive()]
-            talks.append(threading.Thread(target=self._talk, args=(connection,), daemon=True))
-            talks[-1].start()
-        for talk in talks:
-            talk.join()
-
-    def _talk(self, connection: Connection) -> None:
-        with connection:
-            while True:
-                try:
-                    asked = json.loads(connection.recv_bytes())
-                except (EOFError, OSError, ValueError):
-                    return
-                try:
-                    connection.send_bytes(json.dumps(self._answer(asked), default=_plain).encode())
-                except OSError:
-                    return
-
-    def _answer(self, asked: dict[str, Any]) -> dict[str, Any]:
+    def answer(self, line: bytes) -> bytes:
+        """Ask a trial what a line says; an error is told."""
         try:
+            asked = json.loads(line)
             trial = self._trials[asked["ticket"]]
             if asked["name"] not in _ASKED:
                 msg = f"no {asked['name']}"
                 raise AttributeError(msg)  # noqa: TRY301  (told to the task as any other)
             with self._lock:
-                return {"value": getattr(trial, asked["name"])(*asked["args"], **asked["kwargs"])}
+                value = getattr(trial, asked["name"])(*asked["args"], **asked["kwargs"])
+            return _line({"value": value})
         except Exception as error:  # noqa: BLE001  (the task's own mistake, mostly: it is told)
-            return {"error": type(error).__name__, "message": str(error)}
+            return _line({"error": type(error).__name__, "message": str(error)})
+
+
+class _Talk(socketserver.StreamRequestHandler):
+    """A line for a question, a line for its answer."""
+
+    def handle(self) -> None:
+        desk = self.server
+        assert isinstance(desk, _Desk)  # noqa: S101  (whose handler this is)
+        with contextlib.suppress(OSError):  # a task that was killed as it asked
+            for line in self.rfile:
+                self.wfile.write(desk.answer(line))
+
+
+def _line(value: dict[str, Any]) -> bytes:
+    return json.dumps(value, default=_plain).encode() + b"\n"
 
 
 def _plain(value: Any) -> Any:
@@ -309,18 +304,17 @@ class LimitedTrial:
     `number`, `params` and `user_attrs` are those that this task has seen or set.
     """
 
-    def __init__(self, number: int, address: str, key: bytes, ticket: str) -> None:
+    def __init__(self, number: int, address: str, ticket: str) -> None:
         self.number = number
         self.params: dict[str, Any] = {}
         self.user_attrs: dict[str, Any] = {}
         self._address = address
-        self._key = key
         self._ticket = ticket
-        self._connection: Any = None
+        self._desk: Any = None
         self._lock = threading.Lock()
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**vars(self), "_connection": None, "_lock": None}
+        return {**vars(self), "_desk": None, "_lock": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)
@@ -328,12 +322,20 @@ class LimitedTrial:
 
     def _ask(self, name: str, *args: Any, **kwargs: Any) -> Any:
         asked = {"ticket": self._ticket, "name": name, "args": args, "kwargs": kwargs}
-        question = json.dumps(asked, default=_plain).encode()
+        question = _line(asked)
         with self._lock:  # the objective may have threads
-            if self._connection is None:
-                self._connection = Client(self._address, authkey=self._key)
-            self._connection.send_bytes(question)
-            answer = json.loads(self._connection.recv_bytes())
+            if self._desk is None:
+                connection = socket.socket(socket.AF_UNIX)
+                connection.connect(self._address)
+                self._desk = connection.makefile("rwb")
+                connection.close()  # the file has it
+            self._desk.write(question)
+            self._desk.flush()
+            line = self._desk.readline()
+        if not line:
+            msg = "the search that this trial belongs to has ended"
+            raise RuntimeError(msg)
+        answer = json.loads(line)
         if "error" in answer:
             kind = {"ValueError": ValueError, "TypeError": TypeError}.get(
                 answer["error"], RuntimeError

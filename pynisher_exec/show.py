@@ -7,12 +7,19 @@ import json
 import shutil
 import sys
 import time
-from collections import Counter
 from typing import TYPE_CHECKING, Any, NamedTuple, TextIO
 
 from pynisher_exec.report import Status
 from pynisher_exec.searches.progress import duration
-from pynisher_exec.searches.record import COLUMNS, Reader, RecordError, Row, read
+from pynisher_exec.searches.record import (
+    COLUMNS,
+    Reader,
+    RecordError,
+    Row,
+    read,
+    summary_of,
+)
+from pynisher_exec.searches.summary import size
 
 if TYPE_CHECKING:
     import argparse
@@ -112,15 +119,6 @@ class _Column(NamedTuple):
     right: bool = False
 
 
-def _size(count: int) -> str:
-    value = float(count)
-    for unit in ("B", "KiB", "MiB"):
-        if value < 1024:  # noqa: PLR2004
-            return f"{value:.4g} {unit}"
-        value /= 1024
-    return f"{value:.4g} GiB"
-
-
 def _result(row: Row) -> str:
     return str(row["message"] or row["result"] or "")
 
@@ -130,7 +128,7 @@ _TABLE = (
     _Column("status", lambda row: str(row["status"])),
     _Column("wall", lambda row: duration(row["wall_time"]), right=True),
     _Column("cpu", lambda row: duration(row["cpu_time"]), right=True),
-    _Column("peak", lambda row: _size(row["peak_memory"]), right=True),
+    _Column("peak", lambda row: size(row["peak_memory"]), right=True),
     _Column("procs", lambda row: str(row["peak_processes"]), right=True),
     _Column("item", lambda row: str(row["key"])),
     _Column("result", _result),
@@ -138,12 +136,18 @@ _TABLE = (
 _FREE = 2
 """Columns at the end that share what is left of the line."""
 
+_LEAST_FREE = 30
+"""Characters that they have at least where there are any: others go first, in this order."""
+
+_SPARED = (5, 3, 4, 0, 2)
+
 
 def _write_table(rows: Sequence[Row], file: TextIO) -> None:
     lines = [[column.title for column in _TABLE], *map(_cells, rows)]
     widths = [max(len(line[place]) for line in lines) for place in range(len(_TABLE))]
+    widths = _fitted(widths, file)
     for line in lines:
-        print(_joined(line, _fitted(widths, file)), file=file)
+        print(_joined(line, widths), file=file)
     print(_summary(rows), file=file)
 
 
@@ -152,18 +156,32 @@ def _cells(row: Row) -> list[str]:
 
 
 def _fitted(widths: list[int], file: TextIO) -> list[int]:
-    """In a terminal a line fits, at the cost of the last columns; in a file nothing is cut."""
+    """In a terminal a line fits, in a file nothing is cut. A column of no width is left out.
+
+    What it costs is borne by the last two columns; where they would have too little, by figures.
+    """
     if not file.isatty():
         return widths
+    columns = shutil.get_terminal_size().columns
     fixed, free = widths[:-_FREE], widths[-_FREE:]
-    left = shutil.get_terminal_size().columns - sum(fixed) - 2 * (len(widths) - 1)
-    item = min(free[0], max(left // 2, left - free[1], 10))
-    return [*fixed, item, max(left - item, 10)]
+    for place in _SPARED:
+        if _left(columns, fixed) >= min(sum(free), _LEAST_FREE):
+            break
+        fixed[place] = 0
+    left = max(_left(columns, fixed), 2)
+    item = min(free[0], max(left // 2, left - free[1]))
+    return [*fixed, item, left - item]
+
+
+def _left(columns: int, fixed: Sequence[int]) -> int:
+    return columns - sum(width + 2 for width in fixed if width) - 2
 
 
 def _joined(line: Iterable[str], widths: Iterable[int]) -> str:
     parts = []
     for text, width, column in zip(line, widths, _TABLE, strict=True):
+        if not width:
+            continue
         cut = text if len(text) <= width else text[: width - 1] + "…"
         parts.append(cut.rjust(width) if column.right else cut.ljust(width))
     return "  ".join(parts).rstrip()
@@ -177,16 +195,15 @@ def printable(text: str) -> str:
 
 
 def _summary(rows: Sequence[Row]) -> str:
-    counts = Counter(str(row["status"]) for row in rows)
-    parts = "  ".join(f"{printable(name)} {count}" for name, count in counts.most_common())
-    return f"{len(rows)} items: {parts}" if rows else "0 items"
+    return printable(str(summary_of(rows)))
 
 
 def _follow(reader: Reader, statuses: Sequence[str]) -> int:
     """Print what is there and what comes, until no search writes any more."""
     seen = 0
     widths = [5, 15, 12, 12, 10, 5, 40, 60]
-    print(_joined([column.title for column in _TABLE], widths))  # noqa: T201  (a command line's voice)
+    titles = [column.title for column in _TABLE]
+    print(_joined(titles, _fitted(widths, sys.stdout)))  # noqa: T201  (a command line's voice)
     shown: list[Row] = []
     try:
         while True:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import fcntl
 import io
 import os
 import pty
+import struct
 import subprocess
 import sys
+import termios
 from textwrap import dedent
 from typing import TYPE_CHECKING
 
@@ -54,9 +57,11 @@ def test_redirected_output_gets_a_line_at_the_end(tmp_path: Path) -> None:
     assert second.startswith("abs: 4 of 4 done")
 
 
-def test_terminal_gets_a_bar_with_colours(tmp_path: Path) -> None:
-    """tqdm's, with the count of each status."""
+def in_a_terminal(tmp_path: Path, columns: int | None = None) -> str:
+    """What a terminal of that width is shown; it does not say how wide it is unless told."""
     near, far = pty.openpty()
+    if columns is not None:
+        fcntl.ioctl(far, termios.TIOCSWINSZ, struct.pack("4H", 24, columns, 0, 0))
     with subprocess.Popen(program(tmp_path), stdout=subprocess.PIPE, stderr=far) as caller:
         os.close(far)
         shown = b""
@@ -70,10 +75,17 @@ def test_terminal_gets_a_bar_with_colours(tmp_path: Path) -> None:
             shown += part
         assert caller.wait(PATIENCE) == 0
     os.close(near)
-    text = shown.decode(errors="replace")
+    return shown.decode(errors="replace")
+
+
+@pytest.mark.parametrize("columns", [None, 200, 80, 50, 32])
+def test_terminal_gets_a_bar_with_colours(tmp_path: Path, columns: int | None) -> None:
+    """tqdm's, with the count of each status; a narrow one less of the bar, and the counts."""
+    text = in_a_terminal(tmp_path, columns)
     assert "9/9" in text
     assert "\x1b[32mok 6\x1b[0m" in text
     assert "\x1b[31mexception 3\x1b[0m" in text
+    assert ("100%" in text) == (columns is None or columns >= 80)
 
 
 def test_nothing_is_shown_unless_asked_for(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from pathlib import Path
 from textwrap import dedent
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pytest
 from conftest import wait_until
 
@@ -293,8 +294,56 @@ def test_full_disk_is_told_to_who_takes_the_reports(
 
 def test_directory_that_is_not_there_is_told(executor: LimitedProcessExecutor, path: str) -> None:
     """At the call."""
-    with pytest.raises(RecordError, match="unable to open database file"):
+    with pytest.raises(RecordError, match=r"there is no folder .*nowhere"):
         executor.reports(behave, [0], record=f"{path}/nowhere/search.db")
+    with pytest.raises(RecordError, match="a folder, and no file"):
+        executor.reports(behave, [0], record=Path(path).parent)
+
+
+def test_path_may_be_of_any_bytes(executor: LimitedProcessExecutor, path: str) -> None:
+    """As `bytes`, and such as are no text."""
+    odd = os.fsencode(path) + b"-\xff"
+    assert len(list(executor.reports(behave, [0, 1], record=odd))) == 2
+    with read(odd) as reader:
+        assert len(reader.tasks()) == 2
+
+
+def test_numbers_of_numpy_are_keys_as_pythons_are(
+    executor: LimitedProcessExecutor, path: str
+) -> None:
+    """In an item, and deep in it."""
+    items = [np.int64(1), [np.float32(0.5)], {"a": np.bool_(True)}]
+    list(executor.reports(repr, items, record=path))
+    assert list(statuses(path)) == [
+        "builtins.repr(1)",
+        "builtins.repr([0.5])",
+        'builtins.repr({"a":true})',
+    ]
+    assert not list(executor.reports(repr, [1, [0.5], {"a": True}], record=path, resume=True))
+    with pytest.raises(ValueError, match="no canonical form"):
+        executor.reports(repr, [np.datetime64("2026-01-01")], record=path)
+
+
+@pytest.mark.parametrize(
+    ("retry", "message"),
+    [("memory", r"no set of statuses, such as \{'memory'\}"), ({"oom"}, "they are ok, exception")],
+)
+def test_retry_is_a_set_of_statuses(
+    executor: LimitedProcessExecutor, path: str, retry: Any, message: str
+) -> None:
+    """Said before any task runs."""
+    with pytest.raises(ValueError, match=message):
+        executor.reports(behave, [0], record=path, resume=True, retry=retry)
+
+
+def test_reports_sum_up_what_has_been_taken(executor: LimitedProcessExecutor) -> None:
+    """For a notebook, and as text."""
+    reports = executor.reports(behave, range(9), ordered=False)
+    assert str(reports.summary) == "0 items"
+    assert len(list(reports)) == 9
+    assert str(reports.summary) == "9 items: ok 6  exception 3"
+    shown = reports._repr_html_()
+    assert "<td>exception</td><td>3</td>" in shown
 
 
 def test_what_tasks_wrote_is_kept_as_text(path: str) -> None:

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
+import fcntl
 import io
 import json
+import os
+import pty
+import struct
 import subprocess
 import sys
+import termios
 from typing import TYPE_CHECKING
 
 import pytest
 
 from pynisher_exec import Report, Status
-from pynisher_exec.searches.record import Record
+from pynisher_exec.searches.record import Record, read
 from pynisher_exec.show import printable
 
 if TYPE_CHECKING:
@@ -55,6 +61,39 @@ def test_table_has_a_line_for_each_item(path: str) -> None:
     assert [line.split()[1] for line in lines[1:4]] == ["ok", "memory", "ok"]
     assert lines[-1] == "3 items: ok 2  memory 1"
     assert "\x1b" not in "".join(lines)
+
+
+@pytest.mark.parametrize("columns", [120, 80, 60, 40])
+def test_terminal_has_the_item_in_each_line(path: str, columns: int) -> None:
+    """Whatever else has to be left out; and no line is longer than it is wide."""
+    near, far = pty.openpty()
+    fcntl.ioctl(far, termios.TIOCSWINSZ, struct.pack("4H", 24, columns, 0, 0))
+    command = [sys.executable, "-m", "pynisher_exec", "show", path]
+    environment = {name: value for name, value in os.environ.items() if name != "COLUMNS"}
+    subprocess.run(command, stdout=far, check=True, timeout=PATIENCE, env=environment)
+    os.close(far)
+    shown = b""
+    with contextlib.suppress(OSError):  # the other end is closed
+        while part := os.read(near, 4096):
+            shown += part
+    os.close(near)
+    lines = shown.decode().splitlines()
+    assert max(map(len, lines)) <= columns
+    for number, line in enumerate(lines[1:4], 1):
+        assert f"train({number})" in line
+
+
+def test_search_of_a_pid_that_is_anothers_by_now_has_ended(tmp_path: Path) -> None:
+    """Its caller was killed, and another process, this one, has got its number since."""
+    place = str(tmp_path / "search.db")
+    record = Record(place, "mine.train", 2)
+    record._connection.execute("UPDATE searches SET started_at = started_at - 1e6")
+    with read(place) as reader:
+        assert not reader.is_going_on()
+    record._connection.execute("UPDATE searches SET started_at = started_at + 1e6")
+    with read(place) as reader:
+        assert reader.is_going_on()
+    record.close(ended=True)
 
 
 def test_statuses_are_chosen_and_columns_sorted(path: str) -> None:

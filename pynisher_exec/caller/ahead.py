@@ -12,6 +12,8 @@ from collections import deque
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
+from pynisher_exec.searches.summary import Summary
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
@@ -136,7 +138,10 @@ class Results(_Ahead[T]):
 
 
 class Reports(_Ahead["Report"]):
-    """One report for each call, in order or as they are done."""
+    """One report for each call, in order or as they are done.
+
+    `summary` is of those that have been taken.
+    """
 
     def __init__(
         self,
@@ -150,6 +155,7 @@ class Reports(_Ahead["Report"]):
     ) -> None:
         self._done: SimpleQueue[LimitedFuture[Any]] | None = None if ordered else SimpleQueue()
         self._taken: set[LimitedFuture[Any]] = set()
+        self.summary = Summary()
         super().__init__(executor, fn, calls, buffersize, follower)
 
     def _note(self, future: LimitedFuture[Any]) -> None:
@@ -174,4 +180,10 @@ class Reports(_Ahead["Report"]):
         """What has been given away is in the record, whatever comes after."""
         if self._follower is not None:
             self._follower.wait_for(future)
-        return future.wait_for_report()
+        report = future.wait_for_report()
+        self.summary.add(report)
+        return report
+
+    def _repr_html_(self) -> str:
+        """Show in a notebook how what has been taken ended."""
+        return self.summary._repr_html_()  # notebooks' name for it

@@ -78,9 +78,10 @@ class Wishes(NamedTuple):
         if self.retry and not self.resume:
             msg = "retry= says what a resumed search runs again: pass resume=True as well"
             raise ValueError(msg)
-        known = {status.value for status in Status}
-        if isinstance(self.retry, str) or not set(self.retry) <= known:
-            msg = f"retry={self.retry!r} is no set of statuses, which are: {', '.join(known)}"
+        known = [status.value for status in Status]
+        if isinstance(self.retry, str) or not set(self.retry).issubset(known):
+            meant = "" if self.retry not in known else f", such as {{{self.retry!r}}}"
+            msg = f"retry={self.retry!r} is no set of statuses{meant}; they are {', '.join(known)}"
             raise ValueError(msg)
 
 

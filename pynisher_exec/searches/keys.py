@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import sys
 import types
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +13,7 @@ from pynisher_exec.report import shortened
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-__all__ = ["Keyed", "key_of", "name_of_function"]
+__all__ = ["Keyed", "key_of", "name_of_function", "plain"]
 
 _SCALARS = (str, int, float, bool, type(None))
 _WANTED = "pass key=, a function that gives a string for the arguments of a call"
@@ -98,10 +99,26 @@ def _canonical(value: object, what: str) -> str:
     """JSON that is the same for the same value in every run: keys sorted, no spaces."""
     _refuse_foreign(value, what)
     try:
-        return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
+        return json.dumps(
+            value, sort_keys=True, separators=(",", ":"), allow_nan=False, default=plain
+        )
     except (ValueError, RecursionError) as error:
         msg = f"{what} has no canonical form in JSON ({error}): {_WANTED}"
         raise ValueError(msg) from None
+
+
+def plain(value: Any) -> Any:
+    """Give Python's number for one of numpy's, as JSON wants it; TypeError for all else."""
+    if not _is_number_of_numpy(value):
+        msg = f"{type(value).__name__} has no form in JSON"
+        raise TypeError(msg)
+    return value.item()
+
+
+def _is_number_of_numpy(value: Any) -> bool:
+    numpy = sys.modules.get("numpy")
+    kinds = () if numpy is None else (numpy.integer, numpy.floating, numpy.bool_)
+    return isinstance(value, kinds) and isinstance(value.item(), _SCALARS)
 
 
 def _refuse_foreign(value: object, what: str) -> None:
@@ -115,7 +132,7 @@ def _refuse_foreign(value: object, what: str) -> None:
             waiting.extend(each.values())
         elif isinstance(each, list | tuple):
             waiting.extend(each)
-        elif not isinstance(each, _SCALARS):
+        elif not isinstance(each, _SCALARS) and not _is_number_of_numpy(each):
             msg = f"{what} has no canonical form in JSON ({type(each).__name__}): {_WANTED}"
             raise ValueError(msg)
         if seen > _MOST_PARTS:

@@ -30,6 +30,9 @@ _COLOURS = {
 }
 _FAILURE = 31
 
+_FULL, _SHORT = 55, 22
+"""Characters that a line takes beside name, total and counts, with a bar and without."""
+
 
 class View(Protocol):
     """Where it is shown."""
@@ -134,11 +137,24 @@ class Bar:
         if self._bar is None:
             self._bar = self._kind(total=progress.total, desc=progress.label, **self._size)
         self._bar.total = progress.total
+        self._bar.bar_format = self._format(progress)
         self._bar.set_postfix_str(progress.counts(colour=self._colour), refresh=False)
         if progress.done != self._bar.n:
             self._bar.update(progress.done - self._bar.n)
         else:
             self._bar.refresh()
+
+    def _format(self, progress: Progress) -> str | None:
+        """None for tqdm's own; shorter ones where its end, the counts, would be cut off."""
+        if not self._size:  # a notebook's
+            return None
+        width = self._size.get("ncols") or os.get_terminal_size(sys.stderr.fileno()).columns
+        left = width - len(progress.counts(colour=False)) - len(f"{progress.total}") * 2
+        if left >= len(progress.label) + _FULL:
+            return None
+        if left >= len(progress.label) + _SHORT:
+            return "{desc}: {n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}]"
+        return "{n_fmt}/{total_fmt}{postfix}"
 
     def close(self, progress: Progress) -> None:
         """Leave it standing as it ended."""

@@ -31,12 +31,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
+import psutil
+
+from pynisher_exec.searches.keys import plain
+from pynisher_exec.searches.summary import Summary
+
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Sequence
 
     from pynisher_exec.report import Report
 
-__all__ = ["COLUMNS", "Record", "RecordError", "Row", "read"]
+__all__ = ["COLUMNS", "Record", "RecordError", "Row", "read", "summary_of"]
 
 APPLICATION = 0x6C696D74
 """What stands in the header of each record; "limt"."""
@@ -116,7 +121,7 @@ class Record:
     """
 
     def __init__(self, path: str | os.PathLike[str], function: str, slots: int | None) -> None:
-        self.path = os.fspath(path)
+        self.path = os.fsdecode(path)
         self._connection = _open(self.path)
         try:
             with self._told(), self._transaction():
@@ -211,7 +216,7 @@ def _storable(text: str | None) -> str | None:
 
 def _json(value: object) -> str:
     try:
-        return json.dumps(value, allow_nan=False)
+        return json.dumps(value, allow_nan=False, default=plain)
     except (TypeError, ValueError, RecursionError):
         text = f"<{type(value).__name__} that cannot be shown>"
         with contextlib.suppress(Exception):  # a foreign __repr__ may raise anything
@@ -224,15 +229,26 @@ _LONGEST_TEXT = 10_000
 
 
 def _told_of(path: str, error: sqlite3.Error) -> RecordError:
-    reason = str(error)
+    reason = _why_closed(Path(path)) or str(error)
     if isinstance(error, sqlite3.DatabaseError) and not isinstance(error, sqlite3.OperationalError):
         reason = f"no record, or a damaged one ({error})"
     return RecordError(f"record {path}: {reason}")
 
 
+def _why_closed(path: Path) -> str:
+    """Why a file cannot be opened: SQLite says no more than that. Empty for what is not seen."""
+    if not path.parent.is_dir():
+        return f"there is no folder {path.parent}"
+    if path.is_dir():
+        return "a folder, and no file"
+    if not os.access(path if path.exists() else path.parent, os.W_OK):
+        return "this user may not write there"
+    return ""
+
+
 def _connect(path: str, mode: str) -> sqlite3.Connection:
     """Open with transactions of our own, and for the thread that will have it."""
-    place = quote(str(Path(path).absolute()))
+    place = quote(os.fsencode(Path(path).absolute()))
     return sqlite3.connect(
         f"file:{place}?{mode}",
         uri=True,
@@ -303,7 +319,7 @@ def _look_at(connection: sqlite3.Connection, path: str, *, new: bool) -> None:
         raise RecordError(msg)
     (found,) = connection.execute("PRAGMA quick_check(1)").fetchone()
     if found != "ok":
-        msg = f"record {path}: damaged ({found})"
+        msg = f"record {path}: damaged ({' '.join(found.split())})"
         raise RecordError(msg)
 
 
@@ -327,7 +343,7 @@ def _make(connection: sqlite3.Connection, path: str) -> None:
 @contextlib.contextmanager
 def read(path: str | os.PathLike[str]) -> Iterator[Reader]:
     """Open a record to read, also while it is written; RecordError as `Record` says."""
-    place = os.fspath(path)
+    place = os.fsdecode(path)
     if not Path(place).exists():
         msg = f"record {place}: there is no such file"
         raise RecordError(msg)
@@ -371,16 +387,29 @@ class Reader:
         """Whether a search that writes here has not ended, as far as this machine can tell."""
         here = socket.gethostname()
         return any(
-            each["ended_at"] is None and (each["host"] != here or _is_alive(each["pid"]))
+            each["ended_at"] is None
+            and (each["host"] != here or _was_there(each["pid"], each["started_at"]))
             for each in self.searches()
         )
 
 
-def _is_alive(pid: int) -> bool:
+def _was_there(pid: int, moment: float) -> bool:
+    """Whether a process lives, and had begun by then: another one may have got its number."""
     try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
+        return psutil.Process(pid).create_time() <= moment + _CLOCKS
+    except psutil.NoSuchProcess:
         return False
-    except PermissionError:
+    except psutil.Error:  # not ours to look at
         return True
-    return True
+
+
+_CLOCKS = 2.0
+"""Seconds by which the time of day may have been set between a process's begin and its search's."""
+
+
+def summary_of(rows: Sequence[Row]) -> Summary:
+    """Count these ends."""
+    found = Summary()
+    for row in rows:
+        found.count(row["status"], row["wall_time"], row["cpu_time"], row["peak_memory"])
+    return found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
@@ -11,6 +12,7 @@ import optuna
 import pytest
 from optuna.trial import TrialState
 
+import pynisher_exec.optuna as optuna_door
 from pynisher_exec import LimitedProcessExecutor
 from pynisher_exec.optuna import ATTRIBUTE, optimize
 
@@ -215,6 +217,46 @@ def test_trial_may_be_asked_from_threads(executor: LimitedProcessExecutor) -> No
     study = optuna.create_study()
     optimize(study, ask_from_threads, n_trials=4, executor=executor)
     assert [trial.value for trial in study.trials] == [1.0] * 4
+
+
+def hold_the_line(trial: Any) -> float:
+    """Hold a line to the desk open, as any program of this user's may, and leave it to a child."""
+    mute = socket.socket(socket.AF_UNIX)
+    mute.connect(trial._address)
+    mute.sendall(b'{"ticket": "none"}\nnot even JSON\n')
+    answers = mute.makefile().readline(), mute.recv(1000)
+    trial.set_user_attr("said", repr(answers))
+    return float(trial.suggest_float("x", 0, 1))
+
+
+def test_strangers_at_the_desk_hold_up_nobody(executor: LimitedProcessExecutor) -> None:
+    """Those that say nothing, and those that say nonsense."""
+    study = optuna.create_study()
+    with socket.socket(socket.AF_UNIX) as mute:
+
+        def enter(_: Any, trial: Any) -> None:
+            if not trial.number:
+                mute.connect(addresses[0])
+            assert trial.state is TrialState.COMPLETE
+            assert "KeyError" in trial.user_attrs["said"]
+
+        addresses: list[str] = []
+        original = optuna_door._Desk.admit
+
+        def admit(desk: Any, trial: Any) -> Any:
+            made = original(desk, trial)
+            addresses.append(made._address)
+            return made
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(optuna_door._Desk, "admit", admit)
+            began = time.monotonic()
+            optimize(
+                study, hold_the_line, n_trials=3, executor=executor, callbacks=[enter], n_jobs=1
+            )
+        assert time.monotonic() - began < 20
+        assert len(study.trials) == 3
+        assert mute.recv(10) == b""  # hung up on, and no reason to wait for it
 
 
 def test_values_of_numpy_count_and_none_fails_its_trial(executor: LimitedProcessExecutor) -> None:
