@@ -325,7 +325,7 @@ def test_closing_reports_early_cancels_its_own_tasks() -> None:
         other = executor.submit(time.sleep, 0.5)
         reports = executor.reports(call, [crashes.value, crashes.sleep_long])
         assert next(reports).status == "ok"
-        reports.close()  # type: ignore[attr-defined]
+        reports.close()
         assert other.result(PATIENCE) is None
 
 

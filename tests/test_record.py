@@ -163,7 +163,7 @@ def test_cancelled_items_are_run_again(path: str) -> None:
     with LimitedProcessExecutor(1) as executor:
         reports = executor.reports(time.sleep, [0, 600, 0], record=path)
         assert next(reports).status == "ok"
-        reports.close()  # type: ignore[attr-defined]
+        reports.close()
     assert list(statuses(path)) == ["time.sleep(0)"]
 
 
@@ -302,7 +302,7 @@ def test_directory_that_is_not_there_is_told(executor: LimitedProcessExecutor, p
 
 def test_path_may_be_of_any_bytes(executor: LimitedProcessExecutor, path: str) -> None:
     """As `bytes`, and such as are no text."""
-    odd = os.fsencode(path) + b"-\xff"
+    odd: Any = os.fsencode(path) + b"-\xff"
     assert len(list(executor.reports(behave, [0, 1], record=odd))) == 2
     with read(odd) as reader:
         assert len(reader.tasks()) == 2
@@ -341,9 +341,9 @@ def test_reports_sum_up_what_has_been_taken(executor: LimitedProcessExecutor) ->
     reports = executor.reports(behave, range(9), ordered=False)
     assert str(reports.summary) == "0 items"
     assert len(list(reports)) == 9
-    assert str(reports.summary) == "9 items: ok 6  exception 3"
+    assert str(reports.summary) == "9 items: ok 7  exception 1  memory 1"
     shown = reports._repr_html_()
-    assert "<td>exception</td><td>3</td>" in shown
+    assert "<td>exception</td><td>1</td>" in shown
 
 
 def test_what_tasks_wrote_is_kept_as_text(path: str) -> None:

@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     from typing import ParamSpec
 
     from pynisher_exec.caller.pool import Pool
-    from pynisher_exec.report import Report
     from pynisher_exec.searches.follower import Follower
 
     P = ParamSpec("P")
@@ -198,10 +197,11 @@ class LimitedExecutor(Executor):
         resume: bool = False,
         retry: Collection[str] = (),
         deadline: float | str | None = None,
-    ) -> Iterator[Report]:
+    ) -> Reports:
         """Yield one `Report` for each item, failures included: in order, or as they are done.
 
-        Closing the iterator early cancels its own tasks that have not ended.
+        Closing the iterator early cancels its own tasks that have not ended. Its `summary` counts
+        those that have been taken by status; a notebook shows it as a table.
 
         progress: show a bar on stderr, or in a notebook (extra `progress`): what is done, what runs
             and how tasks ended. Where stderr is no terminal: a line every half minute.
