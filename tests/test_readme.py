@@ -46,6 +46,7 @@ def train(config):
 configs = ["a", "b"]
 """,
 }
+BEFORE["Recipes"] = BEFORE["Searches that run for hours"] + "executor = LimitedProcessExecutor(2)\n"
 """What a reader has by then, by headings."""
 
 
