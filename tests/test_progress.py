@@ -88,6 +88,17 @@ def test_terminal_gets_a_bar_with_colours(tmp_path: Path, columns: int | None) -
     assert ("100%" in text) == (columns is None or columns >= 80)
 
 
+def test_terminal_that_goes_away_ends_no_search(tmp_path: Path) -> None:
+    """Whoever watched it has left: an error at every byte."""
+    near, far = pty.openpty()
+    command = program(tmp_path)
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=far, text=True) as caller:
+        os.close(far)
+        os.close(near)
+        assert caller.communicate(timeout=PATIENCE)[0] == "9\n6\n"
+        assert caller.returncode == 0
+
+
 def test_nothing_is_shown_unless_asked_for(tmp_path: Path) -> None:
     """Not a byte."""
     text = SEARCH.replace(", progress=True", "")

@@ -9,7 +9,9 @@ import signal
 import sqlite3
 import subprocess
 import sys
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from textwrap import dedent
 from typing import TYPE_CHECKING, Any
@@ -20,6 +22,7 @@ from conftest import wait_until
 
 from pynisher_exec import LimitedProcessExecutor, Report
 from pynisher_exec.searches import record
+from pynisher_exec.searches.follower import Wishes, follow
 from pynisher_exec.searches.record import COLUMNS, Record, RecordError, read
 
 if TYPE_CHECKING:
@@ -197,6 +200,20 @@ def test_kill_of_the_caller_loses_nothing_that_was_told(tmp_path: Path, path: st
         assert [search["ended_at"] for search in reader.searches()] == [None]
 
 
+def test_records_that_are_begun_at_once_are_one(path: str) -> None:
+    """Whoever comes first makes the tables, and nobody fails for it."""
+    at_once = threading.Barrier(8)
+
+    def begin(_: int) -> None:
+        at_once.wait()
+        Record(path, "train", 1).close(ended=True)
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(begin, range(8)))
+    with read(path) as reader:
+        assert len(reader.searches()) == 8
+
+
 def test_two_processes_write_to_one_record(tmp_path: Path, path: str) -> None:
     """Neither loses a row, and neither fails."""
     text = dedent(SEARCH).replace("10_000", "100").replace("0.01", "0.0")
@@ -314,11 +331,11 @@ def test_numbers_of_numpy_are_keys_as_pythons_are(
     """In an item, and deep in it."""
     items = [np.int64(1), [np.float32(0.5)], {"a": np.bool_(True)}]
     list(executor.reports(repr, items, record=path))
-    assert list(statuses(path)) == [
+    assert set(statuses(path)) == {
         "builtins.repr(1)",
         "builtins.repr([0.5])",
         'builtins.repr({"a":true})',
-    ]
+    }
     assert not list(executor.reports(repr, [1, [0.5], {"a": True}], record=path, resume=True))
     with pytest.raises(ValueError, match="no canonical form"):
         executor.reports(repr, [np.datetime64("2026-01-01")], record=path)
@@ -381,6 +398,19 @@ def test_deadline_ends_what_runs_and_begins_no_more(path: str) -> None:
         assert [report.status for report in few] == ["ok", "cancelled"]
         assert time.monotonic() - began < PATIENCE
     assert list(statuses(path)) == ["time.sleep(0)"]
+
+
+def test_task_that_the_deadline_meets_as_it_is_submitted_is_cancelled() -> None:
+    """Between the question whether it may begin and its submit."""
+    follower = follow(abs, [[-1]], Wishes(deadline=600), 1)
+    assert follower is not None
+    ((key, args),) = follower.wanted([(-1,)])
+    follower.is_over = True
+    with LimitedProcessExecutor(1) as executor:
+        future = executor.submit(time.sleep, 600)
+        follower.add(future, key, args)
+        assert future.cancelled()
+        follower.close(ended=True)
 
 
 def test_deadline_needs_no_record() -> None:

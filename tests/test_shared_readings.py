@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import subprocess
 import sys
 from typing import TYPE_CHECKING
 
 import pytest
+from conftest import wait_until
 
 from pynisher_exec.caller.shared import Memory
 from pynisher_exec.supervisor.fair import FairReading
+from pynisher_exec.supervisor.memory import MemoryGauge
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -85,3 +88,50 @@ def test_shared_memory_of_the_own_is_charged() -> None:
     """Whatever it has of the object beside that."""
     with shared() as memory, reader(memory, "holds its own") as pid:
         assert charge(pid, memory) >= SIZE
+
+
+FAMILY = """
+import mmap, os, signal, sys
+signal.alarm(60)
+descriptor = int(sys.argv[1])
+common = mmap.mmap(-1, {size})
+common.write(b"x" * {size})
+pids = []
+for _ in range(3):
+    pids.append(os.fork())
+    if not pids[-1]:
+        signal.alarm(60)
+        common[::mmap.PAGESIZE]
+        os.write(1, b"%d\\n" % os.getpid())
+        signal.pause()
+os.write(1, b"%d\\n" % os.getpid())
+sys.stdin.readline()
+view = mmap.mmap(descriptor, 0)
+view[::mmap.PAGESIZE]
+sys.stdin.readline()
+for pid in pids:
+    os.kill(pid, signal.SIGKILL)
+    os.waitpid(pid, 0)
+""".format(size=2 * SIZE)
+
+
+def test_pages_that_are_there_already_need_no_cpu_time_to_be_held() -> None:
+    """What had been charged is no bound for what a process holds that has mapped more since."""
+    limit = 5 * SIZE
+    descriptor = os.memfd_create("there already")
+    os.truncate(descriptor, limit)
+    os.pwrite(descriptor, b"x" * limit, 0)
+    command = [sys.executable, "-S", "-c", FAMILY, str(descriptor)]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    with subprocess.Popen(command, pass_fds=[descriptor], text=True, **pipes) as parent:  # type: ignore[call-overload]
+        os.close(descriptor)
+        pids = [int(parent.stdout.readline()) for _ in range(4)]
+        gauge = MemoryGauge(0, parent.pid)
+        wait_until(lambda: 0 < gauge.read(pids, limit, 1.0) < limit)
+        parent.stdin.write("map\n")
+        parent.stdin.flush()
+        wait_until(lambda: gauge.read(pids, limit, 1.0) > limit)
+        gauge.close()
+        parent.stdin.write("end\n")
+        parent.stdin.flush()
+        assert parent.wait(20) == 0
