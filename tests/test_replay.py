@@ -203,18 +203,18 @@ def check(driver: Driver, specs: list[Spec]) -> None:
 
 
 @pytest.mark.timeout(120)
-@settings(max_examples=20)
+@settings(max_examples=12)
 @given(specs=st.lists(calls(), min_size=BATCH, max_size=BATCH))
 def test_generated_calls_agree(driver: Driver, specs: list[Spec]) -> None:
-    """320 calls, every function kind and ending, limits that are not met: the same answers."""
+    """192 calls, every function kind and ending, limits that are not met: the same answers."""
     check(driver, specs)
 
 
 @pytest.mark.timeout(120)
-@settings(max_examples=3)
+@settings(max_examples=2)
 @given(specs=st.lists(limited_calls(), min_size=BATCH, max_size=BATCH))
 def test_generated_calls_that_meet_a_limit_agree(driver: Driver, specs: list[Spec]) -> None:
-    """48 calls that meet a wall, CPU or memory limit, heeding it or not: the same answers."""
+    """32 calls that meet a wall, CPU or memory limit, heeding it or not: the same answers."""
     check(driver, specs)
 
 

@@ -122,6 +122,8 @@ class _Attacker:
         number = signal.SIGSTOP if self._chance.random() < 0.1 else signal.SIGKILL
         try:
             os.kill(pid, signal.SIGSTOP)  # so that it has no other child when it is struck
+            while state_of(pid) not in ("T", "Z", "X", ""):  # a busy machine has it run on a little
+                time.sleep(0.0001)
             below = descendants(pid)
             is_early = not (below if what == "supervisor" else any(map(descendants, below)))
             if (is_early or what == "template") and not self._may_cost_a_try():
