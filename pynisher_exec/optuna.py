@@ -15,6 +15,7 @@ from __future__ import annotations
 import contextlib
 import json
 import math
+import os
 import secrets
 import socket
 import socketserver
@@ -60,6 +61,12 @@ _TOLD = (
     "exit_code",
     "signal",
 )
+_LONGEST = 1 << 24
+"""Bytes of a question at most: what a task writes there takes the caller's memory."""
+
+_LONGEST_PATH = 107
+"""Bytes that the path of a socket may have (unix(7))."""
+
 _LOOK = 0.1
 """Seconds after which the desk sees at the latest that it shall close."""
 
@@ -146,8 +153,7 @@ class _Search:
         """Begin as many as may run, and one for each that ends."""
         begun = 0
         while True:
-            more = time.monotonic() < end and not self._study._stop_flag  # noqa: SLF001  (`stop`'s)
-            while more and begun < most and len(self._running) < at_once:
+            while self._goes_on(end) and begun < most and len(self._running) < at_once:
                 self._begin()
                 begun += 1
             if not self._running:
@@ -156,8 +162,12 @@ class _Search:
             for future in done:
                 self._finish(future)  # type: ignore[arg-type]
 
+    def _goes_on(self, end: float) -> bool:
+        return time.monotonic() < end and not self._study._stop_flag  # noqa: SLF001  (`stop`'s)
+
     def _begin(self) -> None:
-        trial = self._study.ask()
+        with _in_the_loop(self._study):  # a sampler that has tried all may stop it
+            trial = self._study.ask()
         proxy = self._desk.admit(trial)
         future = self._executor.submit(self._objective, proxy)
         self._running[future] = trial
@@ -170,7 +180,8 @@ class _Search:
         trial.set_user_attr(ATTRIBUTE, _told(report))
         error = report.exception
         if report.status is Status.OK:
-            ended = self._study.tell(trial, report.result)
+            with _in_the_loop(self._study):
+                ended = self._study.tell(trial, report.result)
         elif isinstance(error, optuna.TrialPruned):
             ended = self._study.tell(trial, state=TrialState.PRUNED)
         elif error is None or isinstance(error, TaskError):
@@ -224,7 +235,12 @@ class _Desk(socketserver.ThreadingUnixStreamServer):
 
     def __init__(self) -> None:
         self._folder = tempfile.TemporaryDirectory(prefix="pynisher_exec-optuna-")
-        super().__init__(str(Path(self._folder.name, "desk")), _Talk)
+        path = Path(self._folder.name, "desk")
+        if len(os.fsencode(path)) > _LONGEST_PATH:
+            self._folder.cleanup()
+            self._folder = tempfile.TemporaryDirectory(prefix="pynisher_exec-optuna-", dir="/tmp")
+            path = Path(self._folder.name, "desk")
+        super().__init__(str(path), _Talk)
         self._trials: dict[str, Any] = {}
         self._talks: weakref.WeakSet[socket.socket] = weakref.WeakSet()
         self._lock = threading.Lock()  # one question at a time: samplers are not made for more
@@ -282,7 +298,7 @@ class _Talk(socketserver.StreamRequestHandler):
         desk = self.server
         assert isinstance(desk, _Desk)  # noqa: S101  (whose handler this is)
         with contextlib.suppress(OSError):  # a task that was killed as it asked
-            for line in self.rfile:
+            while line := self.rfile.readline(_LONGEST):
                 self.wfile.write(desk.answer(line))
 
 
@@ -311,6 +327,7 @@ class LimitedTrial:
         self._address = address
         self._ticket = ticket
         self._desk: Any = None
+        self._asker = 0
         self._lock = threading.Lock()
 
     def __getstate__(self) -> dict[str, Any]:
@@ -324,7 +341,8 @@ class LimitedTrial:
         asked = {"ticket": self._ticket, "name": name, "args": args, "kwargs": kwargs}
         question = _line(asked)
         with self._lock:  # the objective may have threads
-            if self._desk is None:
+            if self._desk is None or self._asker != os.getpid():  # a fork's is its parent's
+                self._asker = os.getpid()
                 connection = socket.socket(socket.AF_UNIX)
                 connection.connect(self._address)
                 self._desk = connection.makefile("rwb")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import signal as signals
+import sys
 from dataclasses import dataclass, field
 from enum import Enum
 from html import escape
@@ -18,7 +19,16 @@ from pynisher_exec import errors
 if TYPE_CHECKING:
     from resource import struct_rusage
 
-__all__ = ["Enforced", "Report", "Status", "exit_status_of", "shortened", "signal_name"]
+__all__ = [
+    "Enforced",
+    "Report",
+    "Status",
+    "exit_status_of",
+    "is_number_of_numpy",
+    "plain",
+    "shortened",
+    "signal_name",
+]
 
 
 class Status(str, Enum):
@@ -183,13 +193,28 @@ def _rusage_as_json(usage: struct_rusage | None) -> dict[str, float] | None:
     return {name: getattr(usage, name) for name in names}
 
 
+def plain(value: Any) -> Any:
+    """Give Python's number for one of numpy's, as JSON wants it; TypeError for all else."""
+    if not is_number_of_numpy(value):
+        msg = f"{type(value).__name__} has no form in JSON"
+        raise TypeError(msg)
+    return value.item()
+
+
+def is_number_of_numpy(value: Any) -> bool:
+    """Whether it is one, and one that Python has as well."""
+    numpy = sys.modules.get("numpy")
+    kinds = () if numpy is None else (numpy.integer, numpy.floating, numpy.bool_)
+    return isinstance(value, kinds) and isinstance(value.item(), bool | int | float)
+
+
 def _as_json(value: object) -> object:
     """Pass what JSON can hold, and the start of the `repr` of what it cannot."""
     try:
-        json.dumps(value, allow_nan=False)
+        text = json.dumps(value, allow_nan=False, default=plain)
     except (TypeError, ValueError, RecursionError):
         return shortened(value)
-    return value
+    return json.loads(text)
 
 
 def _exception_as_json(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import json
 import shutil
@@ -11,19 +12,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TextIO
 
 from pynisher_exec.report import Status
 from pynisher_exec.searches.progress import duration
-from pynisher_exec.searches.record import (
-    COLUMNS,
-    Reader,
-    RecordError,
-    Row,
-    read,
-    summary_of,
-)
-from pynisher_exec.searches.summary import size
+from pynisher_exec.searches.record import COLUMNS, Reader, RecordError, Row, read
+from pynisher_exec.searches.summary import size, summary_of
 
 if TYPE_CHECKING:
     import argparse
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
 __all__ = ["add_to", "printable"]
 
@@ -56,18 +50,27 @@ def _show(options: argparse.Namespace) -> int:
     try:
         with read(options.record) as reader:
             if options.follow:
-                return _follow(reader, statuses)
+                with _leaving_reader():
+                    _follow(reader, statuses)
+                return 0
             rows = _sorted(reader.tasks(statuses=statuses), options.sort)
     except RecordError as error:
         print(f"pynisher_exec: {error}", file=sys.stderr)  # noqa: T201  (a command line's voice)
         return 1
     write = _write_csv if options.csv else _write_json if options.json else _write_table
-    try:
+    with _leaving_reader():
         write(rows, sys.stdout)
         sys.stdout.flush()
-    except BrokenPipeError:  # `| head`
-        sys.stdout = open("/dev/null", "w", encoding="utf-8")  # noqa: SIM115  (for the last flush)
     return 0
+
+
+@contextlib.contextmanager
+def _leaving_reader() -> Iterator[None]:
+    """Whoever reads may have seen enough: `| head`."""
+    try:
+        yield
+    except BrokenPipeError:
+        sys.stdout = open("/dev/null", "w", encoding="utf-8")  # noqa: SIM115  (for the last flush)
 
 
 def _statuses(options: argparse.Namespace) -> list[str]:
@@ -83,7 +86,15 @@ def _sorted(rows: list[Row], column: str | None) -> list[Row]:
     if column is None:
         return rows
     filled = [row for row in rows if row[column] is not None]
-    filled.sort(key=lambda row: row[column], reverse=column in _NUMBERS and column != "id")
+    # Another program may have put text there, which comes last.
+    filled.sort(
+        key=lambda row: (
+            (isinstance(row[column], int | float), row[column])
+            if isinstance(row[column], int | float)
+            else (column not in _NUMBERS, str(row[column]))
+        ),
+        reverse=column in _NUMBERS and column != "id",
+    )
     return [*filled, *(row for row in rows if row[column] is None)]
 
 
@@ -96,7 +107,7 @@ def _write_csv(rows: Sequence[Row], file: TextIO) -> None:
 
 def _write_json(rows: Sequence[Row], file: TextIO) -> None:
     found = [{name: _loaded(name, row[name]) for name in ("id", *COLUMNS)} for row in rows]
-    json.dump(found, file, indent=2)
+    json.dump(found, file, indent=2, default=repr)
     file.write("\n")
 
 
@@ -152,7 +163,14 @@ def _write_table(rows: Sequence[Row], file: TextIO) -> None:
 
 
 def _cells(row: Row) -> list[str]:
-    return [printable(column.text(row)) for column in _TABLE]
+    return [printable(_text(column, row)) for column in _TABLE]
+
+
+def _text(column: _Column, row: Row) -> str:
+    try:
+        return column.text(row)
+    except (TypeError, ValueError, OverflowError):  # another program may have put there anything
+        return "?"
 
 
 def _fitted(widths: list[int], file: TextIO) -> list[int]:
@@ -198,7 +216,7 @@ def _summary(rows: Sequence[Row]) -> str:
     return printable(str(summary_of(rows)))
 
 
-def _follow(reader: Reader, statuses: Sequence[str]) -> int:
+def _follow(reader: Reader, statuses: Sequence[str]) -> None:
     """Print what is there and what comes, until no search writes any more."""
     seen = 0
     widths = [5, 15, 12, 12, 10, 5, 40, 60]
@@ -219,4 +237,3 @@ def _follow(reader: Reader, statuses: Sequence[str]) -> int:
     except KeyboardInterrupt:
         print()  # noqa: T201
     print(_summary(shown))  # noqa: T201
-    return 0

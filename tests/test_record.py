@@ -313,6 +313,8 @@ def test_directory_that_is_not_there_is_told(executor: LimitedProcessExecutor, p
     """At the call."""
     with pytest.raises(RecordError, match=r"there is no folder .*nowhere"):
         executor.reports(behave, [0], record=f"{path}/nowhere/search.db")
+    with pytest.raises(RecordError, match="unable to open"):
+        executor.reports(behave, [0], record="x" * 300)
     with pytest.raises(RecordError, match="a folder, and no file"):
         executor.reports(behave, [0], record=Path(path).parent)
 
@@ -323,6 +325,15 @@ def test_path_may_be_of_any_bytes(executor: LimitedProcessExecutor, path: str) -
     assert len(list(executor.reports(behave, [0, 1], record=odd))) == 2
     with read(odd) as reader:
         assert len(reader.tasks()) == 2
+
+
+def test_keys_that_are_no_text_are_kept_apart(executor: LimitedProcessExecutor, path: str) -> None:
+    """Names of files that no encoding fits, for one; and resumed as all others."""
+    names = [os.fsdecode(b"file-\xff"), os.fsdecode(b"file-\xfe")]
+    for ran in (2, 0):
+        found = executor.reports(len, names, record=path, resume=True, key=str)
+        assert len(list(found)) == ran
+    assert len(statuses(path)) == 2
 
 
 def test_numbers_of_numpy_are_keys_as_pythons_are(

@@ -110,9 +110,9 @@ def in_a_process(name: str, *, quick: bool) -> dict[str, Any]:
             text=True,
             timeout=PATIENCE,
         )
-    except subprocess.SubprocessError as error:  # said in the table: the other rows go on
-        return {"name": name, "kept": False, "broken": str(error)}
-    result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+        result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    except (subprocess.SubprocessError, ValueError, IndexError) as error:  # the others go on
+        return {"name": name, "kept": False, "broken": f"{type(error).__name__}: {error}"}
     return result
 
 

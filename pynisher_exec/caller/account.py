@@ -14,13 +14,14 @@ from pynisher_exec import errors
 from pynisher_exec.caller.future import is_interrupt
 from pynisher_exec.caller.item import name_of, text_of
 from pynisher_exec.protocol import payload
-from pynisher_exec.protocol.lineage import Lineage, cause_of
+from pynisher_exec.protocol.lineage import Lineage, cause_of, family, set_cause, trace_of
 from pynisher_exec.report import Enforced, Report, Status, signal_name
 from pynisher_exec.task import outcome
 from pynisher_exec.verdict import Evidence, Verdict, judge
 
 if TYPE_CHECKING:
     import mmap
+    from types import FrameType
 
     from pynisher_exec.caller.item import Item
 
@@ -131,21 +132,33 @@ def never_started(message: str, cause: BaseException | None, status: Status) -> 
 def _let_go(error: BaseException) -> str | None:
     """Turn where an error comes from into text, as it is told of a task's; None where it has none.
 
-    Its frames lead back to this thread's, which have the call: it would be kept alive, and what
-    it shares, for as long as the error is.
+    The frames that it came through, and those behind them, have the call: it would be kept alive,
+    and what it shares, for as long as the error is. What came through others, and is only part of
+    its history, is left as it is: it may be what the user's own code is handling.
     """
-    source = error.__cause__ or error
-    text = None if source.__traceback__ is None else outcome.text_of(source)
-    chain: list[BaseException | None] = [error]
-    for each in chain:  # grows while it is walked
-        if each is not None:
+    cause = cause_of(error)
+    source = error if cause is None else cause
+    trace = trace_of(source)
+    text = None if trace is None else outcome.text_of(source)
+    BaseException.with_traceback(error, None)
+    if trace is None or text is None:
+        return None
+    for each in family(source):
+        if _came_through(trace.tb_frame, each):
             BaseException.with_traceback(each, None)
-            chain += [led for led in (each.__cause__, each.__context__) if led not in chain]
-    if text is not None:
-        remote = errors.RemoteTraceback(text)
-        remote.cause = source.__cause__
-        _set_cause(source, remote)
+    remote = errors.RemoteTraceback(text)
+    remote.cause = cause_of(source)
+    set_cause(source, remote)
     return text
+
+
+def _came_through(frame: FrameType, error: BaseException) -> bool:
+    """Whether an exception was raised below a frame, or in it."""
+    trace = trace_of(error)
+    found = None if trace is None else trace.tb_frame
+    while found is not None and found is not frame:
+        found = found.f_back
+    return found is not None
 
 
 def _evidence(item: Item, told: dict[str, Any]) -> Evidence:
@@ -161,11 +174,6 @@ def _evidence(item: Item, told: dict[str, Any]) -> Evidence:
         survivors=tuple(told.get("survivors", ())),
         limits=limits,
     )
-
-
-def _set_cause(error: BaseException, cause: BaseException | None) -> None:
-    """Set it past a class that forbids attributes to be set: a frozen data class, for one."""
-    BaseException.__setattr__(error, "__cause__", cause)
 
 
 class _Made:
@@ -203,7 +211,7 @@ class _Made:
         else:
             self.error = self._own_exception()
             if self._status is Status.STARTUP and isinstance(sent, BaseException):
-                _set_cause(self.error, sent)
+                set_cause(self.error, sent)
                 self._set_remote_cause(sent)
 
     def _take_exception(self, sent: Any) -> None:
@@ -218,7 +226,7 @@ class _Made:
         remote = self._remote_traceback()
         if remote is not None:
             remote.cause = cause_of(error)
-            _set_cause(error, remote)
+            set_cause(error, remote)
 
     def refuse(self, problem: BaseException) -> None:
         """The outcome arrived and could not be loaded here."""

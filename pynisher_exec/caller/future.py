@@ -212,6 +212,15 @@ class AwaitedFuture(LimitedFuture[T]):
             self._conclude = conclude
             self._condition.notify_all()
 
+    def has_ended(self, timeout: float) -> bool:
+        """Wait for the end of the task for so many seconds at most; whether it has come."""
+
+        def has_come() -> bool:
+            return self._conclude is not None or self._state not in (PENDING, RUNNING)
+
+        with self._condition:
+            return self._condition.wait_for(has_come, timeout)
+
     def wait_for_report(self) -> Report:
         """Wait for the end of the task, take in what came of it, and give the report."""
         with self._condition:

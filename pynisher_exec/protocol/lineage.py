@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-__all__ = ["Lineage", "cause_of"]
+if TYPE_CHECKING:
+    from types import TracebackType
+
+__all__ = ["Lineage", "cause_of", "family", "set_cause", "trace_of"]
 
 MOST = 100
 """Exceptions of one lineage that travel; what is further away stays behind."""
@@ -62,6 +65,30 @@ class Lineage:
         return self._members[0]
 
 
+def family(error: BaseException) -> list[BaseException]:
+    """An exception, what it comes from, and what is in groups among those; no foreign code runs."""
+    found = [error]
+    known = {id(error)}
+    for each in found:  # grows while it is walked
+        parts = _parts(each)
+        for other in (cause_of(each), _plain("__context__", each), *parts):
+            if other is not None and id(other) not in known:
+                known.add(id(other))
+                found.append(other)
+    return found
+
+
+def set_cause(error: BaseException, cause: BaseException | None) -> None:
+    """Set it past a class that forbids attributes to be set, or has one of its own of that name."""
+    vars(BaseException)["__cause__"].__set__(error, cause)
+
+
+def trace_of(error: BaseException) -> TracebackType | None:
+    """Give where an exception has been, by the innermost way to it."""
+    found: TracebackType | None = _plain("__traceback__", error)
+    return found
+
+
 def cause_of(error: BaseException) -> BaseException | None:
     """Give what an exception was raised from."""
     found: BaseException | None = _plain("__cause__", error)
@@ -75,7 +102,10 @@ def _plain(name: str, error: BaseException) -> Any:
 
 def _parts(error: BaseException) -> list[BaseException]:
     """What a group of exceptions holds, that of the `exceptiongroup` package too."""
-    found = getattr(error, "exceptions", ())
+    try:
+        found = getattr(error, "exceptions", ())
+    except Exception:  # noqa: BLE001  (a foreign property)
+        return []
     if not isinstance(found, tuple):
         return []
     return [each for each in found if isinstance(each, BaseException)]

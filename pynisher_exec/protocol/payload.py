@@ -164,12 +164,17 @@ class _OutcomePickler(_Pickler):
 
 
 def dump_call(
-    call: object, reducers: Mapping[type, Any] | None = None, *, files: bool = True
+    call: object,
+    reducers: Mapping[type, Any] | None = None,
+    *,
+    files: bool = True,
+    names: bool = True,
 ) -> list[bytes | memoryview]:
     """Pickle what a task shall load: the pickle, then its buffers. Raises what pickling does.
 
     `reducers` are ways to reduce a type beyond those that are registered (`copyreg`). Without
     `files`, an open text file is refused, where cloudpickle sends what is left to be read of it.
+    Without `names` those of this `__main__` do not go along: who loads it is another one's task.
     """
     main = sys.modules.get("__mp_main__")
     if main is not None and main.__name__ == "__mp_main__":  # cloudpickle knows the other alone
@@ -178,7 +183,9 @@ def dump_call(
     pickler = _CallPickler(stream, reducers, files=files)
     try:
         pickler.dump(call)
-        pickler.dump(dict(pickler.main_names))  # after the call: only now are the names known
+        pickler.dump(
+            dict(pickler.main_names) if names else {}
+        )  # after the call: only now are the names known
     finally:
         for module in pickler.by_value:
             with contextlib.suppress(ValueError):  # another thread's pickler has done so

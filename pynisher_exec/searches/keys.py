@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import functools
 import json
-import sys
 import types
 from typing import TYPE_CHECKING, Any
 
-from pynisher_exec.report import shortened
+from pynisher_exec.report import is_number_of_numpy, plain, shortened
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-__all__ = ["Keyed", "key_of", "name_of_function", "plain"]
+__all__ = ["Keyed", "key_of", "name_of_function"]
 
 _SCALARS = (str, int, float, bool, type(None))
 _WANTED = "pass key=, a function that gives a string for the arguments of a call"
@@ -38,9 +37,18 @@ class Keyed:
         if self._key is None:
             return key_of(self.function, [*self._bound, *args])
         key = self._key(*args)
-        if isinstance(key, str) and not _is_json(key):
+        if isinstance(key, str) and not _is_json(key) and _is_text(key):
             return key
         return _canonical(key, "what key= gives")
+
+
+def _is_text(text: str) -> bool:
+    """Whether a string can be written as it is: one with lone surrogates becomes JSON, escaped."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _is_json(text: str) -> bool:
@@ -107,20 +115,6 @@ def _canonical(value: object, what: str) -> str:
         raise ValueError(msg) from None
 
 
-def plain(value: Any) -> Any:
-    """Give Python's number for one of numpy's, as JSON wants it; TypeError for all else."""
-    if not _is_number_of_numpy(value):
-        msg = f"{type(value).__name__} has no form in JSON"
-        raise TypeError(msg)
-    return value.item()
-
-
-def _is_number_of_numpy(value: Any) -> bool:
-    numpy = sys.modules.get("numpy")
-    kinds = () if numpy is None else (numpy.integer, numpy.floating, numpy.bool_)
-    return isinstance(value, kinds) and isinstance(value.item(), _SCALARS)
-
-
 def _refuse_foreign(value: object, what: str) -> None:
     """JSON makes text of a number that is a key, so that 1 and "1" would be one item."""
     waiting: list[object] = [value]
@@ -132,7 +126,7 @@ def _refuse_foreign(value: object, what: str) -> None:
             waiting.extend(each.values())
         elif isinstance(each, list | tuple):
             waiting.extend(each)
-        elif not isinstance(each, _SCALARS) and not _is_number_of_numpy(each):
+        elif not isinstance(each, _SCALARS) and not is_number_of_numpy(each):
             msg = f"{what} has no canonical form in JSON ({type(each).__name__}): {_WANTED}"
             raise ValueError(msg)
         if seen > _MOST_PARTS:

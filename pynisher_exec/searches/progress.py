@@ -114,7 +114,7 @@ def _view() -> View:
     # One that does not say how wide it is would get an empty bar.
     is_known = os.get_terminal_size(sys.stderr.fileno()).columns > 0
     size = {"dynamic_ncols": True} if is_known else {"ncols": 80, "nrows": 20}
-    return Bar(auto.tqdm, colour="NO_COLOR" not in os.environ, size=size)
+    return Bar(auto.tqdm, colour="NO_COLOR" not in os.environ, size={**size, "file": sys.stderr})
 
 
 class Bar:
@@ -148,7 +148,7 @@ class Bar:
         """None for tqdm's own; shorter ones where its end, the counts, would be cut off."""
         if not self._size:  # a notebook's
             return None
-        width = self._size.get("ncols") or os.get_terminal_size(sys.stderr.fileno()).columns
+        width = self._size.get("ncols") or os.get_terminal_size(self._size["file"].fileno()).columns
         left = width - len(progress.counts(colour=False)) - len(f"{progress.total}") * 2
         if left >= len(progress.label) + _FULL:
             return None

@@ -33,15 +33,14 @@ from urllib.parse import quote
 
 import psutil
 
-from pynisher_exec.searches.keys import plain
-from pynisher_exec.searches.summary import Summary
+from pynisher_exec.report import plain
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Sequence
 
     from pynisher_exec.report import Report
 
-__all__ = ["COLUMNS", "Record", "RecordError", "Row", "read", "summary_of"]
+__all__ = ["COLUMNS", "Record", "RecordError", "Row", "read"]
 
 APPLICATION = 0x6C696D74
 """What stands in the header of each record; "limt"."""
@@ -229,7 +228,10 @@ _LONGEST_TEXT = 10_000
 
 
 def _told_of(path: str, error: sqlite3.Error) -> RecordError:
-    reason = _why_closed(Path(path)) or str(error)
+    reason = str(error)
+    if "unable to open" in reason or "readonly" in reason:
+        with contextlib.suppress(OSError):  # a name too long, a folder that is closed to us
+            reason = _why_closed(Path(path)) or reason
     if isinstance(error, sqlite3.DatabaseError) and not isinstance(error, sqlite3.OperationalError):
         reason = f"no record, or a damaged one ({error})"
     return RecordError(f"record {path}: {reason}")
@@ -397,7 +399,7 @@ def _was_there(pid: int, moment: float) -> bool:
     """Whether a process lives, and had begun by then: another one may have got its number."""
     try:
         return psutil.Process(pid).create_time() <= moment + _CLOCKS
-    except psutil.NoSuchProcess:
+    except (psutil.NoSuchProcess, TypeError, ValueError, OverflowError):  # or no pid at all
         return False
     except psutil.Error:  # not ours to look at
         return True
@@ -405,11 +407,3 @@ def _was_there(pid: int, moment: float) -> bool:
 
 _CLOCKS = 2.0
 """Seconds by which the time of day may have been set between a process's begin and its search's."""
-
-
-def summary_of(rows: Sequence[Row]) -> Summary:
-    """Count these ends."""
-    found = Summary()
-    for row in rows:
-        found.count(row["status"], row["wall_time"], row["cpu_time"], row["peak_memory"])
-    return found

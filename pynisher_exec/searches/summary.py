@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass, field
 from html import escape
 from typing import TYPE_CHECKING, NamedTuple
@@ -9,9 +10,12 @@ from typing import TYPE_CHECKING, NamedTuple
 from pynisher_exec.searches.progress import duration
 
 if TYPE_CHECKING:
-    from pynisher_exec.report import Report
+    from collections.abc import Iterable
 
-__all__ = ["Figures", "Summary", "size"]
+    from pynisher_exec.report import Report
+    from pynisher_exec.searches.record import Row
+
+__all__ = ["Figures", "Summary", "size", "summary_of"]
 
 
 class Figures(NamedTuple):
@@ -78,6 +82,16 @@ class Summary:
         rows = ["".join(f"<th>{each}</th>" for each in head)]
         rows += ["".join(f"<td>{escape(each)}</td>" for each in line) for line in lines]
         return "<table>{}</table>".format("".join(f"<tr>{row}</tr>" for row in rows))
+
+
+def summary_of(rows: Iterable[Row]) -> Summary:
+    """Count the ends of a record, whatever another program may have written there."""
+    found = Summary()
+    for row in rows:
+        sizes = (row["wall_time"], row["cpu_time"], row["peak_memory"])
+        known = [each if isinstance(each, int | float) else 0 for each in sizes]
+        found.count(str(row["status"]), known[0], known[1], int(min(known[2], sys.maxsize)))
+    return found
 
 
 def size(count: int) -> str:

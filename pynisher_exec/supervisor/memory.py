@@ -160,11 +160,7 @@ class MemoryGauge:
         if held <= limit and not whole:
             return limit
         if held <= limit:
-            self._doubted = False
-            self._finish(reading)
-            timeless = self._begun_at == math.inf
-            self._known = None if timeless else (held, self._begun_at, self._begun_with)
-            return self._noted(held) if reading.stands() else held
+            return self._found_below(reading, held, limit)
         if not (whole or self._doubted or reading.age > QUICK):
             return limit
         sure = self._doubted or (whole and reading.age <= QUICK and reading.stands())
@@ -175,6 +171,20 @@ class MemoryGauge:
         self._rest_until = 0.0
         self._dear(pids)
         return limit
+
+    def _found_below(self, reading: FairReading, held: int, limit: int) -> int:
+        """Take a whole reading; the limit where it may have been passed since that began."""
+        self._doubted = False
+        self._finish(reading)
+        if reading.stands():
+            self._noted(held)
+        newly = max(0.0, self._mapped - self._begun_with)
+        if self._begun_at == math.inf:
+            self._known = None
+        else:
+            self._known = held, self._begun_at, self._begun_with
+            newly += (self._used - self._begun_at) * FASTEST
+        return limit if held + newly > limit else held
 
     def _estimate(self, pids: list[int], exact: int) -> None:
         """Below the limit: only for the peak, so at little cost."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -201,6 +202,13 @@ def test_callback_may_stop_the_study(executor: LimitedProcessExecutor) -> None:
     assert 3 <= len(study.trials) < 10
 
 
+def test_sampler_that_has_tried_all_ends_the_study(executor: LimitedProcessExecutor) -> None:
+    """As in Optuna's own loop."""
+    study = optuna.create_study(sampler=optuna.samplers.GridSampler({"x": [0, 1, 2]}))
+    optimize(study, lambda trial: trial.suggest_float("x", 0, 2), 10, executor=executor, n_jobs=1)
+    assert {trial.value for trial in study.trials} == {0, 1, 2}
+
+
 def ask_from_threads(trial: Any) -> float:
     """Ask at once from several threads, and look whether each gets the answer to its question."""
 
@@ -210,6 +218,27 @@ def ask_from_threads(trial: Any) -> float:
 
     with ThreadPoolExecutor(4) as pool:
         return float(all(pool.map(ask, range(20))))
+
+
+def ask_from_a_fork(trial: Any) -> float:
+    """Ask at once here and in a fork, and look whether each gets answers to its own questions."""
+    trial.suggest_float("first", 0, 1)
+    child = os.fork()
+    base = 10 if child else 20
+    right = all(
+        base <= trial.suggest_float(f"{base}-{number}", base, base + 1) <= base + 1
+        for number in range(50)
+    )
+    if not child:
+        os._exit(int(not right))
+    return float(right and os.waitpid(child, 0)[1] == 0)
+
+
+def test_trial_may_be_asked_from_a_fork(executor: LimitedProcessExecutor) -> None:
+    """Each gets the answer to its own question."""
+    study = optuna.create_study()
+    optimize(study, ask_from_a_fork, n_trials=2, executor=executor)
+    assert [trial.value for trial in study.trials] == [1.0] * 2
 
 
 def test_trial_may_be_asked_from_threads(executor: LimitedProcessExecutor) -> None:

@@ -1,0 +1,299 @@
+"""The executor on the client: calls go out as Dask's tasks, events and ends come back."""
+
+from __future__ import annotations
+
+import operator
+import secrets
+import weakref
+from concurrent.futures import wait as wait_for
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from pynisher_exec.caller import arguments
+from pynisher_exec.caller.account import never_started
+from pynisher_exec.caller.item import name_of, refuse_unfit, text_of
+from pynisher_exec.caller.searching import SearchExecutor
+from pynisher_exec.dask import worker as on_worker
+from pynisher_exec.dask.future import LimitedDaskFuture
+from pynisher_exec.dask.lines import Lines
+from pynisher_exec.errors import UnpicklableError
+from pynisher_exec.limits import UNSET, Limits, Unset
+from pynisher_exec.protocol import payload
+from pynisher_exec.report import Status
+
+try:
+    from distributed import Client, Future
+except ImportError as problem:
+    _MESSAGE = "pynisher_exec.dask needs distributed: pip install 'pynisher_exec[dask]'"
+    raise ImportError(_MESSAGE) from problem
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+    from typing import ParamSpec
+
+    P = ParamSpec("P")
+
+__all__ = ["LimitedDaskExecutor"]
+
+T = TypeVar("T")
+
+_PROBE = """
+def versions():
+    import platform
+    python = ".".join(platform.python_version_tuple()[:2])
+    try:
+        import pynisher_exec.dask
+    except ImportError:
+        return python, None
+    return python, pynisher_exec.__version__
+"""
+"""Looks on a worker; by value, since what it looks for may be missing there."""
+
+
+class LimitedDaskExecutor(SearchExecutor):
+    """An executor whose tasks run on the workers of a Dask cluster, each as `limited` runs one.
+
+    client: a `distributed.Client`, which stays the caller's to close.
+    memory: as of `LimitedProcessExecutor`; left out, a worker's own memory limit divided by its
+        threads. "50%" is of that limit. A task whose limit is more than the worker's own
+        is `refused`.
+    cpu_time, wall_time, processes, grace_period, open_files, file_size, core_size, startup_time,
+    capture_output, private_tmp: as there, on the worker.
+    retries: how often a call is tried again whose function has raised. A limit, a crash or an exit
+        never is; a task whose worker was lost always, as often as the scheduler allows
+        (`distributed.scheduler.allowed-failures`).
+    memory_resource: name of a resource of the workers that counts bytes (`dask worker --resources
+        "MEMORY=16e9"`), of which each task takes its memory limit while it runs.
+    workers, resources, priority: as of `Client.submit`.
+
+    Raises ValueError or TypeError for what is no limit, and RuntimeError, which names both sides,
+    for a client that is closed and for a worker whose Python or pynisher_exec is another.
+
+    A worker's memory monitor sees the worker alone, not the tasks' processes: it neither pauses nor
+    kills for these, and the limits keep their sum below the worker's.
+    """
+
+    def __init__(
+        self,
+        client: Client,
+        *,
+        memory: int | str | Unset | None = UNSET,
+        cpu_time: float | str | None = None,
+        wall_time: float | str | None = None,
+        processes: int | None = None,
+        grace_period: float | str | None = None,
+        open_files: int | None = None,
+        file_size: int | str | None = None,
+        core_size: int | str | None = None,
+        startup_time: float | str = 60.0,
+        capture_output: bool | int | str = False,
+        private_tmp: bool = False,
+        retries: int = 0,
+        memory_resource: str | None = None,
+        workers: Any = None,
+        resources: Mapping[str, float] | None = None,
+        priority: int = 0,
+    ) -> None:
+        limits = {
+            "memory": memory,
+            "cpu_time": cpu_time,
+            "wall_time": wall_time,
+            "processes": processes,
+            "grace_period": grace_period,
+            "open_files": open_files,
+            "file_size": file_size,
+            "core_size": core_size,
+            "startup_time": startup_time,
+        }
+        capture = arguments.capture_bound(capture_output)
+        options = _options(limits, capture, private_tmp=private_tmp, retries=retries)
+        _check(client)
+        self._client: Any = client  # most of it has no types
+        self._options = options
+        self._memory_resource = memory_resource
+        self._wishes = {
+            "workers": workers,
+            "priority": priority,
+            "resources": dict(resources or {}),
+        }
+        self._lines = Lines(client)
+        self._mine: set[LimitedDaskFuture[Any]] = set()
+        self._shut = False
+        weakref.finalize(self, self._lines.end).atexit = False
+
+    @property
+    def max_workers(self) -> int:
+        """How many tasks the cluster runs at once, as it is now."""
+        return sum(self._client.nthreads().values())
+
+    def _tasks_at_once(self) -> int | None:
+        return self.max_workers or None
+
+    def submit(
+        self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs
+    ) -> LimitedDaskFuture[T]:
+        """Have `fn(*args, **kwargs)` run on a worker, in a process of its own.
+
+        What stands for a value in the cluster, by `share`, `client.scatter` or `dask_future`, may
+        be an argument, or lie in one at any depth. A call that cannot be pickled fails its own
+        future. RuntimeError after `shutdown`, and where the client is closed.
+        """
+        if self._shut:
+            msg = "cannot schedule new futures after shutdown"
+            raise RuntimeError(msg)
+        _check_open(self._client)
+        future: LimitedDaskFuture[T] = LimitedDaskFuture()
+        try:
+            refuse_unfit(fn)
+            segments, brought = _packed(fn, args, kwargs)
+        except (TypeError, UnpicklableError) as error:
+            answer = never_started(str(error), error, Status.EXCEPTION)
+            future.conclude(answer.report, answer.error, cancelled=False)
+            return future
+        name = name_of(fn)
+        sent = on_worker.Sent(
+            name, segments, self._options, self._lines.topic, on_worker.versions()
+        )
+        # Dask shows a key up to its last dash; no two of ours are the same.
+        key = f"{name.replace('<', '').replace('>', '')}-{secrets.token_hex(16)}"
+        self._mine.add(future)
+        future.add_done_callback(self._mine.discard)
+        self._lines.expect(key, future)
+        future.dask_future = self._client.submit(
+            on_worker.run, sent, *brought, key=key, pure=False, **self._placed()
+        )
+        self._lines.follow(key, future)
+        return future
+
+    def _placed(self) -> dict[str, Any]:
+        memory = self._options.limits.get("memory")
+        if self._memory_resource is None or memory is None:
+            return self._wishes
+        taken = {self._memory_resource: Limits(memory=memory).memory}
+        return {**self._wishes, "resources": {**self._wishes["resources"], **taken}}
+
+    def limit(self, *, capture_output: bool | int | str | Unset = UNSET, **limits: Any) -> _View:
+        """Give an executor over the same cluster with other limits; the others are inherited.
+
+        None removes a limit. Its `shutdown` concerns only what went through it.
+        """
+        options = self._options
+        capture = options.capture
+        if not isinstance(capture_output, Unset):
+            capture = arguments.capture_bound(capture_output)
+        given = {"memory": UNSET} if options.shares_memory else {}
+        changed = _options(
+            {**options.limits, **given, **limits},
+            capture,
+            private_tmp=options.private_tmp,
+            retries=options.retries,
+        )
+        return _View(self, changed)
+
+    def share(self, thing: T) -> Future[T]:
+        """Give an object to the cluster once; what comes back stands for it in calls.
+
+        `client.scatter`: it goes to one worker, and to others as their tasks need it.
+        """
+        found: Future[T] = self._client.scatter(thing, hash=False)
+        return found
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:  # noqa: FBT001, FBT002
+        """Take no more tasks; wait for those there are, unless told not to, or cancel pending."""
+        self._shut = True
+        mine = list(self._mine)
+        if cancel_futures:
+            for future in mine:
+                future.cancel_if_pending()
+        if wait:
+            wait_for(mine)
+        self._end()
+
+    def _end(self) -> None:
+        self._lines.end()
+
+    def terminate_workers(self) -> None:
+        """As `kill_workers`: the cluster's workers are not ours to be told of it first."""
+        self.kill_workers()
+
+    def kill_workers(self) -> None:
+        """Cancel all that was submitted here, and end what of it runs. Does not wait."""
+        self._shut = True
+        for future in list(self._mine):
+            future.cancel()
+
+
+class _View(LimitedDaskExecutor):
+    """Other limits, same cluster, same lines."""
+
+    def __init__(self, parent: LimitedDaskExecutor, options: on_worker.Options) -> None:
+        self.__dict__.update(vars(parent))
+        self._parent = parent  # which keeps the lines
+        self._options = options
+        self._mine = set()
+
+    def _end(self) -> None:
+        """The lines are the parent's to end."""
+
+
+# -- what goes out --------------------------------------------------------------------------------
+
+
+def _options(
+    limits: dict[str, Any], capture: int, *, private_tmp: bool, retries: int
+) -> on_worker.Options:
+    if operator.index(retries) < 0:
+        msg = f"retries={retries!r} must be an int, 0 or more"
+        raise ValueError(msg)
+    shares = isinstance(limits.get("memory"), Unset)
+    given = {**limits, "memory": None} if shares else limits
+    Limits(**given)  # what is no limit is told here
+    return on_worker.Options(given, shares, capture, bool(private_tmp), retries)
+
+
+def _packed(
+    fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[list[bytes], list[Future[Any]]]:
+    """A call's pickle, and what lies in the cluster of what it needs, in order of its places."""
+    brought: list[Future[Any]] = []
+
+    def put_aside(future: Future[Any]) -> tuple[Any, tuple[int]]:
+        if future not in brought:
+            brought.append(future)
+        return on_worker.placeholder, (brought.index(future),)
+
+    try:
+        segments = payload.dump_call((None, (fn, args, kwargs)), {Future: put_aside}, names=False)
+    except Exception as error:  # whatever foreign code makes of that
+        msg = f"the call of {name_of(fn)} cannot be pickled: {type(error).__name__}: "
+        raise UnpicklableError(msg + text_of(error)[:500]) from error
+    return [bytes(each) for each in segments], brought
+
+
+def _check(client: Client) -> None:
+    if not isinstance(client, Client):
+        msg = f"client={client!r} is no distributed.Client"  # type: ignore[unreachable]
+        raise TypeError(msg)
+    _check_open(client)
+    ours = on_worker.versions()
+    found = _on_all(client)
+    for address, theirs in found.items():
+        if tuple(theirs) != ours:
+            package = "no pynisher_exec" if theirs[1] is None else f"pynisher_exec {theirs[1]}"
+            msg = (
+                f"worker {address} has Python {theirs[0]} and {package}, the client Python "
+                f"{ours[0]} and pynisher_exec {ours[1]}: both have to agree"
+            )
+            raise RuntimeError(msg)
+
+
+def _on_all(client: Client) -> dict[str, tuple[str, str | None]]:
+    namespace: dict[str, Any] = {"__name__": "__main__"}  # so that it travels by value
+    exec(_PROBE, namespace)  # noqa: S102  (ours, above)
+    found: dict[str, tuple[str, str | None]] = client.run(namespace["versions"])
+    return found
+
+
+def _check_open(client: Client) -> None:
+    if client.status != "running":
+        msg = f"the client is {client.status}: {client!r}"
+        raise RuntimeError(msg)

@@ -1,0 +1,153 @@
+"""What comes back of an executor's tasks: events of its workers, and Dask's own word of an end."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import pickle
+import queue
+import secrets
+import threading
+import time
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from pynisher_exec.caller.account import never_started
+from pynisher_exec.caller.item import text_of
+from pynisher_exec.errors import UnpicklableError
+from pynisher_exec.protocol import payload
+from pynisher_exec.protocol.lineage import Lineage
+from pynisher_exec.report import Report, Status
+
+if TYPE_CHECKING:
+    from pynisher_exec.dask.future import LimitedDaskFuture
+
+__all__ = ["Lines"]
+
+STOP_TIME = 10.0
+"""Seconds that a worker may take to tell that a cancelled task has gone; it may be lost."""
+
+
+class _News(NamedTuple):
+    key: str
+    what: str
+    facts: Any = None
+
+
+class Lines:
+    """What comes back of an executor's tasks, told to their futures by one thread.
+
+    Not by Dask's: a user's callback may take its time, or ask the cluster something.
+    """
+
+    def __init__(self, client: Any) -> None:
+        self.topic = f"pynisher_exec-{secrets.token_hex(16)}"
+        self._client = client
+        self._open: dict[str, LimitedDaskFuture[Any]] = {}
+        self._stopping: dict[str, float] = {}
+        self._news: queue.SimpleQueue[_News | None] = queue.SimpleQueue()
+        self._thread: threading.Thread | None = None
+        self._lock = threading.Lock()
+        self._has_ended = False
+
+    def expect(self, key: str, future: LimitedDaskFuture[Any]) -> None:
+        """A call is about to be sent."""
+        with self._lock:
+            if self._thread is None:
+                self._client.subscribe_topic(self.topic, functools.partial(_heard, self._news))
+                self._thread = threading.Thread(
+                    target=self._tell, name="pynisher_exec dask", daemon=True
+                )
+                self._thread.start()
+        self._open[key] = future
+
+    def follow(self, key: str, future: LimitedDaskFuture[Any]) -> None:
+        """It has been sent."""
+        future.add_done_callback(self._when_cancelled)
+        dask_future: Any = future.dask_future
+        dask_future.add_done_callback(lambda ended: self._news.put(_News(key, "closed", ended)))
+
+    def _when_cancelled(self, future: Any) -> None:
+        if future.cancelled():
+            future.let_go()
+
+    def end(self) -> None:
+        """No more calls come; the thread ends with the last one."""
+        self._has_ended = True
+        self._news.put(None)
+
+    # -- the thread ------------------------------------------------------------------------------
+
+    def _tell(self) -> None:
+        while self._open or not self._has_ended:
+            wait = (
+                max(0.0, min(self._stopping.values()) - time.monotonic())
+                if self._stopping
+                else None
+            )
+            with contextlib.suppress(queue.Empty):
+                news = self._news.get(timeout=wait)
+                if news is not None:
+                    self._take(news)
+            self._give_up_late()
+        with contextlib.suppress(Exception):  # a client that is closed has dropped it
+            self._client.unsubscribe_topic(self.topic)
+
+    def _take(self, news: _News) -> None:
+        future = self._open.get(news.key)
+        if future is None:
+            return
+        if news.what == "started":
+            future.begin(functools.partial(self._news.put, _News(news.key, "stop")))
+        elif news.what == "stop":
+            self._stopping[news.key] = time.monotonic() + STOP_TIME
+            future.let_go()
+        elif news.what == "ended":
+            self._conclude(news.key, *_outcome(news.facts))
+        elif news.key not in self._stopping:  # closed, and the worker has said nothing
+            self._conclude(news.key, *_unsaid(news.facts))
+
+    def _give_up_late(self) -> None:
+        now = time.monotonic()
+        for key in [key for key, late in self._stopping.items() if late <= now]:
+            report = Report(Status.CANCELLED, message="cancelled; its worker has not told its end")
+            self._conclude(key, report, None)
+
+    def _conclude(self, key: str, report: Report, error: BaseException | None) -> None:
+        self._stopping.pop(key, None)
+        future = self._open.pop(key, None)
+        if future is not None:
+            future.conclude(report, error, cancelled=report.status is Status.CANCELLED)
+
+
+def _heard(news: queue.SimpleQueue[_News | None], event: tuple[float, dict[str, Any]]) -> None:
+    facts = event[1]
+    news.put(_News(facts["key"], facts["what"], facts))
+
+
+def _outcome(facts: dict[str, Any]) -> tuple[Report, BaseException | None]:
+    """Report and exception, as a worker has sent them."""
+    report: Report = pickle.loads(facts["report"])
+    if not facts["error"]:
+        return report, None
+    try:
+        error = payload.load_outcome(facts["error"])
+        if isinstance(error, Lineage):
+            error = error.restore()
+    except Exception as problem:  # noqa: BLE001  (whatever foreign code makes of that)
+        error = UnpicklableError(f"the exception cannot be loaded: {text_of(problem)}")
+    object.__setattr__(report, "exception", error)  # not seen by anybody yet
+    return report, error
+
+
+def _unsaid(ended: Any) -> tuple[Report, BaseException | None]:
+    """What to make of an end that no worker has told: Dask says why."""
+    if ended.status == "error":
+        problem = ended.exception()
+        lost = type(problem).__name__ == "KilledWorker"
+        status = Status.SUPERVISOR_LOST if lost else Status.STARTUP
+        what = "its worker was lost, again and again" if lost else "the worker could not take it"
+        answer = never_started(f"{what}: {text_of(problem)}", problem, status)
+    else:
+        message = f"the cluster has let go of the task ({ended.status}): restarted, or closed"
+        answer = never_started(message, None, Status.TRANSFER)
+    return answer.report, answer.error

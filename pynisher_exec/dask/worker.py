@@ -1,0 +1,227 @@
+"""On the worker: a call of a Dask executor, run by the process's hidden executor, and watched.
+
+What comes of it is Dask's to keep and to move. Its report goes to the client as an event, which
+overtakes what Dask itself tells of the same task: both go by one stream, and the event goes first.
+"""
+
+from __future__ import annotations
+
+import pickle
+import platform
+import socket
+import threading
+from dataclasses import dataclass, fields, replace
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from pynisher_exec import __version__
+from pynisher_exec.caller.account import never_started
+from pynisher_exec.caller.future import AwaitedFuture
+from pynisher_exec.caller.item import Item
+from pynisher_exec.decorator import submit_hidden
+from pynisher_exec.errors import AnythingException
+from pynisher_exec.limits import Limits
+from pynisher_exec.protocol import payload
+from pynisher_exec.protocol.lineage import Lineage
+from pynisher_exec.report import Report, Status
+from pynisher_exec.task.private_tmp import new_path
+from pynisher_exec.task.run import Call
+
+try:
+    from distributed import Reschedule, get_worker
+except ImportError as problem:
+    _MESSAGE = "pynisher_exec.dask needs distributed: pip install 'pynisher_exec[dask]'"
+    raise ImportError(_MESSAGE) from problem
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+__all__ = ["Options", "Sent", "WorkerReport", "opened", "placeholder", "run", "versions"]
+
+LOOK_EVERY = 0.1
+"""Seconds between two looks whether the cluster still wants a task; shorter ones tell no start."""
+
+_MOST_STOPS = 3
+"""Times that a task which was stopped, and then wanted after all, begins anew."""
+
+_AGAIN = (Status.EXCEPTION, Status.OS_ERROR)
+"""What the function itself has raised: only that may go better the next time."""
+
+
+@dataclass(frozen=True)
+class WorkerReport(Report):
+    """A report, and where the task ran: `worker` is its name in the cluster."""
+
+    worker: str = ""
+    host: str = ""
+
+
+class Options(NamedTuple):
+    """How calls are run: limits as they were given, since "50%" is of the worker's memory.
+
+    `shares_memory`: the memory limit is the worker's own, divided by its threads.
+    """
+
+    limits: dict[str, Any]
+    shares_memory: bool
+    capture: int
+    private_tmp: bool
+    retries: int
+
+
+class Sent(NamedTuple):
+    """A call on its way. `segments` is its pickle; `topic` of the events that tell of it."""
+
+    name: str
+    segments: list[bytes]
+    options: Options
+    topic: str
+    versions: tuple[str, str]
+
+
+def versions() -> tuple[str, str]:
+    """Python's, without its last part, and ours: those of client and workers have to agree."""
+    return ".".join(platform.python_version_tuple()[:2]), __version__
+
+
+def placeholder(number: int) -> Any:
+    """Stands in a call's pickle for what Dask brings: a value that lies in the cluster."""
+    return _brought.values[number]
+
+
+_brought = threading.local()
+
+
+def run(sent: Sent, *values: Any) -> Any:
+    """Run it, as often as it may be, and give the value or raise what happened."""
+    worker = get_worker()
+    key = worker.get_current_task()
+    if sent.versions != versions():
+        return _ended(worker, key, sent, _refused(_mismatch(worker, sent)))
+    try:
+        limits = _limits(worker, sent.options)
+    except _TooMuchError as error:
+        return _ended(worker, key, sent, _refused(str(error)))
+    tries = stops = 0
+    while True:
+        report = _watched(worker, key, sent, values, limits)
+        if report.status is Status.CANCELLED:
+            if _is_going(worker):
+                raise Reschedule
+            again = _is_wanted(worker, key) and stops < _MOST_STOPS  # anew, since it was stopped
+            stops += 1
+        else:
+            again = report.status in _AGAIN and tries < sent.options.retries
+            tries += 1
+        if not again:
+            return _ended(worker, key, sent, report)
+
+
+class _TooMuchError(ValueError):
+    """A limit that this worker has not got."""
+
+
+def _limits(worker: Any, options: Options) -> Limits:
+    limit = worker.memory_manager.memory_limit
+    if options.shares_memory:
+        share = max(limit // worker.state.nthreads, 1 << 20) if limit else None
+        return Limits(**{**options.limits, "memory": share})
+    found = Limits(**options.limits)
+    memory = options.limits["memory"]
+    if limit and isinstance(memory, str) and memory.rstrip().endswith("%"):
+        return replace(found, memory=int(limit * float(memory.rstrip().rstrip("%")) / 100))
+    if limit and found.memory is not None and found.memory > limit:
+        msg = (
+            f"memory limit of {found.memory} bytes: worker {worker.name} at {worker.address} has "
+            f"{limit} bytes in all (its memory_limit)"
+        )
+        raise _TooMuchError(msg)
+    return found
+
+
+def _mismatch(worker: Any, sent: Sent) -> str:
+    theirs, ours = sent.versions, versions()
+    return (
+        f"worker {worker.name} at {worker.address} has Python {ours[0]} and pynisher_exec {ours[1]}"
+        f", the client Python {theirs[0]} and pynisher_exec {theirs[1]}: both have to agree"
+    )
+
+
+def _refused(message: str) -> Report:
+    return never_started(message, None, Status.REFUSED).report
+
+
+def _watched(worker: Any, key: Any, sent: Sent, values: Sequence[Any], limits: Limits) -> Report:
+    """Run it once; ended as soon as the cluster no longer wants it."""
+    future: AwaitedFuture[Any] = AwaitedFuture()
+    path = new_path() if sent.options.private_tmp else ""
+    named: Any = SimpleNamespace(__qualname__=sent.name)
+    item = Item(future, Call(named, (), {}), limits, sent.options.capture, private_tmp=path)
+    if values:
+        item.call = Call(*opened(sent.segments, values))
+    else:
+        item.ready = list(sent.segments)  # as it came: nothing of the user's is loaded here
+    submit_hidden(item, None)
+    told = False
+    try:
+        while not future.has_ended(LOOK_EVERY):
+            if not told:
+                worker.log_event(sent.topic, {"key": key, "what": "started"})
+                told = True
+            if not _is_wanted(worker, key):
+                future.cancel()
+        return future.wait_for_report()
+    finally:
+        future.cancel()
+
+
+def _is_wanted(worker: Any, key: Any) -> bool:
+    """Whether the cluster still waits for a task: not once its future is released or cancelled."""
+    task = worker.state.tasks.get(key)
+    return task is not None and task.state in _WANTED and not _is_going(worker)
+
+
+_WANTED = {"executing", "long-running"}
+
+
+def _is_going(worker: Any) -> bool:
+    """Whether this worker leaves the cluster: its tasks have to begin anew on another one."""
+    return worker.status.name in ("closing", "closed", "failed")
+
+
+def opened(segments: Sequence[bytes], values: Sequence[Any]) -> Any:
+    """Load a call with what Dask has brought in its places."""
+    _brought.values = values
+    try:
+        return payload.load_call(segments)[0][1]
+    finally:
+        _brought.values = ()
+
+
+def _ended(worker: Any, key: Any, sent: Sent, report: Report) -> Any:
+    """Tell the client; give Dask the value, or raise."""
+    error = report.exception
+    facts = {each.name: getattr(report, each.name) for each in fields(report)}
+    bare = WorkerReport(
+        **{**facts, "result": None, "exception": None},
+        worker=str(worker.name),
+        host=socket.gethostname(),
+    )
+    worker.log_event(
+        sent.topic,
+        {
+            "key": key,
+            "what": "ended",
+            "report": pickle.dumps(bare),
+            "error": [] if error is None else _dumped(error),
+        },
+    )
+    if error is None:
+        return report.result
+    if not isinstance(error, Exception):  # it would end a thread of the worker's
+        raise AnythingException(report.message) from error
+    raise error
+
+
+def _dumped(error: BaseException) -> list[bytes]:
+    return [bytes(each) for each in payload.dump_outcome(Lineage.of(error) or error, frozenset())]

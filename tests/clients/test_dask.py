@@ -1,0 +1,388 @@
+"""The executor over a Dask cluster, on a real one: scheduler, workers with nannies, on loopback."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from concurrent.futures import CancelledError
+from textwrap import dedent
+from typing import TYPE_CHECKING, Any
+
+import cloudpickle
+import psutil
+import pytest
+from conftest import wait_until
+from dask_cluster import MEMORY, Cluster, cluster
+from distributed import Client
+
+import pynisher_exec
+from pynisher_exec import (
+    AnythingException,
+    CpuTimeoutException,
+    MemorylimitException,
+    PynisherError,
+    RemoteTraceback,
+    TimeoutException,
+    UnpicklableError,
+    limited,
+    shutdown,
+)
+from pynisher_exec.dask import LimitedDaskExecutor, WorkerReport
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+PATIENCE = 60
+
+# Workers cannot import this module: its functions and classes travel by value, as __main__'s do.
+cloudpickle.register_pickle_by_value(sys.modules[__name__])
+
+
+@pytest.fixture(autouse=True)
+def nothing_left_over() -> Iterator[None]:
+    """In place of conftest's: a Dask client keeps threads and descriptors of a process for ever.
+
+    Each cluster looks, when it is closed, whether a process is left of all that came from it.
+    """
+    yield
+    shutdown()
+
+
+@pytest.fixture(scope="module")
+def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Cluster, Any]]:
+    """Two workers of two threads, and a client, for tests that leave them as they are."""
+    with cluster(tmp_path_factory.mktemp("cluster")) as made:
+        yield made
+
+
+@pytest.fixture
+def client(running: tuple[Cluster, Any]) -> Any:
+    """Its client."""
+    return running[1]
+
+
+def hold(size: int) -> int:
+    """Hold so much memory."""
+    return len(bytearray(size))
+
+
+def burn() -> None:
+    """Use CPU for ever."""
+    while True:
+        pass
+
+
+class MineError(Exception):
+    """An exception of the user's own module."""
+
+
+def behave(number: int) -> int:
+    """End in one of six ways."""
+    match number % 6:
+        case 1:
+            raise MineError(number)
+        case 2:
+            return hold(1 << 30)
+        case 3:
+            os._exit(7)
+        case 4:
+            os.kill(os.getpid(), signal.SIGSEGV)
+    return number * number
+
+
+def add_deep(things: Any, *, more: Any) -> int:
+    """Add what lies deep in the arguments."""
+    return int(sum(things[0]["x"]) + things[1]["a"] + more)
+
+
+def wait_and_tell(seconds: float) -> int:
+    """Take a while."""
+    time.sleep(seconds)
+    return 7
+
+
+ENDINGS = ["ok", "exception", "memory", "exit", "signal", "ok"]
+
+
+# What a task comes to ----------------------------------------------------------------------------
+
+
+def test_value_and_report_come_back(client: Any) -> None:
+    """With the worker's name and host; the value when it is asked for."""
+    with LimitedDaskExecutor(client, wall_time=30) as executor:
+        future = executor.submit(pow, 3, 2)
+        wait_until(future.done)
+        report = future.report
+        assert isinstance(report, WorkerReport)
+        assert (report.status, report.result) == ("ok", None)
+        assert report.worker in {"w0", "w1"}
+        assert report.host
+        assert future.result(PATIENCE) == 9
+        assert future.wait_for_report().result == 9
+
+
+def test_exceptions_are_typed_and_have_their_traceback(client: Any) -> None:
+    """The caller's own class, and where it was raised."""
+    with LimitedDaskExecutor(client) as executor:
+        error = executor.submit(behave, 1).exception(PATIENCE)
+        assert type(error) is MineError
+        assert error.args == (1,)
+        assert isinstance(error.__cause__, RemoteTraceback)
+        assert "in behave" in str(error.__cause__)
+
+
+@pytest.mark.parametrize(
+    ("limits", "call", "kind"),
+    [
+        ({"memory": "100MiB"}, (hold, 200 << 20), MemorylimitException),
+        ({}, (hold, 700 << 20), MemorylimitException),  # a thread's share of the worker's 1 GiB
+        ({"memory": None}, (hold, 700 << 20), None),
+        ({"memory": "60%"}, (hold, 10), None),
+        ({"wall_time": 0.3}, (time.sleep, 60), TimeoutException),
+        ({"cpu_time": 0.3}, (burn,), CpuTimeoutException),
+        ({}, (os._exit, 3), AnythingException),
+    ],
+)
+def test_limits_hold_on_workers(
+    client: Any, limits: dict[str, Any], call: tuple[Any, ...], kind: type[Exception] | None
+) -> None:
+    """By default memory is the worker's share."""
+    with LimitedDaskExecutor(client, **limits) as executor:
+        error = executor.submit(*call).exception(PATIENCE)
+        assert type(error) is kind if kind is not None else error is None
+
+
+def test_limit_above_the_workers_is_refused_with_both_figures(client: Any) -> None:
+    """That future only."""
+    with LimitedDaskExecutor(client, memory="3GiB") as executor:
+        future = executor.submit(int)
+        error = future.exception(PATIENCE)
+        assert isinstance(error, PynisherError)
+        assert str(3 << 30) in str(error)
+        assert str(1 << 30) in str(error)
+        assert future.report is not None
+        assert future.report.status == "refused"
+        assert executor.limit(memory="1GiB").submit(int).result(PATIENCE) == 0
+
+
+def test_call_that_cannot_be_pickled_fails_alone(client: Any) -> None:
+    """As the local executor's does."""
+    with LimitedDaskExecutor(client) as executor, open(os.devnull, "rb") as file:
+        wrong, right = executor.submit(len, file), executor.submit(len, "ab")  # type: ignore[arg-type]
+        assert isinstance(wrong.exception(PATIENCE), UnpicklableError)
+        assert right.result(PATIENCE) == 2
+
+
+def test_what_lies_in_the_cluster_is_an_argument(client: Any) -> None:
+    """Scattered, shared, or another task's value; at any depth."""
+    with LimitedDaskExecutor(client) as executor:
+        scattered = client.scatter([1, 2, 3], hash=False)
+        shared = executor.share({"a": 10})
+        first = executor.submit(sum, scattered)
+        deep = executor.submit(add_deep, [{"x": scattered}, shared], more=first.dask_future)
+        assert deep.result(PATIENCE) == 6 + 10 + 6
+
+
+def test_retries_are_for_what_the_function_raises(client: Any, tmp_path: Path) -> None:
+    """A limit is met once, and no more."""
+
+    def note(path: str, action: Any) -> None:
+        with open(path, "a") as file:
+            file.write("x")
+        action()
+
+    def fail() -> None:
+        raise MineError
+
+    with LimitedDaskExecutor(client, wall_time=0.5, retries=2) as executor:
+        raising, slow = tmp_path / "raising", tmp_path / "slow"
+        error = executor.submit(note, str(raising), fail).exception(PATIENCE)
+        assert isinstance(error, MineError)
+        late = executor.submit(note, str(slow), burn).exception(PATIENCE)
+        assert isinstance(late, TimeoutException)
+    assert (raising.read_text(), slow.read_text()) == ("xxx", "x")
+
+
+def test_tasks_have_the_functions_name_in_dask(client: Any) -> None:
+    """In keys, of which no two are the same."""
+    with LimitedDaskExecutor(client) as executor:
+        keys = [str(executor.submit(behave, 0).dask_future.key) for _ in range(3)]  # type: ignore[union-attr]
+        assert len(set(keys)) == 3
+        assert all(key.startswith("behave-") for key in keys)
+
+
+# Ends --------------------------------------------------------------------------------------------
+
+
+def test_cancel_ends_the_tree_on_the_worker(running: tuple[Cluster, Any], client: Any) -> None:
+    """When the future is cancelled nothing of the task is there."""
+    made, _ = running
+    with LimitedDaskExecutor(client) as executor:
+        future = executor.submit(burn)
+        wait_until(future.running)
+        assert made.tasks()
+        assert future.cancel()
+        with pytest.raises(CancelledError):
+            future.result(PATIENCE)
+        assert future.report is not None
+        assert future.report.status == "cancelled"
+
+
+def test_many_are_cancelled_at_once(client: Any) -> None:
+    """Those that wait as well as those that run."""
+    with LimitedDaskExecutor(client) as executor:
+        futures = [executor.submit(time.sleep, 600) for _ in range(500)]
+        wait_until(lambda: sum(future.running() for future in futures) == 4)
+        began = time.monotonic()
+        executor.kill_workers()
+        wait_until(lambda: all(future.cancelled() for future in futures))
+        assert time.monotonic() - began < 10
+
+
+def test_client_that_vanishes_leaves_no_task(
+    running: tuple[Cluster, Any], client: Any, tmp_path: Path
+) -> None:
+    """Killed, with no word of farewell."""
+    made, _ = running
+    script = tmp_path / "script.py"
+    script.write_text(
+        dedent(f"""
+            import time
+            from distributed import Client
+            from pynisher_exec.dask import LimitedDaskExecutor
+            executor = LimitedDaskExecutor(Client({made.address!r}))
+            futures = [executor.submit(time.sleep, 600) for _ in range(4)]
+            while sum(future.running() for future in futures) < 4:
+                time.sleep(0.01)
+            print("running", flush=True)
+            time.sleep(600)
+        """)
+    )
+    with subprocess.Popen([sys.executable, str(script)], stdout=subprocess.PIPE) as caller:
+        assert caller.stdout is not None
+        assert caller.stdout.readline() == b"running\n"
+        assert made.tasks()
+        caller.kill()
+    wait_until(lambda: not made.tasks())
+    with LimitedDaskExecutor(client) as executor:
+        assert executor.submit(abs, -1).result(PATIENCE) == 1
+
+
+def test_closed_client_is_told(running: tuple[Cluster, Any]) -> None:
+    """At the constructor, at a submit, and on what was open."""
+    made, _ = running
+    other: Any = Client(made.address)  # type: ignore[no-untyped-call]
+    executor = LimitedDaskExecutor(other)
+    future = executor.submit(time.sleep, 600)
+    wait_until(future.running)
+    other.close()
+    assert isinstance(future.exception(PATIENCE), PynisherError)
+    with pytest.raises(RuntimeError, match="the client is closed"):
+        executor.submit(int)
+    with pytest.raises(RuntimeError, match="the client is closed"):
+        LimitedDaskExecutor(other)
+    with pytest.raises(TypeError, match="client="):
+        LimitedDaskExecutor(None)  # type: ignore[arg-type]
+    executor.shutdown()
+
+
+def test_other_version_on_a_worker_is_told(client: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before any task, naming both sides."""
+    monkeypatch.setattr("pynisher_exec.dask.worker.__version__", "9.9")
+    with pytest.raises(RuntimeError, match=rf"{pynisher_exec.__version__}, the client .* 9\.9"):
+        LimitedDaskExecutor(client)
+
+
+# Clusters that are harmed ------------------------------------------------------------------------
+
+
+@pytest.mark.timeout(300)
+def test_mixed_endings_are_each_right(client: Any) -> None:
+    """2,000 tasks on two workers of two threads."""
+    with LimitedDaskExecutor(client, wall_time=60) as executor:
+        reports = list(executor.reports(behave, range(2000)))
+    assert [str(report.status) for report in reports] == [ENDINGS[n % 6] for n in range(2000)]
+    for number, report in enumerate(reports):
+        assert report.result == (number**2 if number % 6 in (0, 5) else None)
+
+
+def test_worker_that_is_killed_costs_no_answer(tmp_path: Path) -> None:
+    """Its tasks run again on others; nothing of ours survives it."""
+    with cluster(tmp_path) as (made, client), LimitedDaskExecutor(client) as executor:
+        futures = [executor.submit(pow, number, 2) for number in range(100)]
+        futures += [executor.submit(wait_and_tell, 2) for _ in range(4)]
+        wait_until(lambda: any(future.running() for future in futures[100:]))
+        victim = next(
+            each
+            for each in made.below()
+            for child in each.children()
+            if child.name().startswith("limit-")
+        )
+        below = victim.children(recursive=True)
+        victim.kill()
+        _, alive = psutil.wait_procs(below, 5)
+        assert not alive
+        assert [future.result(PATIENCE) for future in futures[:100]] == [n * n for n in range(100)]
+        assert [future.result(PATIENCE) for future in futures[100:]] == [7] * 4
+
+
+def test_scheduler_that_is_killed_is_a_clear_end(tmp_path: Path) -> None:
+    """No hang, and no process left on the workers."""
+    with cluster(tmp_path) as (made, client):
+        executor = LimitedDaskExecutor(client)
+        future = executor.submit(time.sleep, 600)
+        wait_until(future.running)
+        client._timeout = 1  # to come back, which is 30 s by default
+        made.scheduler.kill()
+        error = future.exception(PATIENCE)
+        assert isinstance(error, PynisherError)
+        assert "the cluster has let go" in str(error)
+        executor.shutdown()
+        wait_until(lambda: not made.tasks(), 60)
+
+
+def test_retired_worker_gives_its_task_to_another(tmp_path: Path) -> None:
+    """As an adaptive cluster does when it shrinks."""
+    with cluster(tmp_path) as (_, client), LimitedDaskExecutor(client) as executor:
+        futures = [executor.submit(wait_and_tell, 2) for _ in range(4)]
+        wait_until(lambda: all(future.running() for future in futures))
+        client.retire_workers(names=["w0"])
+        assert len([future.result(PATIENCE) for future in futures]) == 4
+        wait_until(lambda: len(client.scheduler_info()["workers"]) == 1)
+        again = [executor.submit(abs, -number) for number in range(20)]
+        assert [future.result(PATIENCE) for future in again] == list(range(20))
+
+
+# `limited` in an engine's worker -----------------------------------------------------------------
+
+
+def test_limited_function_runs_in_daemonic_workers(
+    running: tuple[Cluster, Any], client: Any
+) -> None:
+    """With one template for each worker process."""
+    made, _ = running
+    safe = limited(bytearray, memory="100MiB", wall_time=30)
+    right = client.map(safe, range(20), pure=False)
+    assert client.gather(right) == [bytearray(size) for size in range(20)]
+    wrong = client.submit(safe, 300 << 20)
+    with pytest.raises(MemorylimitException):
+        wrong.result(PATIENCE)
+    templates = [each for each in made.helpers() if each.name() == "limit-template"]
+    assert 1 <= len(templates) <= 2
+
+
+def test_memory_of_a_template_is_small(running: tuple[Cluster, Any], client: Any) -> None:
+    """What a worker pays for it."""
+    made, _ = running
+    with LimitedDaskExecutor(client) as executor:
+        executor.submit(int).result(PATIENCE)
+    for each in made.helpers():
+        with contextlib.suppress(psutil.Error):
+            if each.name() == "limit-template":
+                assert each.memory_full_info().pss < 30 << 20
+    assert MEMORY == "1GiB"

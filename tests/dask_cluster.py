@@ -1,0 +1,121 @@
+"""A real Dask cluster on this machine: scheduler and workers with nannies, ended with the test."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import signal
+import subprocess
+import sys
+import time
+from typing import TYPE_CHECKING, Any
+
+import psutil
+from conftest import pids_with, wait_until
+from distributed import Client
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+__all__ = ["Cluster", "cluster"]
+
+PATIENCE = 60
+MARK = "PYNISHER_EXEC_TEST_CLUSTER"
+MEMORY = "1GiB"
+
+
+class Cluster:
+    """Its processes, by what they are; `address` is the scheduler's."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.mark = secrets.token_hex(16)
+        self.processes: list[subprocess.Popen[bytes]] = []
+        self.scheduler = self._start("scheduler", "--port", "0", "--host", "127.0.0.1")
+        self.address = self._address()
+
+    def _start(self, *what: str) -> subprocess.Popen[bytes]:
+        command = [sys.executable, "-m", "distributed.cli.dask_" + what[0], *what[1:]]
+        with (self.folder / f"log-{len(self.processes)}").open("wb") as log:
+            process = subprocess.Popen(
+                [*command, *(["--no-dashboard"] if what[0] == "scheduler" else [])],
+                cwd=self.folder,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+                env={**os.environ, MARK: self.mark},
+            )
+        self.processes.append(process)
+        return process
+
+    def _address(self) -> str:
+        end = time.monotonic() + PATIENCE
+        while time.monotonic() < end:
+            for word in (self.folder / "log-0").read_text().split():
+                if word.startswith("tcp://127.0.0.1:"):
+                    return word
+            time.sleep(0.05)
+        raise AssertionError((self.folder / "log-0").read_text())
+
+    def worker(self, name: str, *options: str, threads: int = 2) -> subprocess.Popen[bytes]:
+        """Start one more."""
+        return self._start(
+            "worker",
+            self.address,
+            *("--name", name, "--nthreads", str(threads), "--memory-limit", MEMORY),
+            *("--local-directory", str(self.folder), "--no-dashboard", *options),
+        )
+
+    def below(self) -> list[psutil.Process]:
+        """All processes of the cluster, and what hangs below them."""
+        found = []
+        for process in self.processes:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                own = psutil.Process(process.pid)
+                found += [own, *own.children(recursive=True)]
+        return found
+
+    def helpers(self) -> list[psutil.Process]:
+        """Processes of ours on it: templates, supervisors and tasks."""
+        found = []
+        for process in self.below():
+            with contextlib.suppress(psutil.NoSuchProcess):
+                if process.name().startswith("limit-"):
+                    found.append(process)
+        return found
+
+    def tasks(self) -> list[psutil.Process]:
+        """Those that run, and for some seconds after the last one those that wait for a call."""
+        found = []
+        for process in self.helpers():
+            with contextlib.suppress(psutil.NoSuchProcess):
+                if process.name() == "limit-task":
+                    found.append(process)
+        return found
+
+    def close(self) -> None:
+        """Kill whatever there is."""
+        there = self.below()
+        for process in there:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.send_signal(signal.SIGKILL)
+        for started in self.processes:
+            started.wait(PATIENCE)
+        # All that they have started, whoever its parent is by now.
+        wait_until(lambda: not pids_with(MARK, self.mark))
+
+
+@contextlib.contextmanager
+def cluster(folder: Path, workers: int = 2, *options: str) -> Iterator[tuple[Cluster, Any]]:
+    """One with workers of two threads each, and a client of it."""
+    made = Cluster(folder)
+    try:
+        for number in range(workers):
+            made.worker(f"w{number}", *options)
+        with Client(made.address, timeout=PATIENCE) as client:  # type: ignore[no-untyped-call]
+            client.wait_for_workers(workers, timeout=PATIENCE)
+            yield made, client
+    finally:
+        made.close()
