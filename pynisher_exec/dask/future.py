@@ -24,7 +24,8 @@ class LimitedDaskFuture(LimitedFuture[T]):
     """What `LimitedDaskExecutor.submit` gives: a `LimitedFuture` whose value lies in the cluster.
 
     `dask_future` is Dask's own, for calls that take the value where it is. The report of a task
-    that went well has no `result` until that has been asked for, here or by `wait_for_report`.
+    that went well has no `result` until that has been asked for, here or by `wait_for_report`,
+    unless it is a number, a short text or a few of these: such come with the report.
     """
 
     def __init__(self) -> None:
@@ -66,6 +67,11 @@ class LimitedDaskFuture(LimitedFuture[T]):
                 if self._report is not None:
                     self._report = replace(self._report, result=value)
         return self._result  # type: ignore[return-value]
+
+    def take_whole(self, report: Report) -> None:
+        """The value has come with the report."""
+        self._is_here = True
+        self.conclude(report, None, cancelled=False)
 
     def let_go(self) -> None:
         """Have the cluster stop the task, unless somebody else wants it, and forget it."""

@@ -11,6 +11,7 @@ import platform
 import socket
 import threading
 from dataclasses import dataclass, fields, replace
+from itertools import islice
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -38,11 +39,14 @@ if TYPE_CHECKING:
 
 __all__ = ["Options", "Sent", "WorkerReport", "opened", "placeholder", "run", "versions"]
 
-LOOK_EVERY = 0.1
+LOOK_EVERY = 0.2
 """Seconds between two looks whether the cluster still wants a task; shorter ones tell no start."""
 
 _MOST_STOPS = 3
 """Times that a task which was stopped, and then wanted after all, begins anew."""
+
+_MOST_PARTS, _LONGEST = 100, 1000
+"""What is small: parts, and characters of each."""
 
 _AGAIN = (Status.EXCEPTION, Status.OS_ERROR)
 """What the function itself has raised: only that may go better the next time."""
@@ -202,8 +206,9 @@ def _ended(worker: Any, key: Any, sent: Sent, report: Report) -> Any:
     """Tell the client; give Dask the value, or raise."""
     error = report.exception
     facts = {each.name: getattr(report, each.name) for each in fields(report)}
+    small = error is None and is_small(report.result)
     bare = WorkerReport(
-        **{**facts, "result": None, "exception": None},
+        **{**facts, "result": report.result if small else None, "exception": None},
         worker=str(worker.name),
         host=socket.gethostname(),
     )
@@ -213,6 +218,7 @@ def _ended(worker: Any, key: Any, sent: Sent, report: Report) -> Any:
             "key": key,
             "what": "ended",
             "report": pickle.dumps(bare),
+            "whole": small,
             "error": [] if error is None else _dumped(error),
         },
     )
@@ -221,6 +227,25 @@ def _ended(worker: Any, key: Any, sent: Sent, report: Report) -> Any:
     if not isinstance(error, Exception):  # it would end a thread of the worker's
         raise AnythingException(report.message) from error
     raise error
+
+
+def is_small(value: object) -> bool:
+    """Whether a value goes along with its report: a number, a short text, or a few of these."""
+    waiting = [value]
+    for seen, each in enumerate(waiting):  # grows while it is walked
+        kind = type(each)
+        if seen == _MOST_PARTS:
+            return False
+        if kind in (list, tuple):
+            waiting += each[:_MOST_PARTS]  # type: ignore[index]
+        elif kind is dict:
+            waiting += [*islice(each, _MOST_PARTS), *islice(each.values(), _MOST_PARTS)]  # type: ignore[attr-defined,call-overload]
+        elif kind in (str, bytes):
+            if len(each) > _LONGEST:  # type: ignore[arg-type]
+                return False
+        elif kind not in (type(None), bool, int, float):
+            return False
+    return True
 
 
 def _dumped(error: BaseException) -> list[bytes]:

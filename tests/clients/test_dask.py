@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import os
 import signal
 import subprocess
@@ -115,15 +116,30 @@ ENDINGS = ["ok", "exception", "memory", "exit", "signal", "ok"]
 def test_value_and_report_come_back(client: Any) -> None:
     """With the worker's name and host; the value when it is asked for."""
     with LimitedDaskExecutor(client, wall_time=30) as executor:
-        future = executor.submit(pow, 3, 2)
+        future = executor.submit(range, 1000)
         wait_until(future.done)
         report = future.report
         assert isinstance(report, WorkerReport)
         assert (report.status, report.result) == ("ok", None)
         assert report.worker in {"w0", "w1"}
         assert report.host
-        assert future.result(PATIENCE) == 9
-        assert future.wait_for_report().result == 9
+        assert future.result(PATIENCE) == range(1000)
+        assert future.wait_for_report().result == range(1000)
+
+
+@pytest.mark.parametrize(
+    ("value", "is_small"),
+    [(1, True), ("a", True), ("a" * 2000, False), ([1, (2.0, None)], True), ({"a": [1]}, True),
+     ([0] * 200, False), ({"a": {1}}, False), (b"x" * 500, True)],
+)  # fmt: skip
+def test_small_values_come_with_their_reports(client: Any, value: Any, is_small: bool) -> None:
+    """Others when they are asked for."""
+    with LimitedDaskExecutor(client) as executor:
+        future = executor.submit(copy.copy, value)
+        wait_until(future.done)
+        assert future.report is not None
+        assert future.report.result == (value if is_small else None)
+        assert future.result(PATIENCE) == value
 
 
 def test_exceptions_are_typed_and_have_their_traceback(client: Any) -> None:

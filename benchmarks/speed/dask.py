@@ -1,0 +1,96 @@
+"""What limits cost on a Dask cluster: one worker of two threads on this machine."""
+
+from __future__ import annotations
+
+import os
+import time
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from benchmarks.processes import descendants, name_of, pss
+from benchmarks.rows import MEBIBYTE
+from benchmarks.speed.measure import Measured, Row, compare
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+__all__ = ["ROWS"]
+
+PATIENCE = 60
+LIMITS: dict[str, Any] = {"memory": "256MiB", "cpu_time": 10, "wall_time": 100}
+
+
+@contextmanager
+def _cluster() -> Iterator[tuple[Any, Any]]:
+    """A client, and an executor over its cluster."""
+    from distributed import Client, LocalCluster  # noqa: PLC0415 - only here
+
+    from pynisher_exec.dask import LimitedDaskExecutor  # noqa: PLC0415
+
+    with (
+        LocalCluster(1, threads_per_worker=2, memory_limit="2GiB", dashboard_address=":0") as made,  # type: ignore[no-untyped-call]
+        Client(made) as client,  # type: ignore[no-untyped-call]
+        LimitedDaskExecutor(client, **LIMITS) as executor,
+    ):
+        executor.submit(os.getpid).result(PATIENCE)
+        yield client, executor
+
+
+def against_none(rounds: int, function: Callable[..., Any], *args: Any, calls: int) -> Measured:
+    """A call with limits, against the same without, one after the other."""
+    with _cluster() as (client, executor):
+        return compare(
+            lambda: executor.submit(function, *args).result(PATIENCE),
+            lambda: client.submit(function, *args, pure=False).result(PATIENCE),
+            rounds,
+            calls,
+        )
+
+
+def nothing(rounds: int) -> Measured:
+    """A no-op."""
+    return against_none(rounds, os.getpid, calls=20)
+
+
+def added(rounds: int) -> Measured:
+    """What a no-op takes longer."""
+    found = nothing(rounds)
+    more = [ours - theirs for ours, theirs in zip(found.ours, found.theirs, strict=True)]
+    return Measured(more, [], more, "ms")
+
+
+def tenth(rounds: int) -> Measured:
+    """A call of 100 ms."""
+    return against_none(max(2, rounds // 3), time.sleep, 0.1, calls=5)
+
+
+def template(_: int) -> Measured:
+    """What the worker's template and its supervisors take."""
+    with _cluster():
+        ours = [pid for pid in descendants(os.getpid()) if name_of(pid).startswith("limit-")]
+        size = sum(map(pss, ours)) / MEBIBYTE
+    return Measured([size], [], [size], "MiB", f"{len(ours)} processes")
+
+
+def cancelled(_: int) -> Measured:
+    """Milliseconds until 500 that were cancelled have gone, two of which ran."""
+    with _cluster() as (_, executor):
+        futures = [executor.submit(time.sleep, 600) for _ in range(500)]
+        while sum(future.running() for future in futures) < 2:
+            time.sleep(0.01)
+        began = time.perf_counter()
+        executor.kill_workers()
+        while not all(future.cancelled() for future in futures):
+            time.sleep(0.001)
+        took = (time.perf_counter() - began) * 1000
+        assert all(name_of(pid) != "sleep" for pid in descendants(os.getpid()))
+    return Measured([took], [], [took], "ms")
+
+
+ROWS = (
+    Row("dask", "no-op with limits on Dask", "the same without", 1.3, None, nothing),
+    Row("dask-added", "a no-op takes longer by", "", 2, None, added),
+    Row("dask-100ms", "100 ms with limits on Dask", "the same without", 1.02, None, tenth),
+    Row("dask-template", "all our processes of a worker", "", 30, None, template),
+    Row("dask-cancel", "500 tasks cancelled at once", "", 2000, None, cancelled),
+)
