@@ -46,6 +46,7 @@ def train(config):
 configs = ["a", "b"]
 """,
 }
+BEFORE["On a Dask cluster"] = BEFORE["Searches that run for hours"]
 BEFORE["Recipes"] = BEFORE["Searches that run for hours"] + "executor = LimitedProcessExecutor(2)\n"
 """What a reader has by then, by headings."""
 
@@ -65,7 +66,7 @@ def blocks() -> list[Block]:
 @pytest.mark.parametrize("block", blocks(), ids=lambda block: block.heading or "the first one")
 def test_block_runs(block: Block, tmp_path: Path) -> None:
     """As a script, in a directory of its own."""
-    for name in re.findall(r"^import (\w+)", block.code, re.MULTILINE):
+    for name in re.findall(r"^(?:import|from) (\w+)", block.code, re.MULTILINE):
         pytest.importorskip(name, reason=f"{name} is not installed: see tox's environment clients")
     script = tmp_path / "block.py"
     script.write_text(BEFORE.get(block.heading, "") + block.code)

@@ -31,6 +31,9 @@ __all__ = ["AwaitedFuture", "LimitedFuture", "is_interrupt"]
 
 T = TypeVar("T")
 
+LOOK_UP = 0.5
+"""Seconds after which who waits for a call of its own takes note of what was raised in it."""
+
 
 def is_interrupt(error: BaseException) -> bool:
     """Whether it may be the user's Ctrl-C, which goes on; no other thread is told of that."""
@@ -225,7 +228,9 @@ class AwaitedFuture(LimitedFuture[T]):
         """Wait for the end of the task, take in what came of it, and give the report."""
         with self._condition:
             while self._conclude is None and self._state in (PENDING, RUNNING):
-                self._condition.wait()
+                # What an engine raises in a thread, to end its call (PyErr_SetInterrupt,
+                # PyThreadState_SetAsyncExc), wakes no wait, and is raised after one.
+                self._condition.wait(LOOK_UP)
             conclude, self._conclude = self._conclude, None
         if conclude is not None:
             conclude()
