@@ -34,8 +34,9 @@ class SearchExecutor(Executor):
         """End all tasks."""
         raise NotImplementedError
 
-    def _tasks_at_once(self) -> int | None:
-        """How many run at once; None: not known."""
+    @property
+    def max_workers(self) -> int:
+        """How many tasks run at once; 0: none yet."""
         raise NotImplementedError
 
     def map(
@@ -120,7 +121,7 @@ class SearchExecutor(Executor):
         # sqlite3 takes milliseconds to import.
         from pynisher_exec.searches.follower import Wishes, follow  # noqa: PLC0415
 
-        return follow(fn, iterables, Wishes(**wishes), self._tasks_at_once())
+        return follow(fn, iterables, Wishes(**wishes), self.max_workers or None)
 
     def __exit__(
         self,

@@ -60,9 +60,6 @@ class LimitedExecutor(SearchExecutor):
         assert self._pool.most_at_once is not None  # noqa: S101  (each executor's pool has a bound)
         return self._pool.most_at_once
 
-    def _tasks_at_once(self) -> int | None:
-        return self._pool.most_at_once
-
     def submit(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> LimitedFuture[T]:
         """Have `fn(*args, **kwargs)` run in a process of its own, under this executor's limits.
 

@@ -125,9 +125,6 @@ class LimitedDaskExecutor(SearchExecutor):
         """How many tasks the cluster runs at once, as it is now."""
         return sum(self._client.nthreads().values())
 
-    def _tasks_at_once(self) -> int | None:
-        return self.max_workers or None
-
     def submit(
         self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs
     ) -> LimitedDaskFuture[T]:
@@ -278,12 +275,7 @@ def _check(client: Client) -> None:
     found = _on_all(client)
     for address, theirs in found.items():
         if tuple(theirs) != ours:
-            package = "no pynisher_exec" if theirs[1] is None else f"pynisher_exec {theirs[1]}"
-            msg = (
-                f"worker {address} has Python {theirs[0]} and {package}, the client Python "
-                f"{ours[0]} and pynisher_exec {ours[1]}: both have to agree"
-            )
-            raise RuntimeError(msg)
+            raise RuntimeError(on_worker.mismatch(address, theirs, ours))
 
 
 def _on_all(client: Client) -> dict[str, tuple[str, str | None]]:

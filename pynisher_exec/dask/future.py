@@ -25,13 +25,14 @@ class LimitedDaskFuture(LimitedFuture[T]):
 
     `dask_future` is Dask's own, for calls that take the value where it is. The report of a task
     that went well has no `result` until that has been asked for, here or by `wait_for_report`,
-    unless it is a number, a short text or a few of these: such come with the report.
+    unless it is a number, a short text or a few of these: such come with the report. `is_here`:
+    whether the value has been brought, either way.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self.dask_future: Future[T] | None = None
-        self._is_here = False
+        self.is_here = False
 
     def result(self, timeout: float | None = None) -> T:
         """Wait for the task's end, and bring the value here."""
@@ -42,7 +43,7 @@ class LimitedDaskFuture(LimitedFuture[T]):
     def wait_for_report(self) -> Report:
         """Wait for the task's end, bring the value here, and give the whole account."""
         report = super().wait_for_report()
-        if report.status is not Status.OK or self._is_here:
+        if report.status is not Status.OK or self.is_here:
             return report
         try:
             self._brought(None)
@@ -56,22 +57,17 @@ class LimitedDaskFuture(LimitedFuture[T]):
 
     def _brought(self, timeout: float | None) -> T:
         """The value, fetched once."""
-        if not self._is_here:
+        if not self.is_here:
             assert self.dask_future is not None  # noqa: S101  (its task went well)
             try:
                 value: Any = self.dask_future.result(timeout)
             except TimeoutError as error:  # Dask's is asyncio's
                 raise FutureTimeoutError from error
             with self._condition:
-                self._result, self._is_here = value, True
+                self._result, self.is_here = value, True
                 if self._report is not None:
                     self._report = replace(self._report, result=value)
         return self._result  # type: ignore[return-value]
-
-    def take_whole(self, report: Report) -> None:
-        """The value has come with the report."""
-        self._is_here = True
-        self.conclude(report, None, cancelled=False)
 
     def let_go(self) -> None:
         """Have the cluster stop the task, unless somebody else wants it, and forget it."""

@@ -101,11 +101,8 @@ class Lines:
         elif news.what == "stop":
             self._stopping[news.key] = time.monotonic() + STOP_TIME
             future.let_go()
-        elif news.what == "ended" and news.facts["whole"]:
-            del self._open[news.key]
-            self._stopping.pop(news.key, None)
-            future.take_whole(_outcome(news.facts)[0])
         elif news.what == "ended":
+            future.is_here = news.facts["whole"]
             self._conclude(news.key, *_outcome(news.facts))
         elif news.key not in self._stopping:  # closed, and the worker has said nothing
             self._conclude(news.key, *_unsaid(news.facts))

@@ -37,7 +37,7 @@ except ImportError as problem:
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-__all__ = ["Options", "Sent", "WorkerReport", "opened", "placeholder", "run", "versions"]
+__all__ = ["Options", "Sent", "WorkerReport", "mismatch", "placeholder", "run", "versions"]
 
 LOOK_EVERY = 0.2
 """Seconds between two looks whether the cluster still wants a task; shorter ones tell no start."""
@@ -88,6 +88,15 @@ def versions() -> tuple[str, str]:
     return ".".join(platform.python_version_tuple()[:2]), __version__
 
 
+def mismatch(worker: str, there: tuple[str, str | None], client: tuple[str, str]) -> str:
+    """Say that a worker and the client do not agree; None: the package is not there."""
+    package = "no pynisher_exec" if there[1] is None else f"pynisher_exec {there[1]}"
+    return (
+        f"worker {worker} has Python {there[0]} and {package}, the client Python {client[0]} and "
+        f"pynisher_exec {client[1]}: both have to agree"
+    )
+
+
 def placeholder(number: int) -> Any:
     """Stands in a call's pickle for what Dask brings: a value that lies in the cluster."""
     return _brought.values[number]
@@ -101,7 +110,8 @@ def run(sent: Sent, *values: Any) -> Any:
     worker = get_worker()
     key = worker.get_current_task()
     if sent.versions != versions():
-        return _ended(worker, key, sent, _refused(_mismatch(worker, sent)))
+        message = mismatch(f"{worker.name} at {worker.address}", versions(), sent.versions)
+        return _ended(worker, key, sent, _refused(message))
     try:
         limits = _limits(worker, sent.options)
     except _TooMuchError as error:
@@ -143,14 +153,6 @@ def _limits(worker: Any, options: Options) -> Limits:
     return found
 
 
-def _mismatch(worker: Any, sent: Sent) -> str:
-    theirs, ours = sent.versions, versions()
-    return (
-        f"worker {worker.name} at {worker.address} has Python {ours[0]} and pynisher_exec {ours[1]}"
-        f", the client Python {theirs[0]} and pynisher_exec {theirs[1]}: both have to agree"
-    )
-
-
 def _refused(message: str) -> Report:
     return never_started(message, None, Status.REFUSED).report
 
@@ -162,7 +164,7 @@ def _watched(worker: Any, key: Any, sent: Sent, values: Sequence[Any], limits: L
     named: Any = SimpleNamespace(__qualname__=sent.name)
     item = Item(future, Call(named, (), {}), limits, sent.options.capture, private_tmp=path)
     if values:
-        item.call = Call(*opened(sent.segments, values))
+        item.call = Call(*_opened(sent.segments, values))
     else:
         item.ready = list(sent.segments)  # as it came: nothing of the user's is loaded here
     submit_hidden(item, None)
@@ -193,7 +195,7 @@ def _is_going(worker: Any) -> bool:
     return worker.status.name in ("closing", "closed", "failed")
 
 
-def opened(segments: Sequence[bytes], values: Sequence[Any]) -> Any:
+def _opened(segments: Sequence[bytes], values: Sequence[Any]) -> Any:
     """Load a call with what Dask has brought in its places."""
     _brought.values = values
     try:

@@ -183,9 +183,8 @@ def dump_call(
     pickler = _CallPickler(stream, reducers, files=files)
     try:
         pickler.dump(call)
-        pickler.dump(
-            dict(pickler.main_names) if names else {}
-        )  # after the call: only now are the names known
+        # After the call: only now are the names known.
+        pickler.dump(dict(pickler.main_names) if names else {})
     finally:
         for module in pickler.by_value:
             with contextlib.suppress(ValueError):  # another thread's pickler has done so

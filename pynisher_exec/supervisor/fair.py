@@ -125,7 +125,8 @@ class FairReading:
         """
         if not self._shares:
             return proc.fair_memory(pid)
-        for further in range(_LOOKS, 0, -1):
+        fair, held = None, 0
+        for _ in range(_LOOKS):
             before = self._in_shares(pid)
             resident = proc.shared_memory(pid)
             fair = proc.fair_memory(pid)
@@ -136,9 +137,9 @@ class FairReading:
                 fair.shared - max(before.fair, after.fair),
                 resident - max(before.resident, after.resident),
             )
-            if held <= 0 or before.resident == after.resident or further == 1:
-                return fair._replace(shared=max(0, held))
-        raise AssertionError
+            if held <= 0 or before.resident == after.resident:
+                break
+        return None if fair is None else fair._replace(shared=max(0, held))
 
     def _in_shares(self, pid: int) -> proc.SealedMemory:
         return proc.sealed_memory(pid, self._shares, len(self.pids))

@@ -17,7 +17,7 @@ import cloudpickle
 import psutil
 import pytest
 from conftest import wait_until
-from dask_cluster import MEMORY, Cluster, cluster
+from dask_cluster import Cluster, cluster
 from distributed import Client
 
 import pynisher_exec
@@ -397,8 +397,10 @@ def test_memory_of_a_template_is_small(running: tuple[Cluster, Any], client: Any
     made, _ = running
     with LimitedDaskExecutor(client) as executor:
         executor.submit(int).result(PATIENCE)
+    sizes = []
     for each in made.helpers():
         with contextlib.suppress(psutil.Error):
             if each.name() == "limit-template":
-                assert each.memory_full_info().pss < 30 << 20
-    assert MEMORY == "1GiB"
+                sizes.append(each.memory_full_info().pss)
+    assert sizes
+    assert max(sizes) < 30 << 20
