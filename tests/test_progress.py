@@ -6,6 +6,7 @@ import fcntl
 import io
 import os
 import pty
+import shlex
 import struct
 import subprocess
 import sys
@@ -97,6 +98,13 @@ def test_terminal_that_goes_away_ends_no_search(tmp_path: Path) -> None:
         os.close(near)
         assert caller.communicate(timeout=PATIENCE)[0] == "9\n6\n"
         assert caller.returncode == 0
+
+
+def test_search_without_standard_error_runs(tmp_path: Path) -> None:
+    """A daemon has closed it: nobody is there to see."""
+    command = ["sh", "-c", shlex.join(program(tmp_path)) + " 2>&-"]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False, timeout=PATIENCE)
+    assert (done.returncode, done.stdout) == (0, "9\n6\n")
 
 
 def test_nothing_is_shown_unless_asked_for(tmp_path: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import os
 import sys
 import threading
@@ -109,12 +111,29 @@ def _view() -> View:
     notebook = "notebook" in auto.tqdm.__mro__[1].__module__
     if notebook:
         return Bar(auto.tqdm, colour=False, size={})
+    if sys.stderr is None or sys.stderr.closed:  # a daemon's
+        return Lines(io.StringIO())
     if not sys.stderr.isatty():
-        return Lines(sys.stderr)
+        return Lines(_unbuffered(sys.stderr))
     # One that does not say how wide it is would get an empty bar.
     is_known = os.get_terminal_size(sys.stderr.fileno()).columns > 0
-    size = {"dynamic_ncols": True} if is_known else {"ncols": 80, "nrows": 20}
-    return Bar(auto.tqdm, colour="NO_COLOR" not in os.environ, size={**size, "file": sys.stderr})
+    size: dict[str, Any] = {"dynamic_ncols": True} if is_known else {"ncols": 80, "nrows": 20}
+    size |= {"file": _unbuffered(sys.stderr)}
+    return Bar(auto.tqdm, colour="NO_COLOR" not in os.environ, size=size)
+
+
+def _unbuffered(file: TextIO) -> TextIO:
+    """Give the same file without its buffer: what could not be written leaves nothing behind.
+
+    What stays in the buffer of a terminal that has gone away is tried again as Python ends, and
+    makes its exit status 120.
+    """
+    if type(file) is not io.TextIOWrapper:  # a test's, a notebook's, one that copies to a log
+        return file
+    with contextlib.suppress(OSError):  # gone already
+        file.flush()
+    raw = io.FileIO(file.fileno(), "w", closefd=False)
+    return io.TextIOWrapper(raw, encoding=file.encoding, errors=file.errors, write_through=True)
 
 
 class Bar:
