@@ -19,7 +19,7 @@ from pynisher_exec.caller.item import Item
 from pynisher_exec.caller.pool import Pool, PoolOptions
 from pynisher_exec.caller.support import LIMITS, remarks, supports
 from pynisher_exec.errors import AnythingException
-from pynisher_exec.limits import Limits
+from pynisher_exec.limits import Limits, size_text
 from pynisher_exec.report import Report, Status, signal_name
 from pynisher_exec.task.run import Call
 
@@ -296,8 +296,8 @@ def _limit_met(report: Report) -> str:
             alive = report.peak_processes
             return f"processes limit of {limit:g} met: forks were refused, {alive} alive at once"
         case "memory":
-            held = report.peak_memory / (1 << 20)
-            return f"memory limit of {limit / (1 << 20):.1f} MiB met: held {held:.1f} MiB"
+            held = size_text(report.peak_memory)
+            return f"memory limit of {size_text(limit)} met: held {held}"
         case "cpu_time":
             return f"cpu_time limit of {limit:g} s passed: used {report.cpu_time:.3f} s"
         case _:

@@ -19,9 +19,11 @@ What runs in the caller itself has no limits: the refit of a search, and whateve
 
 from __future__ import annotations
 
+import re
 import threading
 import warnings
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -46,6 +48,9 @@ NAME = "limited"
 
 _NOT_OURS = {"max_nbytes", "temp_folder", "mmap_mode", "prefer", "require", "verbose", "context"}
 """What joblib passes to each backend, for the memory that its own processes map."""
+
+_MEMORY_ERROR = re.compile(r"^\S*MemoryError\b", re.MULTILINE)
+"""The last line of a traceback of one, numpy's too."""
 
 _ON_KILL = ("raise", "error_score")
 
@@ -154,7 +159,7 @@ class LimitedBackend(ParallelBackendBase):  # type: ignore[misc]  # joblib has n
     def ended(self, batch: _Batch) -> None:
         """All calls of a batch have ended: joblib is told, in a thread of its own."""
         self._running.discard(batch)
-        self.reports += [future.report for future in batch.futures if future.report is not None]
+        self.reports += [_told(future.report) for future in batch.futures if future.report]
         if batch.callback is not None and self._teller is not None:
             self._teller.submit(batch.callback, batch)
 
@@ -252,6 +257,19 @@ def _fit_and_score() -> Any:
         msg = 'on_kill="error_score" needs scikit-learn, in a version that fits by _fit_and_score'
         raise ValueError(msg) from error
     return found
+
+
+def _told(report: Report) -> Report:
+    """Name the memory limit where a fit met it, and scikit-learn took the MemoryError in the task.
+
+    The row of a failed fit has the text of its traceback. A soft exception needs no such look.
+    """
+    row = report.result
+    error = row.get("fit_error") if isinstance(row, dict) else None
+    if report.limit_reached or "memory" not in report.limits or not isinstance(error, str):
+        return report
+    is_refusal = _MEMORY_ERROR.search(error) is not None
+    return replace(report, limit_reached="memory") if is_refusal else report
 
 
 def _failing(item: Any, error: TaskError) -> Callable[[], Any] | None:

@@ -25,6 +25,7 @@ __all__ = [
     "duration",
     "is_bool",
     "size",
+    "size_text",
 ]
 
 _LARGEST = (1 << 63) - 1
@@ -79,6 +80,16 @@ def size(name: str, value: object) -> int:
     if not 0 <= number <= _LARGEST:
         _refuse(name, value, _SIZE_HELP)
     return number
+
+
+def size_text(count: float) -> str:
+    """`812 B`, `3.5 MiB`, `1.25 GiB`."""
+    value = float(count)
+    for unit in ("B", "KiB", "MiB"):
+        if value < 1024:  # noqa: PLR2004
+            return f"{value:.4g} {unit}"
+        value /= 1024
+    return f"{value:.4g} GiB"
 
 
 def is_bool(value: object) -> bool:

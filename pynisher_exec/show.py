@@ -10,10 +10,11 @@ import sys
 import time
 from typing import TYPE_CHECKING, Any, NamedTuple, TextIO
 
+from pynisher_exec.limits import size_text
 from pynisher_exec.report import Status
 from pynisher_exec.searches.progress import duration
 from pynisher_exec.searches.record import COLUMNS, Reader, RecordError, Row, read
-from pynisher_exec.searches.summary import size, summary_of
+from pynisher_exec.searches.summary import summary_of
 
 if TYPE_CHECKING:
     import argparse
@@ -139,7 +140,7 @@ _TABLE = (
     _Column("status", lambda row: str(row["status"])),
     _Column("wall", lambda row: duration(row["wall_time"]), right=True),
     _Column("cpu", lambda row: duration(row["cpu_time"]), right=True),
-    _Column("peak", lambda row: size(row["peak_memory"]), right=True),
+    _Column("peak", lambda row: size_text(row["peak_memory"]), right=True),
     _Column("procs", lambda row: str(row["peak_processes"]), right=True),
     _Column("item", lambda row: str(row["key"])),
     _Column("result", _result),

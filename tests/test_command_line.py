@@ -42,7 +42,7 @@ def test_command_has_its_streams_arguments_and_status() -> None:
         (["--wall-time", "0.3"], ["sleep", "60"], 124, "wall_time limit of 0.3 s passed after 0.3"),
         (["--wall-time", "300ms", "--grace-period", "5"], ["sleep", "60"], 124, "wall_time"),
         (["--cpu-time", "0.3s"], ["sh", "-c", "while :; do :; done"], 124, "cpu_time limit"),
-        (["--memory", "100MiB"], [sys.executable, "-c", HOG], 137, "memory limit of 100.0 MiB"),
+        (["--memory", "100MiB"], [sys.executable, "-c", HOG], 137, "memory limit of 100 MiB"),
         ([], ["/nonexistent"], 127, "No such file"),
         ([], ["/etc/passwd"], 126, "Permission denied"),
         ([], ["sh", "-c", "kill -SEGV $$"], 128 + signal.SIGSEGV, ""),

@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from pynisher_exec import errors
 from pynisher_exec.caller.future import is_interrupt
 from pynisher_exec.caller.item import name_of, text_of
+from pynisher_exec.caller.sentences import message_of, one_line, sentence
 from pynisher_exec.protocol import payload
 from pynisher_exec.protocol.lineage import Lineage, cause_of, family, set_cause, trace_of
-from pynisher_exec.report import Enforced, Report, Status, signal_name
+from pynisher_exec.report import Enforced, Report, Status
 from pynisher_exec.task import outcome
 from pynisher_exec.verdict import Evidence, Verdict, judge
 
@@ -118,6 +119,7 @@ def _hand_over(report: Report, error: BaseException) -> None:
 def never_started(message: str, cause: BaseException | None, status: Status) -> Answer:
     """The answer for a call that could not be sent to any task, or whose end could not be told."""
     error: BaseException
+    message = one_line(message)
     text = None if cause is None else _let_go(cause)
     if status in (Status.STARTUP, Status.REFUSED, Status.TRANSFER):
         error = errors.PynisherError(message)
@@ -186,6 +188,7 @@ class _Made:
         self._status = verdict.status
         self._facts: dict[str, Any] = dict(evidence.returned or {})
         self._value: Any = None
+        self._is_ours = True  # the error's words
         self.error: BaseException | None = None
 
     def open(self) -> None:
@@ -219,7 +222,7 @@ class _Made:
             msg = "what the task sent as its exception is none"
             raise TypeError(msg)
         self._set_remote_cause(sent)
-        self.error = sent
+        self.error, self._is_ours = sent, False
 
     def _set_remote_cause(self, error: BaseException) -> None:
         """Put the traceback of the task in the place of the cause, which goes behind it."""
@@ -231,8 +234,9 @@ class _Made:
     def refuse(self, problem: BaseException) -> None:
         """The outcome arrived and could not be loaded here."""
         self._status, self._value = Status.EXCEPTION, None
-        reason = f"{type(problem).__name__}: {_text(problem)}"[:500]
+        reason = outcome.line_of(problem)[:500]
         self.error = errors.UnpicklableError(f"the outcome cannot be loaded: {reason}")
+        self._is_ours = True
         self.error.__cause__ = problem
         self._facts["traceback"] = _let_go(self.error)
 
@@ -249,12 +253,13 @@ class _Made:
         """One of the seven names, with a sentence."""
         errno = self._os_errno()
         if self._facts.get("outcome") == "unpicklable":
-            error: errors.TaskError = errors.UnpicklableError(str(self._facts.get("message")))
+            said = one_line(str(self._facts.get("message")))
+            error: errors.TaskError = errors.UnpicklableError(said)
         else:
             status = Report(self._status, signal=self._verdict.signal).exit_status
             assert not isinstance(status, int)  # noqa: S101  (only OK has 0)
-            error = status(_sentence(self._status, self._evidence, self._verdict, self._facts))
-            error.args = (error.args[0] + self._details(),)
+            said = sentence(self._status, self._evidence, self._verdict, self._facts)
+            error = status(one_line(said + self._details()))
         error.os_errno = errno
         error.__cause__ = self._remote_traceback()
         return error
@@ -279,7 +284,7 @@ class _Made:
             result=self._value,
             exception=self.error,
             traceback=self._traceback(),
-            message=_text(self.error),
+            message="" if self.error is None else message_of(self.error, is_ours=self._is_ours),
             exit_code=verdict.exit_code,
             signal=verdict.signal,
             os_errno=self._os_errno(),
@@ -295,85 +300,6 @@ class _Made:
             pid=evidence.pid,
             rusage=struct_rusage(evidence.rusage) if evidence.rusage else None,
         )
-
-
-def _text(error: BaseException | None) -> str:
-    return "" if error is None else text_of(error) or type(error).__qualname__
-
-
-def _mebibytes(count: float) -> str:
-    return f"{count / (1 << 20):.1f} MiB"
-
-
-def _sentence(status: Status, evidence: Evidence, verdict: Verdict, facts: dict[str, Any]) -> str:
-    """Say in one line what happened."""
-    limit = evidence.limits.get(status.value)
-    value = 0.0 if limit is None else limit.value
-    used = evidence.used
-    match status:
-        case Status.MEMORY:
-            held = f"held {_mebibytes(used)}" if used else "an allocation was refused"
-            detail = f" ({evidence.detail})" if evidence.detail and used else ""
-            return f"memory limit of {_mebibytes(value)} passed: {held}{detail}"
-        case Status.CPU_TIME:
-            spent = evidence.cpu_time if used is None else used
-            return f"cpu_time limit of {value:g} s passed: used {spent:.3f} s"
-        case Status.WALL_TIME:
-            return f"wall_time limit of {value:g} s passed after {evidence.wall_time:.3f} s"
-        case Status.PROCESSES:
-            if evidence.killed == "processes" and used is not None:  # where they are counted
-                return f"limit of {value:g} subprocesses passed: {used:g} alive at once"
-            refused = f"{evidence.refused_forks or 'all'} forks refused"  # a filter counts none
-            return f"limit of {value:g} subprocesses met: {refused}"
-        case Status.STARTUP:
-            return _startup_sentence(evidence, verdict, facts)
-        case Status.EXCEPTION:
-            return (
-                f"the outcome of type {evidence.what} could not be pickled and tried: "
-                f"{_end(evidence, verdict)}"
-            )
-        case _:
-            return _other_sentence(status, evidence, verdict)
-
-
-def _startup_sentence(evidence: Evidence, verdict: Verdict, facts: dict[str, Any]) -> str:
-    if facts.get("outcome") == "startup":
-        return f"the call could not be loaded in its task: {facts.get('message') or 'no reason'}"
-    if evidence.killed == "startup_time":
-        return f"the call was not loaded within startup_time, {evidence.used:.1f} s"
-    if evidence.killed == "transfer":  # there is nothing to be delivered yet, but to be sent
-        return "the call could not be sent to its task"
-    return f"the task ended while its call was being loaded: {_end(evidence, verdict)}"
-
-
-def _other_sentence(status: Status, evidence: Evidence, verdict: Verdict) -> str:
-    match status:
-        case Status.SIGNAL if verdict.signal is not None:
-            return f"ended by {signal_name(verdict.signal)}"
-        case Status.EXIT:
-            if verdict.exit_code is None:  # of a process that serves several tasks, and lives
-                return "its word that it returned did not reach its supervisor"
-            return f"exited with code {verdict.exit_code} before the function returned"
-        case Status.TRANSFER:
-            return "the outcome could not be delivered"
-        case Status.CANCELLED:
-            return "cancelled while it ran"
-        case Status.SUPERVISOR_LOST:
-            return "the supervisor of this task has gone, killed perhaps by the task"
-        case Status.UNKILLABLE:
-            return f"processes that cannot be killed: {', '.join(map(str, evidence.survivors))}"
-        case _:
-            return str(status)
-
-
-def _end(evidence: Evidence, verdict: Verdict) -> str:
-    if evidence.limit_reached:
-        return f"{evidence.limit_reached} limit passed"
-    if verdict.signal is not None:
-        return f"ended by {signal_name(verdict.signal)}"
-    if verdict.exit_code is not None:
-        return f"exited with code {verdict.exit_code}"
-    return "ended"
 
 
 def _log_limit(item: Item, report: Report) -> None:

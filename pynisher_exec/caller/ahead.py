@@ -9,9 +9,11 @@ from __future__ import annotations
 import itertools
 import time
 from collections import deque
+from dataclasses import replace
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
+from pynisher_exec.report import Status
 from pynisher_exec.searches.summary import Summary
 
 if TYPE_CHECKING:
@@ -181,6 +183,9 @@ class Reports(_Ahead["Report"]):
         if self._follower is not None:
             self._follower.wait_for(future)
         report = future.wait_for_report()
+        is_over = self._follower is not None and self._follower.is_over
+        if is_over and report.status is Status.CANCELLED:
+            report = replace(report, message=f"{report.message}: the search's deadline has passed")
         self.summary.add(report)
         return report
 

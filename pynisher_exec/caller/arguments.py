@@ -13,7 +13,7 @@ from loky import cpu_count
 from loky.backend import context as loky_context
 
 from pynisher_exec.caller.item import CAPTURE_BOUND
-from pynisher_exec.limits import MINIMUM_MEMORY, duration, is_bool, size
+from pynisher_exec.limits import MINIMUM_MEMORY, duration, is_bool, size, size_text
 
 if TYPE_CHECKING:
     from multiprocessing.context import BaseContext
@@ -78,10 +78,12 @@ def refusal(limits: Limits, max_memory: int | None) -> str:
     """Say why tasks of these limits could never be admitted; empty where they can."""
     if max_memory is None:
         return ""
+    room = size_text(max_memory)
     if limits.memory is None:
-        return f"max_memory={max_memory} admits no task without a memory limit: it may take all"
+        return f"max_memory={room} admits no task without a memory limit: it may take all"
     if limits.memory > max_memory:
-        return f"a task with memory={limits.memory} can never fit into max_memory={max_memory}"
+        need = size_text(limits.memory)
+        return f"a task with memory={need} can never fit into max_memory={room}"
     return ""
 
 

@@ -21,7 +21,7 @@ from pynisher_exec.caller.future import AwaitedFuture
 from pynisher_exec.caller.item import Item
 from pynisher_exec.decorator import submit_hidden
 from pynisher_exec.errors import AnythingException
-from pynisher_exec.limits import Limits
+from pynisher_exec.limits import Limits, size_text
 from pynisher_exec.protocol import payload
 from pynisher_exec.protocol.lineage import Lineage
 from pynisher_exec.report import Report, Status
@@ -146,8 +146,8 @@ def _limits(worker: Any, options: Options) -> Limits:
         return replace(found, memory=int(limit * float(memory.rstrip().rstrip("%")) / 100))
     if limit and found.memory is not None and found.memory > limit:
         msg = (
-            f"memory limit of {found.memory} bytes: worker {worker.name} at {worker.address} has "
-            f"{limit} bytes in all (its memory_limit)"
+            f"memory limit of {size_text(found.memory)}: worker {worker.name} at {worker.address} "
+            f"has {size_text(limit)} in all (its memory_limit)"
         )
         raise _TooMuchError(msg)
     return found

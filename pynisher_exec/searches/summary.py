@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from html import escape
 from typing import TYPE_CHECKING, NamedTuple
 
+from pynisher_exec.limits import size_text
 from pynisher_exec.searches.progress import duration
 
 if TYPE_CHECKING:
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
     from pynisher_exec.report import Report
     from pynisher_exec.searches.record import Row
 
-__all__ = ["Figures", "Summary", "size", "summary_of"]
+__all__ = ["Figures", "Summary", "summary_of"]
 
 
 class Figures(NamedTuple):
@@ -75,7 +76,7 @@ class Summary:
                 duration(each.wall_time),
                 duration(each.longest),
                 duration(each.cpu_time),
-                size(each.largest),
+                size_text(each.largest),
             )
             for name, each in self._ordered()
         ]
@@ -92,13 +93,3 @@ def summary_of(rows: Iterable[Row]) -> Summary:
         known = [each if isinstance(each, int | float) else 0 for each in sizes]
         found.count(str(row["status"]), known[0], known[1], int(min(known[2], sys.maxsize)))
     return found
-
-
-def size(count: int) -> str:
-    """`812 B`, `3.5 MiB`, `1.25 GiB`."""
-    value = float(count)
-    for unit in ("B", "KiB", "MiB"):
-        if value < 1024:  # noqa: PLR2004
-            return f"{value:.4g} {unit}"
-        value /= 1024
-    return f"{value:.4g} GiB"

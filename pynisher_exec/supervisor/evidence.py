@@ -137,7 +137,6 @@ class Account:
         it has come. Asked for at RETURNED, it is what is known so far.
         """
         returned = watch.returned
-        largest = self.gauge.largest
         return {
             "pid": self._pid,
             "stage": watch.stage,
@@ -156,7 +155,7 @@ class Account:
             "cpu_time": self.cpu_time(),
             "peak_memory": self._peak(returned or {}),
             "peak_processes": max(self.peak_processes, 0 if gate is None else gate.peak),
-            "detail": f"most of it by {largest.name}, pid {largest.pid}" if largest else "",
+            "detail": str(self.gauge.largest or ""),
             "rusage": self._usage,
             "imported": _cut(self._imported, _LONGEST_LIST),
         }

@@ -16,6 +16,7 @@ import time
 from typing import TYPE_CHECKING, NamedTuple
 
 from pynisher_exec.kernel import proc
+from pynisher_exec.limits import size_text
 from pynisher_exec.supervisor.fair import FairReader, FairReading
 from pynisher_exec.supervisor.state import DEAREST_LOOK, LOOK_SHARE
 
@@ -41,11 +42,18 @@ TURN = 0.02
 
 
 class Holder(NamedTuple):
-    """The process of the tree that held most when the limit was passed."""
+    """The process that held most, beyond the baseline, when the limit was passed; of how many."""
 
     pid: int
     name: str
     held: int
+    living: int
+
+    def __str__(self) -> str:
+        who = f"{self.name} (pid {self.pid})"
+        if self.living == 1:
+            return f"by {who}"
+        return f"in {self.living} processes; the largest, {who}, held {size_text(self.held)}"
 
 
 class MemoryGauge:
@@ -136,7 +144,7 @@ class MemoryGauge:
         """One process has nothing to divide: looked at twice is confirmed."""
         if limit is None or exact <= limit:
             return exact
-        self.largest = Holder(pid, proc.command_name(pid), exact)
+        self.largest = Holder(pid, proc.command_name(pid), exact, 1)
         return min(exact, max(0, proc.anonymous_memory(pid) - self._baseline))
 
     def _confirmed(self, pids: list[int], limit: int) -> int:
@@ -227,9 +235,11 @@ class MemoryGauge:
 
     def _note_largest(self, found: dict[int, int]) -> None:
         held = dict(found)
+        if self._first in held:
+            held[self._first] = max(0, held[self._first] - self._baseline)
         if held:
-            pid = max(held, key=lambda each: held[each] - self._baseline * (each == self._first))
-            self.largest = Holder(pid, proc.command_name(pid), held[pid])
+            pid = max(held, key=lambda each: held[each])
+            self.largest = Holder(pid, proc.command_name(pid), held[pid], self.living)
 
     def _finish(self, reading: FairReading) -> None:
         """Done with a reading; another one later, as what it costs allows."""

@@ -48,6 +48,9 @@ class Runaway(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     def _run_away(self) -> None:
         if self.how == "endless":
             time.sleep(600)
+        if self.how == "wrong":
+            msg = "no memory of MemoryError"
+            raise ValueError(msg)
         if self.how == "greedy":
             self.held_ = [np.ones(10_000_000) for _ in range(1000)]
 
@@ -97,6 +100,17 @@ def test_reports_are_kept() -> None:
         cross_validate(LogisticRegression(max_iter=200), *load_digits(return_X_y=True), cv=3)
     assert [report.status for report in reports] == ["ok"] * 3
     assert all(report.cpu_time > 0 for report in reports)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_report_of_a_fit_that_met_memory_names_the_limit() -> None:
+    """scikit-learn has taken the MemoryError inside the task, so it is no failure of that."""
+    reports: list[Any] = []
+    search = GridSearchCV(Runaway(), {"how": ["well", "greedy", "wrong"]}, cv=2)
+    with joblib.parallel_config("limited", on_kill="error_score", reports=reports, **LIMITS):
+        search.fit(X, Y)
+    met = [("ones" in str(report.result["fit_error"]), report.limit_reached) for report in reports]
+    assert sorted(met, key=str) == [(False, None)] * 4 + [(True, "memory")] * 2
 
 
 def test_learning_curve_is_computed() -> None:
