@@ -1,6 +1,6 @@
 """Figures of a search's record for papers, by matplotlib (extra `charts`).
 
-Each function takes the rows that `pynisher_exec.searches.record.read` gives, draws into `axes` (by
+Each function takes the rows that `pynisher_exec.searches.reader.read` gives, draws into `axes` (by
 default those of a new figure), and gives them back.
 """
 
@@ -21,7 +21,7 @@ except ImportError as problem:
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from pynisher_exec.searches.record import Row
+    from pynisher_exec.searches.reader import Row
 
 __all__ = ["COLOURS", "timeline", "usage", "wall_times"]
 

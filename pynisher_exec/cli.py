@@ -325,14 +325,15 @@ def _doctor(_options: argparse.Namespace) -> int:
 
 def _page(options: argparse.Namespace) -> int:
     from pynisher_exec.page import build  # noqa: PLC0415  (for this alone)
-    from pynisher_exec.searches.record import RecordError, read  # noqa: PLC0415
+    from pynisher_exec.searches.reader import read  # noqa: PLC0415
+    from pynisher_exec.searches.record_file import RecordError  # noqa: PLC0415
 
     try:
         with read(options.record) as reader:
             name = Path(options.record).name
             going_on = reader.is_going_on()
             text = build(reader.tasks(), reader.searches(), name=name, going_on=going_on)
-        Path(options.output).write_text(text, encoding="utf-8")
+        _write_whole(Path(options.output), text)
     except RecordError as error:
         _say(str(error))
         return 1
@@ -340,6 +341,21 @@ def _page(options: argparse.Namespace) -> int:
         _say(f"{options.output}: {error.strerror}")
         return 1
     return 0
+
+
+def _write_whole(path: Path, text: str) -> None:
+    """Write a file that is there whole or as it was before; one that is a pipe or so, as it is."""
+    if path.exists() and not path.is_file():
+        path.write_text(text, encoding="utf-8")
+        return
+    path = path.resolve()  # what a link leads to
+    part = path.with_name(f"{path.name}.part")
+    try:
+        part.write_text(text, encoding="utf-8")
+        part.replace(path)
+    except OSError:
+        part.unlink(missing_ok=True)
+        raise
 
 
 def _demo(options: argparse.Namespace) -> int:

@@ -15,6 +15,7 @@ from html import escape
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pynisher_exec import errors
+from pynisher_exec.limits import size_text
 
 if TYPE_CHECKING:
     from resource import struct_rusage
@@ -172,10 +173,12 @@ class Report:
             ("result", "" if self.result is None else shortened(self.result)),
             ("wall time", f"{self.wall_time:.3f} s"),
             ("CPU time", f"{self.cpu_time:.3f} s"),
-            ("peak memory", f"{self.peak_memory / (1 << 20):.1f} MiB"),
+            ("peak memory", size_text(self.peak_memory)),
             ("subprocesses", str(self.peak_processes)),
-            ("limits", ", ".join(f"{name} {each.value:g}" for name, each in self.limits.items())),
-            ("stderr", "\n".join((self.stderr or "").splitlines()[-5:])),
+            ("limits", ", ".join(_limit_text(*each) for each in self.limits.items())),
+            ("limit reached", self.limit_reached or ""),
+            ("stderr", _last_lines(self.stderr)),
+            ("traceback", _last_lines(self.traceback)),
         ]
         cells = "".join(
             f"<tr><th style='text-align:left'>{name}</th>"
@@ -184,6 +187,21 @@ class Report:
             if text
         )
         return f"<table>{cells}</table>"
+
+
+_SHOWN = 20
+"""Lines of stderr and of a traceback in a notebook."""
+
+
+def _last_lines(text: str | None) -> str:
+    return "\n".join((text or "").splitlines()[-_SHOWN:])
+
+
+def _limit_text(name: str, limit: Enforced) -> str:
+    """`memory 2 GiB`, `wall_time 60 s`, `processes 4`."""
+    if name in ("memory", "file_size", "core_size"):
+        return f"{name} {size_text(limit.value)}"
+    return f"{name} {limit.value:g}{'' if name in ('processes', 'open_files') else ' s'}"
 
 
 def _rusage_as_json(usage: struct_rusage | None) -> dict[str, float] | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import csv
 import json
+import os
 import shutil
 import sys
 import time
@@ -13,7 +14,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TextIO
 from pynisher_exec.limits import size_text
 from pynisher_exec.report import Status
 from pynisher_exec.searches.progress import duration
-from pynisher_exec.searches.record import COLUMNS, Reader, RecordError, Row, read
+from pynisher_exec.searches.reader import Reader, Row, read
+from pynisher_exec.searches.record_file import COLUMNS, RecordError
 from pynisher_exec.searches.summary import summary_of
 
 if TYPE_CHECKING:
@@ -87,15 +89,7 @@ def _sorted(rows: list[Row], column: str | None) -> list[Row]:
     if column is None:
         return rows
     filled = [row for row in rows if row[column] is not None]
-    # Another program may have put text there, which comes last.
-    filled.sort(
-        key=lambda row: (
-            (isinstance(row[column], int | float), row[column])
-            if isinstance(row[column], int | float)
-            else (column not in _NUMBERS, str(row[column]))
-        ),
-        reverse=column in _NUMBERS and column != "id",
-    )
+    filled.sort(key=lambda row: row[column], reverse=column in _NUMBERS and column != "id")
     return [*filled, *(row for row in rows if row[column] is None)]
 
 
@@ -156,11 +150,36 @@ _SPARED = (5, 3, 4, 0, 2)
 
 def _write_table(rows: Sequence[Row], file: TextIO) -> None:
     lines = [[column.title for column in _TABLE], *map(_cells, rows)]
-    widths = [max(len(line[place]) for line in lines) for place in range(len(_TABLE))]
+    widths = _widths(lines)
+    if file.isatty() and _left(shutil.get_terminal_size().columns, widths) < 0:
+        _shorten_items(lines)
+        widths = _widths(lines)
     widths = _fitted(widths, file)
     for line in lines:
         print(_joined(line, widths), file=file)
     print(_summary(rows), file=file)
+
+
+def _widths(lines: list[list[str]]) -> list[int]:
+    return [max(len(line[place]) for line in lines) for place in range(len(_TABLE))]
+
+
+def _shorten_items(lines: list[list[str]]) -> None:
+    """Say once, in the title, what all items begin with: there is not room for both ends of each.
+
+    Up to a bracket, a comma, a blank or a slash, so that no number is cut apart.
+    """
+    place = [column.title for column in _TABLE].index("item")
+    shared = os.path.commonprefix([line[place] for line in lines[1:]])  # noqa: RUF071  (no paths)
+    shared = shared[: max(map(shared.rfind, "([{,/ ")) + 1]
+    if len(lines) > 2 and len(shared) > _LEAST_SHARED:  # noqa: PLR2004  (title and two items)
+        for line in lines[1:]:
+            line[place] = "…" + line[place][len(shared) :]
+        lines[0][place] = f"item: {shared}…"
+
+
+_LEAST_SHARED = 10
+"""Characters that are worth it."""
 
 
 def _cells(row: Row) -> list[str]:
@@ -170,7 +189,7 @@ def _cells(row: Row) -> list[str]:
 def _text(column: _Column, row: Row) -> str:
     try:
         return column.text(row)
-    except (TypeError, ValueError, OverflowError):  # another program may have put there anything
+    except TypeError:  # no number: another program may have written there
         return "?"
 
 

@@ -16,7 +16,8 @@ from conftest import wait_until
 from pynisher_exec import Report, Status
 from pynisher_exec.page import build
 from pynisher_exec.report import Enforced
-from pynisher_exec.searches.record import Record, read
+from pynisher_exec.searches.reader import read
+from pynisher_exec.searches.record import Record
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

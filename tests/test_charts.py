@@ -13,7 +13,8 @@ import pytest
 import pynisher_exec
 from pynisher_exec import Report, Status
 from pynisher_exec.report import Enforced
-from pynisher_exec.searches.record import Record, Row, read
+from pynisher_exec.searches.reader import Row, read
+from pynisher_exec.searches.record import Record
 
 matplotlib: Any = pytest.importorskip("matplotlib", reason="matplotlib is not installed")
 matplotlib.use("agg")

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from pynisher_exec import Report, Status
 from pynisher_exec.page import build, lanes
-from pynisher_exec.searches.record import Record, read
+from pynisher_exec.searches.reader import read
+from pynisher_exec.searches.record import Record
 
 if TYPE_CHECKING:
     from pathlib import Path

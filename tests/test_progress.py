@@ -86,7 +86,7 @@ def test_terminal_gets_a_bar_with_colours(tmp_path: Path, columns: int | None) -
     assert "9/9" in text
     assert "\x1b[32mok 6\x1b[0m" in text
     assert "\x1b[31mexception 3\x1b[0m" in text
-    assert ("100%" in text) == (columns is None or columns >= 80)
+    assert ("100%" in text) == (columns is None or columns >= 50)
 
 
 def test_terminal_that_goes_away_ends_no_search(tmp_path: Path) -> None:

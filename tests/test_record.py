@@ -23,7 +23,9 @@ from conftest import wait_until
 from pynisher_exec import LimitedProcessExecutor, Report
 from pynisher_exec.searches import record
 from pynisher_exec.searches.follower import Wishes, follow
-from pynisher_exec.searches.record import COLUMNS, Record, RecordError, read
+from pynisher_exec.searches.reader import read
+from pynisher_exec.searches.record import Record, RecordError
+from pynisher_exec.searches.record_file import COLUMNS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -9,6 +9,7 @@ import io
 import json
 import os
 import pty
+import sqlite3
 import struct
 import subprocess
 import sys
@@ -18,8 +19,11 @@ from typing import TYPE_CHECKING
 import pytest
 
 from pynisher_exec import Report, Status
-from pynisher_exec.searches.record import Record, read
-from pynisher_exec.show import printable
+from pynisher_exec.page import build
+from pynisher_exec.searches.reader import read
+from pynisher_exec.searches.record import Record
+from pynisher_exec.searches.record_file import COLUMNS
+from pynisher_exec.show import _shorten_items, printable
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -146,3 +150,62 @@ def test_text_for_a_terminal_has_no_orders() -> None:
     """And is one line."""
     assert printable("a\nb\x1b[2J\u202e") == "a\\nb\\x1b[2J\\u202e"
     assert printable("ä ✓") == "ä ✓"
+
+
+CELLS = [b"\xff", "text", 1e400, -1, 2.5, "", None]
+
+
+@pytest.mark.parametrize("column", COLUMNS)
+def test_record_of_another_program_is_shown(path: str, tmp_path: Path, column: str) -> None:
+    """SQLite keeps what it puts into a column, of whatever type: no traceback, here or there."""
+    connection = sqlite3.connect(path)
+    for place, cell in enumerate(CELLS):
+        with contextlib.suppress(sqlite3.IntegrityError):  # NOT NULL
+            statement = f"UPDATE tasks SET {column} = ? WHERE id = ?"  # noqa: S608  (ours)
+            connection.execute(statement, (cell, place % 3 + 1))
+            connection.commit()
+            with read(path) as reader:
+                rows = reader.tasks()
+                assert build(rows, reader.searches(), name="", going_on=False)
+    connection.execute("UPDATE searches SET function = x'ff', started_at = 'then'")
+    connection.commit()
+    connection.close()
+    done = show(path, "--sort", column)
+    assert (done.returncode, done.stderr) == (0, "")
+    page = str(tmp_path / "page.html")
+    command = [sys.executable, "-m", "pynisher_exec", "report", path, "-o", page]
+    subprocess.run(command, check=True, timeout=PATIENCE)
+
+
+def test_page_that_cannot_be_written_leaves_the_last_one(path: str, tmp_path: Path) -> None:
+    """A full disk, here a file that may not grow: whole, or as it was."""
+    page = tmp_path / "page.html"
+    page.write_text("the last one")
+    connection = sqlite3.connect(path)
+    connection.execute("UPDATE tasks SET result = ?", ("x" * 8000,))
+    connection.commit()
+    connection.close()
+    command = [sys.executable, "-m", "pynisher_exec", "report", path, "-o", str(page)]
+    done = subprocess.run(
+        ["sh", "-c", "ulimit -f 80; trap '' XFSZ; exec \"$@\"", "sh", *command],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=PATIENCE,
+    )
+    assert done.returncode == 1
+    assert done.stderr.strip() == f"pynisher_exec: {page}: File too large"
+    assert page.read_text() == "the last one"
+    assert sorted(each.name for each in tmp_path.glob("page*")) == ["page.html"]
+
+
+def test_what_all_items_share_is_said_once() -> None:
+    """In a terminal, where both ends of a long item do not fit."""
+    lines = [["id", "status", *"abcd", "item", "result"]]
+    lines += [[*"123456", f"train({{'depth': {n}, 'rate': 0.1}})", ""] for n in (31, 32)]
+    _shorten_items(lines)
+    assert [line[6] for line in lines] == [
+        "item: train({'depth': …",
+        "…31, 'rate': 0.1})",
+        "…32, 'rate': 0.1})",
+    ]

@@ -20,7 +20,7 @@ from pynisher_exec.report import Status
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from pynisher_exec.searches.record import Row
+    from pynisher_exec.searches.reader import Row
 
 __all__ = ["build", "lanes"]
 

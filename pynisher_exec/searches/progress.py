@@ -32,8 +32,9 @@ _COLOURS = {
 }
 _FAILURE = 31
 
-_FULL, _SHORT = 55, 22
-"""Characters that a line takes beside name, total and counts, with a bar and without."""
+_FULL, _SMALL, _SHORT = 55, 35, 22
+"""Characters that a line takes beside name, total and counts: with tqdm's bar, with one of ten
+characters, without."""
 
 
 class View(Protocol):
@@ -98,8 +99,9 @@ class Progress:
 
     @property
     def rate(self) -> float:
-        """Items a second so far."""
-        return self.done / max(self.clock() - self._began, 1e-9)
+        """Items a second so far; cancelled ones took no time."""
+        ended = self.done - self.statuses[Status.CANCELLED]
+        return ended / max(self.clock() - self._began, 1e-9)
 
 
 def _view() -> View:
@@ -171,6 +173,9 @@ class Bar:
         left = width - len(progress.counts(colour=False)) - len(f"{progress.total}") * 2
         if left >= len(progress.label) + _FULL:
             return None
+        if left >= len(progress.label) + _SMALL:
+            bar = "{percentage:3.0f}%|{bar:10}|"
+            return "{desc}: " + bar + " {n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}]"
         if left >= len(progress.label) + _SHORT:
             return "{desc}: {n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}]"
         return "{n_fmt}/{total_fmt}{postfix}"
@@ -206,7 +211,7 @@ class Lines:
         of = "" if progress.total is None else f" of {progress.total}"
         left = ""
         if progress.total is not None and 0 < progress.done < progress.total:
-            left = f", {duration((progress.total - progress.done) / progress.rate)} left"
+            left = f", {duration((progress.total - progress.done) / max(progress.rate, 1e-9))} left"
         counts = progress.counts(colour=False)
         line = f"{progress.label}: {progress.done}{of} done, {progress.rate:.3g}/s{left}"
         print(f"{line}: {counts}" if counts else line, file=self._file, flush=True)

@@ -26,90 +26,21 @@ import os
 import socket
 import sqlite3
 import time
-from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import quote
-
-import psutil
 
 from pynisher_exec.report import plain
+from pynisher_exec.searches.record_file import COLUMNS, RecordError, open_record, told_of
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator, Sequence
+    from collections.abc import Iterator, Sequence
 
     from pynisher_exec.report import Report
 
-__all__ = ["COLUMNS", "Record", "RecordError", "Row", "read"]
+__all__ = ["Record", "RecordError"]
 
-APPLICATION = 0x6C696D74
-"""What stands in the header of each record; "limt"."""
-
-VERSION = 1
-"""Of the tables below."""
-
-BUSY = 60.0
-"""Seconds that one writer waits for another."""
-
-COLUMNS = {
-    "search": "INTEGER NOT NULL REFERENCES searches",
-    "key": "TEXT NOT NULL",
-    "arguments": "TEXT NOT NULL",
-    "status": "TEXT NOT NULL",
-    "message": "TEXT NOT NULL",
-    "result": "TEXT",
-    "exception": "TEXT",
-    "traceback": "TEXT",
-    "exit_code": "INTEGER",
-    "signal": "TEXT",
-    "os_errno": "INTEGER",
-    "wall_time": "REAL NOT NULL",
-    "cpu_time": "REAL NOT NULL",
-    "peak_memory": "INTEGER NOT NULL",
-    "peak_processes": "INTEGER NOT NULL",
-    "limit_reached": "TEXT",
-    "stdout": "TEXT",
-    "stderr": "TEXT",
-    "limits": "TEXT NOT NULL",
-    "started_at": "REAL",
-    "recorded_at": "REAL NOT NULL",
-    "pid": "INTEGER",
-    "rusage": "TEXT",
-}
-"""Of the table `tasks`, beside its `id`."""
-
-_SEARCHES = """
-CREATE TABLE searches (
-    id INTEGER PRIMARY KEY,
-    function TEXT NOT NULL,
-    slots INTEGER,
-    pid INTEGER NOT NULL,
-    host TEXT NOT NULL,
-    started_at REAL NOT NULL,
-    ended_at REAL
-)"""
-_TASKS = "CREATE TABLE tasks (id INTEGER PRIMARY KEY, {})".format(
-    ", ".join(f"{name} {kind}" for name, kind in COLUMNS.items())
-)
-_INDEX = "CREATE INDEX tasks_by_key ON tasks (key)"
 _INSERT = "INSERT INTO tasks ({}) VALUES ({})".format(  # noqa: S608  (names of ours)
     ", ".join(COLUMNS), ", ".join(f":{name}" for name in COLUMNS)
 )
-
-
-class RecordError(RuntimeError):
-    """A record cannot be read or written; the message says which file and why."""
-
-
-@dataclass(frozen=True)
-class Row:
-    """One end of a task as a record has it: `id`, and the columns by their names."""
-
-    id: int
-    fields: dict[str, Any]
-
-    def __getitem__(self, name: str) -> Any:
-        return self.id if name == "id" else self.fields[name]
 
 
 class Record:
@@ -121,7 +52,7 @@ class Record:
 
     def __init__(self, path: str | os.PathLike[str], function: str, slots: int | None) -> None:
         self.path = os.fsdecode(path)
-        self._connection = _open(self.path)
+        self._connection = open_record(self.path)
         try:
             with self._told(), self._transaction():
                 self._search = self._begin(function, slots)
@@ -144,7 +75,7 @@ class Record:
         try:
             yield
         except sqlite3.Error as error:
-            raise _told_of(self.path, error) from error
+            raise told_of(self.path, error) from error
 
     @contextlib.contextmanager
     def _transaction(self) -> Iterator[None]:
@@ -225,185 +156,3 @@ def _json(value: object) -> str:
 
 _LONGEST_TEXT = 10_000
 """Characters kept of what has no form in JSON."""
-
-
-def _told_of(path: str, error: sqlite3.Error) -> RecordError:
-    reason = str(error)
-    if "unable to open" in reason or "readonly" in reason:
-        with contextlib.suppress(OSError):  # a name too long, a folder that is closed to us
-            reason = _why_closed(Path(path)) or reason
-    if isinstance(error, sqlite3.DatabaseError) and not isinstance(error, sqlite3.OperationalError):
-        reason = f"no record, or a damaged one ({error})"
-    return RecordError(f"record {path}: {reason}")
-
-
-def _why_closed(path: Path) -> str:
-    """Why a file cannot be opened: SQLite says no more than that. Empty for what is not seen."""
-    if not path.parent.is_dir():
-        return f"there is no folder {path.parent}"
-    if path.is_dir():
-        return "a folder, and no file"
-    if not os.access(path if path.exists() else path.parent, os.W_OK):
-        return "this user may not write there"
-    return ""
-
-
-def _connect(path: str, mode: str) -> sqlite3.Connection:
-    """Open with transactions of our own, and for the thread that will have it."""
-    place = quote(os.fsencode(Path(path).absolute()))
-    return sqlite3.connect(
-        f"file:{place}?{mode}",
-        uri=True,
-        timeout=BUSY,
-        isolation_level=None,
-        check_same_thread=False,
-    )
-
-
-def _open(path: str) -> sqlite3.Connection:
-    """Open for writing, make the tables where the file is new, and look whether they are ours."""
-    try:
-        connection = _connect(path, "mode=rwc")
-    except sqlite3.Error as error:
-        raise _told_of(path, error) from error
-    try:
-        _look_at(connection, path, new=True)
-        if not _version(connection):
-            _make(connection, path)
-        _write_ahead(connection)
-        # A commit survives this process without waiting for the disk; after a power failure the
-        # last ones may be missing, and the file is whole (SQLite's documentation of this pragma).
-        connection.execute("PRAGMA synchronous = NORMAL")
-    except sqlite3.Error as error:
-        connection.close()
-        raise _told_of(path, error) from error
-    except BaseException:
-        connection.close()
-        raise
-    return connection
-
-
-def _write_ahead(connection: sqlite3.Connection) -> None:
-    """Set that mode; SQLite does not wait by itself where another connection is about to, too."""
-    deadline = time.monotonic() + BUSY
-    while True:
-        try:
-            connection.execute("PRAGMA journal_mode = WAL")
-        except sqlite3.OperationalError as error:  # noqa: PERF203  (it waits)
-            if "locked" not in str(error) or time.monotonic() >= deadline:
-                raise
-            time.sleep(0.02)
-        else:
-            return
-
-
-def _version(connection: sqlite3.Connection) -> int:
-    version: int = connection.execute("PRAGMA user_version").fetchone()[0]
-    return version
-
-
-def _look_at(connection: sqlite3.Connection, path: str, *, new: bool) -> None:
-    """RecordError for what is not ours, by its header; `new`: an empty file will do."""
-    connection.execute("BEGIN")  # as one look: another process may be making the tables
-    try:
-        (application,) = connection.execute("PRAGMA application_id").fetchone()
-        (tables,) = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
-        version = _version(connection)
-    finally:
-        connection.execute("ROLLBACK")
-    if new and not (application or tables or version):
-        return
-    if application != APPLICATION:
-        msg = f"record {path}: a database of another program, or none"
-        raise RecordError(msg)
-    if version != VERSION:
-        msg = f"record {path}: of version {version}, and this pynisher_exec reads version {VERSION}"
-        raise RecordError(msg)
-    (found,) = connection.execute("PRAGMA quick_check(1)").fetchone()
-    if found != "ok":
-        msg = f"record {path}: damaged ({' '.join(found.split())})"
-        raise RecordError(msg)
-
-
-def _make(connection: sqlite3.Connection, path: str) -> None:
-    """Make the tables, unless another process has made them meanwhile."""
-    connection.execute("BEGIN IMMEDIATE")
-    try:
-        if not _version(connection):
-            for statement in (_SEARCHES, _TASKS, _INDEX):
-                connection.execute(statement)
-            connection.execute(f"PRAGMA application_id = {APPLICATION}")
-            connection.execute(f"PRAGMA user_version = {VERSION}")
-        connection.execute("COMMIT")
-    except BaseException:
-        with contextlib.suppress(sqlite3.Error):
-            connection.execute("ROLLBACK")
-        raise
-    _look_at(connection, path, new=False)
-
-
-@contextlib.contextmanager
-def read(path: str | os.PathLike[str]) -> Iterator[Reader]:
-    """Open a record to read, also while it is written; RecordError as `Record` says."""
-    place = os.fsdecode(path)
-    if not Path(place).exists():
-        msg = f"record {place}: there is no such file"
-        raise RecordError(msg)
-    # Who opens it only to read leaves the files of its write-ahead log there.
-    mode = "mode=rw" if os.access(place, os.W_OK) else "mode=ro"
-    try:
-        connection = _connect(place, mode)
-        try:
-            _look_at(connection, place, new=False)
-            yield Reader(connection)
-        finally:
-            connection.close()
-    except sqlite3.Error as error:
-        raise _told_of(place, error) from error
-
-
-class Reader:
-    """What a record holds, as it is at each question."""
-
-    def __init__(self, connection: sqlite3.Connection) -> None:
-        self._connection = connection
-
-    def tasks(self, *, after: int = 0, statuses: Collection[str] = ()) -> list[Row]:
-        """The last end of each key, by id: those written later than that id, of those statuses."""
-        marks = ", ".join("?" * len(statuses))
-        condition = f"AND status IN ({marks})" if statuses else ""
-        found = self._connection.execute(
-            f"SELECT id, {', '.join(COLUMNS)} FROM tasks WHERE id > ? {condition} "  # noqa: S608  (names of ours)
-            "AND id IN (SELECT max(id) FROM tasks GROUP BY key) ORDER BY id",
-            (after, *statuses),
-        )
-        return [Row(first, dict(zip(COLUMNS, rest, strict=True))) for first, *rest in found]
-
-    def searches(self) -> list[dict[str, Any]]:
-        """All searches that wrote here, the first one first."""
-        found = self._connection.execute("SELECT * FROM searches ORDER BY id")
-        names = [column[0] for column in found.description]
-        return [dict(zip(names, row, strict=True)) for row in found]
-
-    def is_going_on(self) -> bool:
-        """Whether a search that writes here has not ended, as far as this machine can tell."""
-        here = socket.gethostname()
-        return any(
-            each["ended_at"] is None
-            and (each["host"] != here or _was_there(each["pid"], each["started_at"]))
-            for each in self.searches()
-        )
-
-
-def _was_there(pid: int, moment: float) -> bool:
-    """Whether a process lives, and had begun by then: another one may have got its number."""
-    try:
-        return psutil.Process(pid).create_time() <= moment + _CLOCKS
-    except (psutil.NoSuchProcess, TypeError, ValueError, OverflowError):  # or no pid at all
-        return False
-    except psutil.Error:  # not ours to look at
-        return True
-
-
-_CLOCKS = 2.0
-"""Seconds by which the time of day may have been set between a process's begin and its search's."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass, field
 from html import escape
 from typing import TYPE_CHECKING, NamedTuple
@@ -14,7 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from pynisher_exec.report import Report
-    from pynisher_exec.searches.record import Row
+    from pynisher_exec.searches.reader import Row
 
 __all__ = ["Figures", "Summary", "summary_of"]
 
@@ -86,10 +85,9 @@ class Summary:
 
 
 def summary_of(rows: Iterable[Row]) -> Summary:
-    """Count the ends of a record, whatever another program may have written there."""
+    """Count the ends of a record; what is no number there counts as 0."""
     found = Summary()
     for row in rows:
-        sizes = (row["wall_time"], row["cpu_time"], row["peak_memory"])
-        known = [each if isinstance(each, int | float) else 0 for each in sizes]
-        found.count(str(row["status"]), known[0], known[1], int(min(known[2], sys.maxsize)))
+        sizes = (row["wall_time"] or 0.0, row["cpu_time"] or 0.0, row["peak_memory"] or 0)
+        found.count(str(row["status"]), *sizes)
     return found
