@@ -132,6 +132,9 @@ def test_page_fits_a_phone_and_both_themes(tmp_path: Path, width: int, *, dark: 
     """Nothing has to be scrolled sideways, but for the table in its frame."""
     with opened(make_page(tmp_path, 60), width=width, dark=dark) as browser:
         assert browser.execute_script("return document.documentElement.scrollWidth") <= width
+        hidden = "const each = document.querySelector('.scroll'); "
+        hidden += "return each.scrollWidth - each.clientWidth"
+        assert browser.execute_script(hidden) <= 0  # of the table
         ground = browser.execute_script("return getComputedStyle(document.body).backgroundColor")
         brightness = [int(each) for each in ground[4:-1].split(",")]
         assert max(brightness) < 60 if dark else min(brightness) > 200

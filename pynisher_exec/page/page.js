@@ -117,6 +117,12 @@
     pen.font = "12px system-ui, sans-serif";
     return { pen, width, height };
   };
+  // Names stand above the one axis and below the end of the other.
+  const name = (pen, up, along, right, height) => {
+    pen.fillStyle = colour("quiet");
+    pen.fillText("↑ " + up, 0, 12);
+    pen.fillText(along + " →", right - pen.measureText(along + " →").width, height - 6);
+  };
   const steps = (low, high, count, log) => {
     if (log) {
       const found = [];
@@ -210,8 +216,8 @@
     return [...found].sort((one, other) => other[1] - one[1])[0]?.[0];
   };
   const drawScatter = () => {
-    const canvas = at("scatter"), { pen, width, height } = surface(canvas, 300);
-    const left = 66, bottom = height - 30, top = 10, right = width - 12;
+    const canvas = at("scatter"), { pen, width, height } = surface(canvas, 330);
+    const left = 66, bottom = height - 44, top = 26, right = width - 12;
     const bounds = [limit("cpu_time"), limit("memory")];
     const values = ["cpu", "memory"].map((name, place) => {
       const floor = place ? 4096 : 0.001;
@@ -225,8 +231,8 @@
     });
     const x = (value) => left + ((Math.log10(Math.max(value, values[0].floor)) - values[0].low) / (values[0].high - values[0].low)) * (right - left);
     const y = (value) => bottom - ((Math.log10(Math.max(value, values[1].floor)) - values[1].low) / (values[1].high - values[1].low)) * (bottom - top);
+    name(pen, "peak memory", "CPU time", right, height);
     pen.strokeStyle = colour("line");
-    pen.fillStyle = colour("quiet");
     for (const power of steps(values[0].low, values[0].high, Math.max(2, (right - left) / 80), true)) {
       const place = x(10 ** power), text = seconds(10 ** power);
       pen.beginPath(); pen.moveTo(place, top); pen.lineTo(place, bottom); pen.stroke();
@@ -256,8 +262,8 @@
   };
 
   const drawTimes = () => {
-    const canvas = at("times"), { pen, width, height } = surface(canvas, 300);
-    const left = 40, bottom = height - 30, top = 10, right = width - 12;
+    const canvas = at("times"), { pen, width, height } = surface(canvas, 330);
+    const left = 40, bottom = height - 44, top = 26, right = width - 12;
     const logs = begun.map((task) => Math.log10(Math.max(task.wall, 1e-4)));
     let low = Infinity, high = -Infinity;
     for (const each of logs) { low = Math.min(low, each); high = Math.max(high, each); }
@@ -271,8 +277,8 @@
       heaps[bin].set(task.status, (heaps[bin].get(task.status) ?? 0) + 1);
     });
     const tallest = Math.max(...heaps.map((heap) => [...heap.values()].reduce((total, each) => total + each, 0)));
+    name(pen, "tasks", "wall time, logarithmic", right, height);
     pen.strokeStyle = colour("line");
-    pen.fillStyle = colour("quiet");
     for (const value of steps(0, tallest, 4)) {
       if (!Number.isInteger(value)) continue;
       const place = bottom - (value / tallest) * (bottom - top);
@@ -341,6 +347,7 @@
   for (const column of columns) {
     const head = make("th", undefined, column.number ? "number" : "");
     head.scope = "col";
+    head.setAttribute("role", "columnheader");
     const button = make("button", column.title);
     button.type = "button";
     button.addEventListener("click", () => {
@@ -382,8 +389,11 @@
     const body = document.createDocumentFragment();
     for (const task of listed.slice(state.page * PAGE, (state.page + 1) * PAGE)) {
       const row = make("tr", undefined, task === state.revealed ? "picked" : "");
+      row.setAttribute("role", "row");
       for (const column of columns) {
         const cell = make("td", short(column.text(task), 600), column.number ? "number" : column.wide ? "text" : "");
+        cell.setAttribute("role", "cell");
+        cell.dataset.label = column.title;
         if (column.name === "status") {
           const dot = make("span", undefined, "dot");
           dot.style.background = `var(--${tone(task.status)})`;
