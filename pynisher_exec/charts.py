@@ -1,16 +1,17 @@
 """Figures of a search's record for papers, by matplotlib (extra `charts`).
 
-Each function takes the rows that `pynisher_exec.searches.reader.read` gives, draws into `axes` (by
-default those of a new figure), and gives them back.
+Each function takes a record's path, or the rows that `pynisher_exec.searches.reader.read` gives,
+draws into `axes` (by default those of a new figure), and gives them back.
 """
 
 from __future__ import annotations
 
-import json
+import os
 from typing import TYPE_CHECKING, Any
 
-from pynisher_exec.page import lanes
+from pynisher_exec.page import lanes, limits_of
 from pynisher_exec.report import Status
+from pynisher_exec.searches.reader import Row, read
 
 try:
     import matplotlib.pyplot as plt
@@ -21,7 +22,7 @@ except ImportError as problem:
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from pynisher_exec.searches.reader import Row
+    Rows = Sequence[Row] | str | os.PathLike[str]
 
 __all__ = ["COLOURS", "timeline", "usage", "wall_times"]
 
@@ -47,18 +48,18 @@ COLOURS = {
 _MIB = 1 << 20
 
 
-def timeline(rows: Sequence[Row], axes: Any = None) -> Any:
+def timeline(rows: Rows, axes: Any = None) -> Any:
     """A bar for each task, a line for each slot, over the seconds since the first began."""
-    axes = _axes(axes)
+    rows, axes = _rows(rows), _axes(axes)
     begun = [row for row in rows if row["started_at"] is not None]
-    places = lanes([(row["started_at"], row["wall_time"]) for row in begun])
+    places = lanes([(row["started_at"], row["wall_time"] or 0.0) for row in begun])
     where = {row.id: place for row, place in zip(begun, places, strict=True)}
     first = min((row["started_at"] for row in begun), default=0.0)
     for status, chosen in _by_status(begun):
         mine = [(row, where[row.id]) for row in chosen]
         axes.barh(
             [place for _, place in mine],
-            [row["wall_time"] for row, _ in mine],
+            [row["wall_time"] or 0.0 for row, _ in mine],
             left=[row["started_at"] - first for row, _ in mine],
             color=COLOURS[status],
             label=status.value,
@@ -68,13 +69,13 @@ def timeline(rows: Sequence[Row], axes: Any = None) -> Any:
     return _with_legend(axes)
 
 
-def usage(rows: Sequence[Row], axes: Any = None) -> Any:
+def usage(rows: Rows, axes: Any = None) -> Any:
     """Peak memory over CPU time, both logarithmic; dashed: the limits that most tasks had."""
-    axes = _axes(axes)
+    rows, axes = _rows(rows), _axes(axes)
     for status, chosen in _by_status(rows):
         axes.scatter(
-            [max(row["cpu_time"], 1e-3) for row in chosen],
-            [max(row["peak_memory"], 4096) / _MIB for row in chosen],
+            [max(row["cpu_time"] or 0, 1e-3) for row in chosen],
+            [max(row["peak_memory"] or 0, 4096) / _MIB for row in chosen],
             s=10,
             color=COLOURS[status],
             label=status.value,
@@ -91,13 +92,13 @@ def usage(rows: Sequence[Row], axes: Any = None) -> Any:
     return _with_legend(axes)
 
 
-def wall_times(rows: Sequence[Row], axes: Any = None, bins: int = 30) -> Any:
+def wall_times(rows: Rows, axes: Any = None, bins: int = 30) -> Any:
     """How long the tasks took, by status, from the start of the function to its end."""
-    axes = _axes(axes)
+    rows, axes = _rows(rows), _axes(axes)
     groups = list(_by_status(rows))
     if groups:
         axes.hist(
-            [[row["wall_time"] for row in chosen] for _, chosen in groups],
+            [[row["wall_time"] or 0.0 for row in chosen] for _, chosen in groups],
             bins=bins,
             stacked=True,
             color=[COLOURS[status] for status, _ in groups],
@@ -106,6 +107,13 @@ def wall_times(rows: Sequence[Row], axes: Any = None, bins: int = 30) -> Any:
     axes.set_xlabel("wall time (s)")
     axes.set_ylabel("tasks")
     return _with_legend(axes)
+
+
+def _rows(rows: Rows) -> Sequence[Row]:
+    if not isinstance(rows, str | os.PathLike):
+        return rows
+    with read(rows) as reader:
+        return reader.tasks()
 
 
 def _axes(axes: Any) -> Any:
@@ -126,5 +134,5 @@ def _by_status(rows: Sequence[Row]) -> Iterator[tuple[Status, list[Row]]]:
 
 
 def _limit(rows: Sequence[Row], name: str) -> float | None:
-    values = [found[name]["value"] for row in rows if name in (found := json.loads(row["limits"]))]
+    values = [found[name] for row in rows if name in (found := limits_of(row["limits"]))]
     return max(set(values), key=values.count, default=None)

@@ -19,6 +19,7 @@ What runs in the caller itself has no limits: the refit of a search, and whateve
 
 from __future__ import annotations
 
+import os
 import re
 import threading
 import warnings
@@ -56,7 +57,11 @@ _ON_KILL = ("raise", "error_score")
 
 
 class LimitedBackend(ParallelBackendBase):  # type: ignore[misc]  # joblib has no types
-    """See the module. Each call of `joblib.Parallel`, or `with` block of one, has its executor."""
+    """See the module.
+
+    Calls of `joblib.Parallel` by one backend, so in one `with` block, share an executor where they
+    want the same: its template has imported by then what they need.
+    """
 
     supports_retrieve_callback = True
     supports_inner_max_num_threads = True
@@ -77,6 +82,7 @@ class LimitedBackend(ParallelBackendBase):  # type: ignore[misc]  # joblib has n
         self._options = options
         self._on_kill = _checked(on_kill)
         self._executor: LimitedProcessExecutor | None = None
+        self._made_for: object = None
         self._teller: ThreadPoolExecutor | None = None
         self._running: set[_Batch] = set()
         if options:
@@ -110,11 +116,24 @@ class LimitedBackend(ParallelBackendBase):  # type: ignore[misc]  # joblib has n
         self.reports = given.pop("reports", self.reports)
         self.parallel = parallel
         wanted = {"inner_max_num_threads": self.inner_max_num_threads, **self._options, **given}
-        self._executor = LimitedProcessExecutor(_workers(n_jobs), **wanted)
+        self._take_executor(_workers(n_jobs), wanted)
         # joblib's callbacks dispatch, and call sklearn where a fit was killed: not in the thread
         # that resolves futures.
         self._teller = ThreadPoolExecutor(1, thread_name_prefix="pynisher_exec joblib")
         return self.effective_n_jobs(n_jobs)
+
+    def _take_executor(self, workers: int, options: dict[str, Any]) -> None:
+        """Have one for these; the last call's where that is such a one, and of this process."""
+        wanted = workers, options, os.getpid()
+        if self._executor is None or self._made_for != wanted:
+            self._drop_executor()
+            self._executor, self._made_for = LimitedProcessExecutor(workers, **options), wanted
+
+    def _drop_executor(self) -> None:
+        executor, self._executor = self._executor, None
+        if executor is not None:
+            executor.kill_workers()
+            executor.shutdown()
 
     def submit(self, func: Any, callback: Callable[[Any], object] | None = None) -> _Batch:
         """Run a batch of calls, each as a task of its own, whatever `batch_size` says."""
@@ -131,12 +150,10 @@ class LimitedBackend(ParallelBackendBase):  # type: ignore[misc]  # joblib has n
         return out.values(self._on_kill)
 
     def terminate(self) -> None:
-        """End what runs, and let the processes go."""
-        executor, self._executor = self._executor, None
+        """The call has ended: what runs of it is ended too."""
         teller, self._teller = self._teller, None
-        if executor is not None:
-            executor.kill_workers()
-            executor.shutdown()
+        if self._running:
+            self._drop_executor()
         if teller is not None:
             teller.shutdown(wait=not self._is_teller())
 

@@ -107,6 +107,9 @@ def optimize(
     if not isinstance(executor, LimitedExecutor):
         msg = f"executor={executor!r} is no LimitedProcessExecutor, nor a view of one"
         raise TypeError(msg)
+    if n_trials is not None and not isinstance(n_trials, int):
+        msg = f"n_trials={n_trials!r} is no number of trials"  # type: ignore[unreachable]
+        raise TypeError(msg)
     if n_jobs is not None and n_jobs < 1 and n_jobs != -1:
         msg = f"n_jobs={n_jobs!r} must be greater than 0, or -1"
         raise ValueError(msg)
@@ -336,6 +339,12 @@ class LimitedTrial:
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)
         self._lock = threading.Lock()
+
+    def __getattr__(self, name: str) -> Any:
+        """Say what a task's trial has not got."""
+        has = ", ".join(["number", "params", "user_attrs", *sorted(_ASKED)])
+        msg = f"the trial of a limited task has no {name!r}: that stays in the caller; it has {has}"
+        raise AttributeError(msg)
 
     def _ask(self, name: str, *args: Any, **kwargs: Any) -> Any:
         asked = {"ticket": self._ticket, "name": name, "args": args, "kwargs": kwargs}

@@ -106,7 +106,7 @@ class SearchExecutor(Executor):
             record=record,
             key=key,
             resume=resume,
-            retry=retry,
+            retry=retry or (),
             deadline=None if deadline is None else duration("deadline", deadline),
         )
         return Reports(self, fn, calls, buffersize, ordered=ordered, follower=follower)

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from pynisher_exec.searches.reader import Row
 
-__all__ = ["build", "lanes"]
+__all__ = ["build", "lanes", "limits_of"]
 
 LAST_LINES = 20
 """Lines of stderr that a failure shows."""
@@ -83,7 +83,7 @@ def _tasks(rows: Sequence[Row]) -> list[dict[str, Any]]:
             "memory": row["peak_memory"],
             "processes": row["peak_processes"],
             "result": _cut(row["result"]),
-            "limits": _limits(row["limits"]),
+            "limits": limits_of(row["limits"]),
             "lane": lane,
         }
         if row["status"] != Status.OK.value:
@@ -114,7 +114,8 @@ def lanes(spans: Sequence[tuple[float | None, float]]) -> list[int | None]:
     return given
 
 
-def _limits(text: str) -> dict[str, float]:
+def limits_of(text: str) -> dict[str, float]:
+    """Give the values of a task's limits, by name, from the text that a record has."""
     try:
         found = json.loads(text)
         return {str(name): float(each["value"]) for name, each in found.items()}

@@ -75,6 +75,9 @@ class Wishes(NamedTuple):
         if self.record is None and (self.key is not None or self.resume or self.retry):
             msg = "key=, resume= and retry= say what to do with a record: pass record= as well"
             raise ValueError(msg)
+        if self.key is not None and not callable(self.key):
+            msg = f"key={self.key!r} is no function of an item"  # type: ignore[unreachable]
+            raise TypeError(msg)
         if self.retry and not self.resume:
             msg = "retry= says what a resumed search runs again: pass resume=True as well"
             raise ValueError(msg)

@@ -10,6 +10,7 @@ from typing import Any
 
 import joblib
 import numpy as np
+import psutil
 import pytest
 from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.datasets import load_digits, load_iris
@@ -128,6 +129,11 @@ def square(number: int) -> int:
     return number * number
 
 
+def template() -> int:
+    """The process that this task's supervisor was forked from."""
+    return psutil.Process(os.getppid()).ppid()
+
+
 @pytest.mark.parametrize("n_jobs", [1, 2, -1])
 @pytest.mark.parametrize("batch_size", ["auto", 3])
 def test_plain_calls(n_jobs: int, batch_size: Any) -> None:
@@ -135,6 +141,14 @@ def test_plain_calls(n_jobs: int, batch_size: Any) -> None:
     with joblib.parallel_config("limited", n_jobs=n_jobs, wall_time=30):
         parallel = joblib.Parallel(batch_size=batch_size)
         assert parallel(joblib.delayed(square)(n) for n in range(7)) == [n * n for n in range(7)]
+
+
+def test_calls_of_one_block_share_a_template() -> None:
+    """It has imported what they need, once it knows that; with other options it is another."""
+    with joblib.parallel_config("limited", n_jobs=2, wall_time=30):
+        found = [set(joblib.Parallel()([joblib.delayed(template)()])) for _ in range(6)]
+        assert found[-2] == found[-1]
+        assert set(joblib.Parallel(n_jobs=1)([joblib.delayed(template)()])) != found[-1]
 
 
 @pytest.mark.parametrize("how", HOW)
