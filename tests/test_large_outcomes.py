@@ -145,3 +145,22 @@ def test_arguments_go_with_their_call() -> None:
             wait_until(lambda: is_there() is None)
     finally:
         gc.enable()
+
+
+class Greedy:
+    """Takes memory to be pickled that there is not."""
+
+    def __reduce__(self) -> tuple[type[Greedy], tuple[()]]:
+        bytearray(1 << 40)
+        return Greedy, ()
+
+
+@pytest.mark.parametrize(("memory", "status"), [("150MiB", "memory"), (None, "exception")])
+def test_value_that_memory_is_too_short_to_pickle_names_the_limit(
+    memory: str | None, status: str
+) -> None:
+    """And what was being done; without a limit it is the value that cannot travel."""
+    with LimitedProcessExecutor(1, memory=memory) as executor:
+        report = executor.submit(Greedy).wait_for_report()
+    assert report.status == status
+    assert "Greedy cannot be pickled: MemoryError" in report.message

@@ -90,6 +90,44 @@ def test_shared_memory_of_the_own_is_charged() -> None:
         assert charge(pid, memory) >= SIZE
 
 
+COPIER = f"""
+import mmap, os, signal, sys
+signal.alarm(60)
+view = mmap.mmap(int(sys.argv[1]), {SIZE}, mmap.MAP_PRIVATE)
+view[::mmap.PAGESIZE]
+for _ in range(3):
+    pid = os.fork()
+    if not pid:
+        signal.alarm(60)
+        view[::mmap.PAGESIZE]
+        os.write(1, b"%d\\n" % os.getpid())
+        signal.pause()
+view[: {SIZE} // 2] = b"y" * ({SIZE} // 2)
+own = mmap.mmap(-1, {SIZE})
+own.write(b"x" * {SIZE})
+os.write(1, b"0\\n")
+sys.stdin.readline()
+os.killpg(0, signal.SIGKILL)
+"""
+
+
+def test_copies_of_a_shared_object_hide_no_memory_of_the_own() -> None:
+    """Though its neighbours read the object, and no map says how its copies are divided."""
+    with shared() as memory:
+        command = [sys.executable, "-S", "-c", COPIER, str(memory.descriptor)]
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+        with subprocess.Popen(
+            command, pass_fds=[memory.descriptor], start_new_session=True, **pipes
+        ) as parent:  # type: ignore[call-overload]
+            said = [int(parent.stdout.readline()) for _ in range(4)]
+            pids = [parent.pid, *(pid for pid in said if pid)]
+            reading = FairReading(pids, 0, {memory.place})
+            while reading.advance():
+                pass
+            parent.stdin.close()
+        assert reading.held[parent.pid] >= SIZE + SIZE // 2
+
+
 FAMILY = """
 import mmap, os, signal, sys
 signal.alarm(60)

@@ -42,7 +42,7 @@ def sentence(status: Status, evidence: Evidence, verdict: Verdict, facts: dict[s
     value = 0.0 if limit is None else limit.value
     match status:
         case Status.MEMORY:
-            return f"memory limit of {size_text(value)} passed: {_held(evidence)}"
+            return f"memory limit of {size_text(value)} passed: {_held(evidence, facts)}"
         case Status.CPU_TIME:
             spent = evidence.cpu_time if evidence.used is None else evidence.used
             return f"cpu_time limit of {value:g} s passed: used {spent:.3f} s"
@@ -61,10 +61,11 @@ def sentence(status: Status, evidence: Evidence, verdict: Verdict, facts: dict[s
             return _other(status, evidence, verdict)
 
 
-def _held(evidence: Evidence) -> str:
+def _held(evidence: Evidence, facts: dict[str, Any]) -> str:
     if not evidence.used:
-        held = size_text(evidence.peak_memory)
-        return f"an allocation was refused, {held} were held at most"
+        held = f"an allocation was refused, {size_text(evidence.peak_memory)} were held at most"
+        said = facts.get("message")
+        return f"{held}; {said}" if said else held
     detail = f" {evidence.detail}" if evidence.detail else ""
     return f"{size_text(evidence.used)} held{detail}"
 

@@ -278,39 +278,59 @@ def anonymous_memory(pid: int) -> int:
 
 
 class SealedMemory(NamedTuple):
-    """What a process has resident of sealed memory files, without the copies made by writing.
+    """What a process has of some sealed memory files, and of all else.
 
-    `resident` counts each page in full, `fair` divided by those who have it mapped.
+    `resident` counts each page that was not written to in full, `copies` each that was. `divided`
+    is the Pss of both together, `elsewhere` the most that can be of Pss_Anon outside these maps.
     """
 
-    resident: int
-    fair: int
+    resident: int = 0
+    copies: int = 0
+    divided: int = 0
+    elsewhere: int = 0
+
+    def with_map(self, resident: int, divided: int, anonymous: int, *, ours: bool) -> SealedMemory:
+        """Count one more: its Rss, Pss and Anonymous."""
+        if not ours:
+            return self._replace(elsewhere=self.elsewhere + min(divided, anonymous))
+        return self._replace(
+            resident=self.resident + resident - anonymous,
+            copies=self.copies + anonymous,
+            divided=self.divided + divided,
+        )
+
+    def fair(self, anonymous: int, processes: int) -> int:
+        """What was not written to, each page divided by those who map it: at most that much.
+
+        The kernel gives no fair share of the copies in one map. But that of all anonymous pages
+        (`anonymous`, Pss_Anon) is known: what of it is not elsewhere is of copies. Nor can there be
+        more than `processes` who share them.
+        """
+        copies = max(self.copies // processes, min(self.copies, anonymous - self.elsewhere))
+        return max(0, min(self.resident, self.divided - copies))
 
 
-def sealed_memory(pid: int, places: Collection[bytes], processes: int) -> SealedMemory:
-    """Read what a process has of some of them, by /proc/PID/smaps.
+def sealed_memory(pid: int, places: Collection[bytes]) -> SealedMemory:
+    """Read it from /proc/PID/smaps; nothing where it maps none of them.
 
-    `places` of those files are device and inode as that file has them. It gives no fair share of
-    copies that forks have in common; that is bounded by how many `processes` there are. Takes long
-    where there are many maps, and waits for their lock.
+    `places` of those files are device and inode as that file has them. Takes long where there are
+    many maps, and waits for their lock.
     """
     text = _read(f"/proc/{pid}/smaps", to_its_end=True)
     if not text:  # the main thread has ended, and the others may be about to
         text = _read(f"{_living_task(pid)}/smaps", to_its_end=True)
-    resident = fair = 0
+    found = SealedMemory()
     ours = False
     sizes: dict[bytes, int] = {}
     for line in text.splitlines() if _SEALED in text else ():
         name, _, rest = line.partition(b" ")
         if not name.endswith(b":"):  # the head of the next map
             ours = line.endswith(_SEALED) and _place_in(line) in places
-        elif ours and name in (b"Rss:", b"Pss:", b"Anonymous:"):
+        elif name in (b"Rss:", b"Pss:", b"Anonymous:"):
             sizes[name] = int(rest.split()[0]) << 10
             if name == b"Anonymous:":  # it comes after the two
-                uncopied = sizes[b"Rss:"] - sizes[name]
-                resident += uncopied
-                fair += max(0, min(uncopied, sizes[b"Pss:"] - sizes[name] // processes))
-    return SealedMemory(resident, fair)
+                found = found.with_map(*sizes.values(), ours=ours)
+    return found
 
 
 def sealed_places(pid: int) -> set[bytes]:

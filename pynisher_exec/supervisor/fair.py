@@ -133,8 +133,10 @@ class FairReading:
             if fair is None:
                 return None
             after = self._in_shares(pid)
+            count = len(self.pids)
+            in_shares = max(each.fair(fair.anonymous, count) for each in (before, after))
             held = min(
-                fair.shared - max(before.fair, after.fair),
+                fair.shared - in_shares,
                 resident - max(before.resident, after.resident),
             )
             if held <= 0 or before.resident == after.resident:
@@ -142,7 +144,7 @@ class FairReading:
         return None if fair is None else fair._replace(shared=max(0, held))
 
     def _in_shares(self, pid: int) -> proc.SealedMemory:
-        return proc.sealed_memory(pid, self._shares, len(self.pids))
+        return proc.sealed_memory(pid, self._shares)
 
 
 def _borrows(pid: int, parent: int) -> bool | None:

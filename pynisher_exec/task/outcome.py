@@ -181,9 +181,17 @@ def _exit_code_of(error: SystemExit) -> int:
 
 
 def pack(
-    kind: str, value: object, main_names: frozenset[str] | None, facts: dict[str, Any]
+    kind: str,
+    value: object,
+    main_names: frozenset[str] | None,
+    facts: dict[str, Any],
+    *,
+    is_bounded: bool,
 ) -> Outcome:
-    """Pickle what came, try to load it, and make the frame; what fails there is said instead."""
+    """Pickle what came, try to load it, and make the frame; what fails there is said instead.
+
+    `is_bounded`: there is a memory limit, so want of memory is its doing.
+    """
     facts = {**facts, "outcome": kind}
     if kind not in SENT:
         return Outcome([json.dumps(facts).encode()], _without_traceback(facts))
@@ -196,7 +204,8 @@ def pack(
             segments = _with_lineage(value, segments, main_names)
     except _Untravelled as problem:
         if kind != "startup":
-            facts["outcome"], facts["message"] = "unpicklable", str(problem)
+            short = is_bounded and problem.is_of_memory
+            facts["outcome"], facts["message"] = "memory" if short else "unpicklable", str(problem)
         facts.setdefault("traceback", problem.trace)
         segments = []
     head = json.dumps(facts).encode()
@@ -242,9 +251,10 @@ def _without_traceback(facts: dict[str, Any]) -> dict[str, Any]:
 
 
 class _Untravelled(Exception):  # noqa: N818  (never leaves this module)
-    def __init__(self, message: str, trace: str) -> None:
+    def __init__(self, message: str, trace: str, *, is_of_memory: bool) -> None:
         super().__init__(message)
         self.trace = trace
+        self.is_of_memory = is_of_memory
 
 
 def _attempt(noun: str, verb: str, value: object, action: Callable[[], Any]) -> Any:
@@ -259,7 +269,8 @@ def _attempt(noun: str, verb: str, value: object, action: Callable[[], Any]) -> 
         if type(value).__name__ in ("generator", "coroutine", "async_generator"):
             hint = f"; a {type(value).__name__} cannot leave its task, return what it yields"
         message = f"the {noun} of type {type_name(value)} cannot be {verb}: {line_of(error)}{hint}"
-        raise _Untravelled(message, text_of(error)) from None
+        short = issubclass(type(error), MemoryError)
+        raise _Untravelled(message, text_of(error), is_of_memory=short) from None
 
 
 def line_of(error: BaseException) -> str:

@@ -63,7 +63,7 @@ def rehearse() -> None:
         SoftSignals(limits, on_quit=False, below=rehearse.__code__)
         baseline = rlimits.measure()
         messages.say(line, "running", at=baseline.at, held=baseline.memory.held, mechanisms={})
-        packed = outcome.pack("value", function(*args, **kwargs), frozenset(), {})
+        packed = outcome.pack("value", function(*args, **kwargs), frozenset(), {}, is_bounded=True)
         os.fstat(line.fileno())
         peak = rlimits.peak(baseline)
         messages.say(line, "returned", at=clock.monotonic(), peak=peak, **packed.facts)

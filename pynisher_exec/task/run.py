@@ -344,7 +344,8 @@ class Task:
     def _deliver(self, kind: str, value: object, facts: dict[str, Any]) -> int:
         """Pickle and try, say RETURNED, send, flush; give the exit code."""
         try:
-            packed = outcome.pack(kind, value, self._main_names, facts)
+            bounded = self._limits.memory is not None
+            packed = outcome.pack(kind, value, self._main_names, facts, is_bounded=bounded)
         except BaseException as problem:  # noqa: BLE001  (foreign code, asked for its own failure)
             packed = outcome.untold(problem)
         self._exit_if_forked()
