@@ -147,6 +147,9 @@ def stat_fields(pid: int, thread: int = 0) -> list[str]:
     return text[text.rindex(")") + 2 :].split()  # the name may hold blanks and parentheses
 
 
+OWN_START = int(stat_fields(os.getpid())[19])
+
+
 def child_pids(pid: int) -> list[int]:
     """Children of every thread of a process, zombies included."""
     found: list[int] = []
@@ -174,7 +177,13 @@ def pids_with(variable: str, value: str) -> list[int]:
     """
     wanted = f"{variable}={value}".encode()
     pids = {int(name) for name in os.listdir("/proc") if name.isdecimal()} - {os.getpid()}
-    return [pid for pid in pids if wanted in environment_of(pid)]
+    return [pid for pid in pids if is_younger(pid) and wanted in environment_of(pid)]
+
+
+def is_younger(pid: int) -> bool:
+    """Whether it was started after this session: the others are most, and never looked into."""
+    fields = stat_fields(pid)
+    return bool(fields) and int(fields[19]) >= OWN_START
 
 
 def environment_of(pid: int) -> list[bytes]:
