@@ -9,6 +9,9 @@ items, keeps a core for what the worker's process does about it, and for each it
 own time and what a limited call takes beside it. A node may be lost: what it ran, and what it held,
 runs again elsewhere once that is noticed, and the node comes back after a while.
 
+What the scheduler has taken up it sends, also to a node that is lost before it gets there: so nodes
+have to live much longer than it takes to fill all places.
+
 One seed, one result. The same seed with other costs has the same items and the same losses.
 """
 
