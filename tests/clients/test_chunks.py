@@ -92,7 +92,7 @@ def test_a_chunk_that_is_a_limited_task_ends_when_it_is_cancelled(
     with LimitedDaskExecutor(client, memory=None) as executor:
         future = executor.submit(chunks_under(wall_time=PATIENCE), ["fine", str(there), "well"])
         wait_until(there.is_symlink, PATIENCE)
-        pid = int(os.readlink(there))
+        pid = int(str(there.readlink()))
         assert psutil.pid_exists(pid)
         wait_until(future.cancel)
         wait_until(future.done)
