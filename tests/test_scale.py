@@ -24,7 +24,17 @@ from benchmarks.scale.simulate import (
     Work,
     drawn,
 )
-from benchmarks.scale.table import MOST, Place, Setting, batched, cells, demand, show, smallest
+from benchmarks.scale.table import (
+    MOST,
+    Place,
+    Setting,
+    batched,
+    cells,
+    demand,
+    foretold,
+    show,
+    smallest,
+)
 
 ITEMS = 2000
 
@@ -174,6 +184,7 @@ def figures() -> Figures:
     """Such as they are measured."""
     way = Way(1, [0.001], [0.0008], [0.003], [100.0])
     return Figures(
+        cores=2,
         parts={"caller": [0.001], "supervisor": [0.001], "template": [0.0], "task": [0.003]},
         alone=[0.003],
         loaded=[0.005],
@@ -189,6 +200,7 @@ def figures() -> Figures:
         background=0.02,
         heartbeat=0.0004,
         crowd=(100, [0.0005]),
+        real=[0.9],
     )
 
 
@@ -231,6 +243,11 @@ def test_the_smallest_chunk_is_the_smallest() -> None:
         assert (max(asked.values()) <= Setting().share) is fits
     assert smallest(figures(), Setting(), "chunk", 1000, 0.01) == MOST
     assert smallest(figures(), Setting(), "chunk", 1, 60.0) == 1
+
+
+def test_what_is_foretold_of_this_machine() -> None:
+    """A tenth of a second, by that with the call and the worker's part; ends count little."""
+    assert foretold(figures()) == pytest.approx(0.1 / (0.1 + 0.005 + 0.002), rel=0.02)
 
 
 def test_cells_say_what_bounds_them() -> None:

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from benchmarks.rows import environment, percentile
-from benchmarks.scale.figures import Figures, Way, from_json
-from benchmarks.scale.table import Cell, Setting, batched, cells, show, single
+from benchmarks.scale.figures import REAL_LENGTH, Figures, Way, from_json
+from benchmarks.scale.table import Cell, Setting, batched, cells, foretold, show, single
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -39,14 +39,14 @@ BRIEF = "of these, those that are bound, where a chunk returns one short value a
 def main() -> int:
     """Measure, simulate, print."""
     options = _options()
-    found: dict[str, Any] = {"environment": environment("distributed")}
     if options.earlier:
-        found = json.loads(Path(options.earlier).read_text())
+        found: dict[str, Any] = json.loads(Path(options.earlier).read_text())
         figures = from_json(found["figures"])
     else:
-        # Under this name alone, so that simulating from a file needs no distributed.
+        # Here, so that simulating from a file needs no distributed.
         from benchmarks.scale.measure import measured  # noqa: PLC0415
 
+        found = {"environment": environment("distributed")}
         figures = measured(quick=options.quick, tell=_tell)
     setting = QUICK if options.quick else FULL
     print(*found["environment"], sep="\n")
@@ -112,7 +112,17 @@ def told(figures: Figures) -> list[str]:
         *lines,
         f"map with {workers} workers: scheduler {_ms(scheduler)} ms of CPU a task",
         f"{background}; a worker's heartbeat {figures.heartbeat * 1000:.2f} ms",
+        _check(figures),
     ]
+
+
+def _check(figures: Figures) -> str:
+    real = figures.real
+    return (
+        f"the executor here, {figures.cores} cores, tasks that sleep {REAL_LENGTH:g} s: efficiency "
+        f"{statistics.median(real):.2f} [{min(real):.2f}, {max(real):.2f}]; simulated "
+        f"{foretold(figures):.2f}"
+    )
 
 
 def _line_of(name: str, way: Way) -> str:

@@ -11,7 +11,10 @@ from typing import Any
 
 from benchmarks.scale.simulate import Costs
 
-__all__ = ["Figures", "Way", "from_json", "heartbeats", "median"]
+__all__ = ["REAL_LENGTH", "REAL_TASKS", "Figures", "Way", "from_json", "heartbeats", "median"]
+
+REAL_LENGTH, REAL_TASKS = 0.1, 20
+"""Seconds of each task that is really run, to hold the simulation against it; tasks for a core."""
 
 median = statistics.median
 
@@ -52,8 +55,10 @@ class Figures:
     heartbeat: CPU time that it takes for one word of a worker that it is there.
     crowd: how many workers there were in a second cluster, and the scheduler's CPU time for a
         task of `map` there: whether it grows with their number.
+    real: efficiencies of the executor on this machine's `cores`, for sleeping tasks.
     """
 
+    cores: int
     parts: dict[str, list[float]]
     alone: list[float]
     loaded: list[float]
@@ -62,6 +67,7 @@ class Figures:
     background: float
     heartbeat: float
     crowd: tuple[int, list[float]]
+    real: list[float]
 
     def costs(self, way: str, items: int, workers: int, length: float = 0.0) -> Costs:
         """What the simulation draws from, for chunks of so many items, sent this way.

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from benchmarks.processes import cpu_time_of, descendants, name_of
 from benchmarks.rows import timed
 from benchmarks.scale.cluster import Cluster, cluster, crowd
-from benchmarks.scale.figures import Figures, Way, heartbeats
+from benchmarks.scale.figures import REAL_LENGTH, REAL_TASKS, Figures, Way, heartbeats
 from pynisher_exec import limited
 
 if TYPE_CHECKING:
@@ -26,6 +26,7 @@ LIMITS: dict[str, Any] = {"memory": "256MiB", "cpu_time": 10, "wall_time": 100}
 MANY = 50
 """Reports that one item's is made into, to see what each one more takes on its way."""
 
+CORES = os.cpu_count() or 1
 CROWD = 100
 TOPIC = "benchmarks.scale"
 PATIENCE = 60
@@ -59,15 +60,16 @@ def tell_something(item: int) -> int:
 
 
 class _Effort(NamedTuple):
-    """How thorough: rounds, tasks of a round, calls, seconds of looking on."""
+    """How thorough: rounds, seconds after which none is begun, tasks of a round, calls, looks."""
 
     rounds: int
+    seconds: float
     tasks: int
     calls: int
     idle: float
 
 
-FULL, QUICK = _Effort(7, 200, 300, 2.0), _Effort(2, 100, 60, 1.0)
+FULL, QUICK = _Effort(7, 35, 200, 300, 2.0), _Effort(2, 10, 100, 60, 1.0)
 
 
 def measured(*, quick: bool, tell: Callable[[str], None]) -> Figures:
@@ -77,13 +79,15 @@ def measured(*, quick: bool, tell: Callable[[str], None]) -> Figures:
     parts, alone = _parts(effort.calls)
     loaded = _loaded(effort.calls)
     tell("a cluster")
-    with cluster(os.cpu_count() or 1) as found:
+    with cluster(CORES) as found:
         trips, ways, background = _ways(found, effort)
+        real = _real(found.client, max(2, effort.rounds // 2))
     tell(f"a cluster of {CROWD} workers")
     with crowd(CROWD) as found:
         heard, scheduler = _crowded(found, effort)
     more = heartbeats(CROWD) - heartbeats(1)
     return Figures(
+        cores=CORES,
         parts=parts,
         alone=alone,
         loaded=loaded,
@@ -92,6 +96,7 @@ def measured(*, quick: bool, tell: Callable[[str], None]) -> Figures:
         background=background,
         heartbeat=max(0.0, heard - background) / more,
         crowd=(CROWD, scheduler),
+        real=real,
     )
 
 
@@ -140,7 +145,7 @@ def _loaded(calls: int) -> list[float]:
     def go_on() -> None:
         found.extend(timed(lambda: limited_abs.report(1)) / 1000 for _ in range(calls))
 
-    threads = [threading.Thread(target=go_on) for _ in range(os.cpu_count() or 1)]
+    threads = [threading.Thread(target=go_on) for _ in range(CORES)]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -162,7 +167,10 @@ def _ways(found: Cluster, effort: _Effort) -> tuple[dict[str, list[float]], dict
             action()  # connections are there, templates, and what they import
         background = _idle(found.scheduler, effort.idle)
         ways = {name: Way(items, [], [], [], []) for name, (items, _, _) in actions.items()}
-        for _ in range(effort.rounds):
+        end = time.monotonic() + effort.seconds
+        for number in range(effort.rounds):
+            if number > 1 and time.monotonic() > end:
+                break  # on a busy machine
             for name, (_, count, action) in actions.items():
                 _add(ways[name], found, background, count, action)
         trips = _trips(client, executor, effort.calls // 3)
@@ -204,6 +212,16 @@ def _add(
     way.client.append(client / count)
     way.worker.append(worker / count)
     way.rate.append(count / took)
+
+
+def _real(client: Any, rounds: int) -> list[float]:
+    """How efficient the executor is in truth, with tasks that sleep: a check of the simulation."""
+    from pynisher_exec.dask import LimitedDaskExecutor  # noqa: PLC0415 - not without distributed
+
+    lengths = [REAL_LENGTH] * REAL_TASKS * CORES
+    with LimitedDaskExecutor(client, **LIMITS) as executor:
+        took = [timed(lambda: list(executor.reports(time.sleep, lengths))) for _ in range(rounds)]
+    return [sum(lengths) * 1000 / each / CORES for each in took]
 
 
 def _trips(client: Any, executor: Any, calls: int) -> dict[str, list[float]]:

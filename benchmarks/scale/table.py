@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import os
 import statistics
 from typing import TYPE_CHECKING, NamedTuple
 
+from benchmarks.scale.figures import REAL_LENGTH, REAL_TASKS
 from benchmarks.scale.simulate import FREE, Cluster, Lengths, Outcome, Simulation, Work, dice, drawn
 from pynisher_exec import LimitedProcessExecutor
 
@@ -24,6 +26,7 @@ __all__ = [
     "batched",
     "cells",
     "demand",
+    "foretold",
     "show",
     "single",
     "smallest",
@@ -154,6 +157,20 @@ def cells(figures: Figures, setting: Setting, places: Sequence[Place]) -> list[C
         for number, place in enumerate(places)
     ]
     return sorted(found, key=lambda cell: (cell.nodes, cell.length))
+
+
+def foretold(figures: Figures) -> float:
+    """What the simulation says of the tasks that were really run here: see `Figures.real`."""
+    calls = dice("foretold", "calls").choices(figures.loaded, k=POOL)
+    work = Work([REAL_LENGTH] * POOL, calls)
+    costs = figures.costs("executor", 1, 1, REAL_LENGTH)
+    chunks = REAL_TASKS * figures.cores
+    ahead = math.ceil(figures.cores / 10)
+    runs = [
+        Simulation(Cluster(1, figures.cores, ahead), work, costs, chunks, 1, seed).run()
+        for seed in range(20)
+    ]
+    return statistics.median(run.efficiency for run in runs)
 
 
 def _run(job: _Job) -> tuple[Outcome, Outcome]:
