@@ -69,7 +69,7 @@ class _Effort(NamedTuple):
     idle: float
 
 
-FULL, QUICK = _Effort(7, 35, 200, 300, 2.0), _Effort(2, 10, 100, 60, 1.0)
+FULL, QUICK = _Effort(7, 25, 200, 300, 2.0), _Effort(2, 10, 100, 60, 1.0)
 
 
 def measured(*, quick: bool, tell: Callable[[str], None]) -> Figures:

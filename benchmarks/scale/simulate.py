@@ -138,11 +138,14 @@ class Simulation:
     def __init__(
         self, cluster: Cluster, work: Work, costs: Costs, chunks: int, size: int, seed: object
     ) -> None:
-        self._cluster, self._work, self._costs, self._size = cluster, work, costs, size
+        self._cluster, self._costs = cluster, costs
         self._costs_dice = dice(seed, "costs").random
         self._loss_dice = dice(seed, "losses")
         starts = dice(seed, "chunks")
-        self._starts = [starts.randrange(work.count - size + 1) for _ in range(chunks)]
+        # Of each chunk, what its functions run, and what its calls take beside that.
+        self._work = [
+            work.seconds(starts.randrange(work.count - size + 1), size) for _ in range(chunks)
+        ]
         self.counted = [0] * chunks
         self._cores = [[0.0] * cluster.cores for _ in range(cluster.nodes)]
         self._epochs = [0] * cluster.nodes
@@ -153,7 +156,7 @@ class Simulation:
         # when, a number that keeps the order, node, the node's epoch, what
         self._events: list[tuple[float, int, int, int, int]] = []
         self._number = self._next = self._done = self._again = self._losses = 0
-        self._submitted = self._free = self._busy = self._useful = 0.0
+        self._submitted = self._free = self._busy = 0.0
 
     def run(self) -> Outcome:
         """Go on until every chunk has ended once."""
@@ -167,10 +170,12 @@ class Simulation:
             now, _, node, epoch, what = heappop(self._events)
             self._take(now, node, epoch, what)
         cores = self._cluster.nodes * self._cluster.cores
+        ran = zip(self.counted, self._work, strict=True)
+        useful = sum(times * seconds for times, (seconds, _) in ran)
         return Outcome(
             makespan=now,
-            efficiency=self._useful / (cores * now),
-            useful=self._useful,
+            efficiency=useful / (cores * now),
+            useful=useful,
             scheduler=self._busy / now,
             client=self._submitted / now,
             again=self._again,
@@ -198,7 +203,6 @@ class Simulation:
     def _count(self, chunk: int) -> None:
         self.counted[chunk] += 1
         self._done += 1
-        self._useful += self._work.seconds(self._starts[chunk], self._size)[0]
 
     # -- the scheduler ---------------------------------------------------------------------------
 
@@ -235,8 +239,8 @@ class Simulation:
     def _run(self, chunk: int, node: int, arrival: float) -> None:
         """Tell when it ends: the core that is free first takes it, in the order of arrival."""
         cores = self._cores[node]
-        took = sum(self._work.seconds(self._starts[chunk], self._size))
-        end = max(arrival, cores[0]) + self._draw(self._costs.worker) + took
+        ran, calls = self._work[chunk]
+        end = max(arrival, cores[0]) + self._draw(self._costs.worker) + ran + calls
         heapreplace(cores, end)
         self._sent[node][chunk] = end
         self._at(end + self._draw(self._costs.hop), node, chunk)
