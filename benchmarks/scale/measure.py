@@ -85,7 +85,6 @@ def measured(*, quick: bool, tell: Callable[[str], None]) -> Figures:
     tell(f"a cluster of {CROWD} workers")
     with crowd(CROWD) as found:
         heard, scheduler = _crowded(found, effort)
-    more = heartbeats(CROWD) - heartbeats(1)
     return Figures(
         cores=CORES,
         parts=parts,
@@ -94,7 +93,7 @@ def measured(*, quick: bool, tell: Callable[[str], None]) -> Figures:
         trips=trips,
         ways=ways,
         background=background,
-        heartbeat=max(0.0, heard - background) / more,
+        heartbeat=max(0.0, heard - background) / (heartbeats(CROWD) - heartbeats(1)),
         crowd=(CROWD, scheduler),
         real=real,
     )
@@ -252,7 +251,7 @@ def _crowded(found: Cluster, effort: _Effort) -> tuple[float, list[float]]:
 
 
 def _idle(pid: int, seconds: float) -> float:
-    """CPU time that a process takes in a second while nothing is asked of it; the median third."""
+    """CPU time that a process takes in a second while nothing is asked of it; median of three."""
     found = []
     for _ in range(3):
         before, began = cpu_time_of(pid), time.monotonic()
