@@ -47,6 +47,7 @@ configs = ["a", "b"]
 """,
 }
 BEFORE["On a Dask cluster"] = BEFORE["Searches that run for hours"]
+BEFORE["At scale"] = BEFORE["Searches that run for hours"]
 BEFORE["Recipes"] = BEFORE["Searches that run for hours"] + "executor = LimitedProcessExecutor(2)\n"
 """What a reader has by then, by headings."""
 
