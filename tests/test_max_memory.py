@@ -84,8 +84,8 @@ def count_running(folder: Path, number: int) -> int:
 @pytest.mark.parametrize(
     ("limit", "message"),
     [
-        (None, "max_memory=209715200 admits no task without a memory limit"),
-        (201 * MIB, "memory=210763776 can never fit into max_memory=209715200"),
+        (None, "max_memory=200 MiB admits no task without a memory limit"),
+        (201 * MIB, "memory=201 MiB can never fit into max_memory=200 MiB"),
     ],
 )
 def test_what_never_fits_is_refused_at_once(
