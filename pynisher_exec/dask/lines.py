@@ -79,18 +79,20 @@ class Lines:
 
     def _tell(self) -> None:
         while self._open or not self._has_ended:
-            wait = (
-                max(0.0, min(self._stopping.values()) - time.monotonic())
-                if self._stopping
-                else None
-            )
-            with contextlib.suppress(queue.Empty):
-                news = self._news.get(timeout=wait)
-                if news is not None:
-                    self._take(news)
+            self._take_next()
             self._give_up_late()
         with contextlib.suppress(Exception):  # a client that is closed has dropped it
             self._client.unsubscribe_topic(self.topic)
+
+    def _take_next(self) -> None:
+        """Wait for a piece of news, and hold none meanwhile: a future in it keeps its value."""
+        wait = None
+        if self._stopping:
+            wait = max(0.0, min(self._stopping.values()) - time.monotonic())
+        with contextlib.suppress(queue.Empty):
+            news = self._news.get(timeout=wait)
+            if news is not None:
+                self._take(news)
 
     def _take(self, news: _News) -> None:
         future = self._open.get(news.key)
