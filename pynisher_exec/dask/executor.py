@@ -12,6 +12,7 @@ from pynisher_exec.caller import arguments
 from pynisher_exec.caller.account import never_started
 from pynisher_exec.caller.item import name_of, refuse_unfit, text_of
 from pynisher_exec.caller.searching import SearchExecutor
+from pynisher_exec.dask import text
 from pynisher_exec.dask import worker as on_worker
 from pynisher_exec.dask.future import LimitedDaskFuture
 from pynisher_exec.dask.lines import Lines
@@ -35,18 +36,6 @@ if TYPE_CHECKING:
 __all__ = ["LimitedDaskExecutor"]
 
 T = TypeVar("T")
-
-_PROBE = """
-def versions():
-    import platform
-    python = ".".join(platform.python_version_tuple()[:2])
-    try:
-        import pynisher_exec.dask
-    except ImportError:
-        return python, None
-    return python, pynisher_exec.__version__
-"""
-"""Looks on a worker; by value, since what it looks for may be missing there."""
 
 
 class LimitedDaskExecutor(SearchExecutor):
@@ -147,16 +136,16 @@ class LimitedDaskExecutor(SearchExecutor):
             future.conclude(answer.report, answer.error, cancelled=False)
             return future
         name = name_of(fn)
-        sent = on_worker.Sent(
-            name, segments, self._options, self._lines.topic, on_worker.versions()
-        )
+        versions = on_worker.versions()
+        sent = on_worker.Sent(name, segments, self._options, self._lines.topic, versions)
+        given = {"sent": sent.plain(), "values": brought, "client": on_worker.described(*versions)}
         # Dask shows a key up to its last dash; no two of ours are the same.
         key = f"{name.replace('<', '').replace('>', '')}-{secrets.token_hex(16)}"
         self._mine.add(future)
         future.add_done_callback(self._mine.discard)
         self._lines.expect(key, future)
         future.dask_future = self._client.submit(
-            on_worker.run, sent, *brought, key=key, pure=False, **self._placed()
+            eval, text.CALL, given, key=key, pure=False, **self._placed()
         )
         self._lines.follow(key, future)
         return future
@@ -272,16 +261,17 @@ def _check(client: Client) -> None:
         raise TypeError(msg)
     _check_open(client)
     ours = on_worker.versions()
-    found = _on_all(client)
-    for address, theirs in found.items():
-        if tuple(theirs) != ours:
-            raise RuntimeError(on_worker.mismatch(address, theirs, ours))
+    for address, found in _on_all(client).items():
+        if isinstance(found, OSError):
+            continue  # a worker that has just left; one that comes later is looked at by its tasks
+        if isinstance(found, Exception):
+            raise found
+        if found[:2] != ours:
+            raise RuntimeError(on_worker.mismatch(address, found, ours))
 
 
-def _on_all(client: Client) -> dict[str, tuple[str, str | None]]:
-    namespace: dict[str, Any] = {"__name__": "__main__"}  # so that it travels by value
-    exec(_PROBE, namespace)  # noqa: S102  (ours, above)
-    found: dict[str, tuple[str, str | None]] = client.run(namespace["versions"])
+def _on_all(client: Any) -> dict[str, tuple[str, str | None, str] | Exception]:
+    found: dict[str, Any] = client.run(eval, text.LOOK, {}, on_error="return")
     return found
 
 

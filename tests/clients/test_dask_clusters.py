@@ -3,17 +3,25 @@
 from __future__ import annotations
 
 import os
+import re
+import shutil
+import signal
+import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import TimeoutError as FutureTimeoutError
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import cloudpickle
 import pytest
 from conftest import name_of, wait_until
+from dask_cluster import Cluster, cluster
 from distributed import Client, LocalCluster
 
-from pynisher_exec import shutdown
+import pynisher_exec
+from pynisher_exec import PynisherError, shutdown
 from pynisher_exec.dask import LimitedDaskExecutor
 
 if TYPE_CHECKING:
@@ -67,16 +75,16 @@ def wait_for(path: str) -> int:
 
 def test_tasks_of_a_retired_worker_run_again(elastic: tuple[Any, Any], tmp_path: Path) -> None:
     """Elsewhere, when nothing of their first runs is there any more; all others run once."""
-    cluster, client = elastic
+    made, client = elastic
     with LimitedDaskExecutor(client, wall_time=PATIENCE) as executor:
-        cluster.adapt(minimum=2, maximum=2, interval="100ms")
+        made.adapt(minimum=2, maximum=2, interval="100ms")
         client.wait_for_workers(2, timeout=PATIENCE)
         paths = [tmp_path / str(number) for number in range(4)]
         futures = [executor.submit(wait_for, str(path)) for path in paths]
         wait_until(lambda: all(path.exists() and path.read_text() for path in paths))
         first = [int(path.read_text()) for path in paths]
 
-        cluster.adapt(minimum=1, maximum=1, interval="100ms")
+        made.adapt(minimum=1, maximum=1, interval="100ms")
         wait_until(lambda: len(workers_of(client)) == 1)
         wait_until(lambda: sum(name_of(pid) == "limit-task" for pid in first) == 2)
         (tmp_path / "go").touch()
@@ -92,10 +100,10 @@ def test_tasks_of_a_retired_worker_run_again(elastic: tuple[Any, Any], tmp_path:
 
 def test_workers_come_and_go_with_the_tasks(elastic: tuple[Any, Any], marked: Mark) -> None:
     """The executor is made where there is no worker yet, and used where there is none left."""
-    cluster, client = elastic
+    made, client = elastic
     with LimitedDaskExecutor(client, wall_time=PATIENCE) as executor:
         assert executor.max_workers == 0
-        cluster.adapt(minimum=0, maximum=2, interval="100ms", wait_count=1)
+        made.adapt(minimum=0, maximum=2, interval="100ms", wait_count=1)
         for _ in range(2):
             reports = list(executor.reports(abs, range(-50, 0)))
             assert [report.status for report in reports] == ["ok"] * 50
@@ -106,9 +114,114 @@ def test_workers_come_and_go_with_the_tasks(elastic: tuple[Any, Any], marked: Ma
 
 def test_values_that_nobody_holds_leave_the_cluster(elastic: tuple[Any, Any]) -> None:
     """The last one too: it would keep a worker, and its memory, for as long as the executor."""
-    cluster, client = elastic
-    cluster.scale(1)
+    made, client = elastic
+    made.scale(1)
     with LimitedDaskExecutor(client) as executor:
         for size in range(1, 6):
             assert executor.submit(bytes, size * 10_000).result(PATIENCE) == bytes(size * 10_000)
             wait_until(lambda: not client.futures)
+
+
+# Workers that are not like the client -----------------------------------------------------------
+
+WITHOUT = """
+import sys
+sys.modules["pynisher_exec"] = None
+"""
+OTHER = """
+import platform
+platform.python_version_tuple = lambda: ("3", "99", "0")
+"""
+CASES = [
+    (WITHOUT, rf"no pynisher_exec \(.*\), the client .*pynisher_exec {pynisher_exec.__version__}"),
+    (OTHER, rf"Python 3\.99 and .*, the client Python 3\.{sys.version_info.minor} and "),
+]
+
+
+@pytest.fixture
+def bare(tmp_path: Path) -> Iterator[tuple[Cluster, Any]]:
+    """A cluster of this Python, and its client; workers are the test's to start."""
+    with cluster(tmp_path, 0) as made:
+        yield made
+
+
+def start_odd(made: Cluster, folder: Path, first: str) -> None:
+    """Start a worker that runs these lines before all else."""
+    folder.mkdir()
+    (folder / "sitecustomize.py").write_text(first)
+    path = os.pathsep.join([str(folder), *filter(None, [os.environ.get("PYTHONPATH")])])
+    made.worker("odd", PYTHONPATH=path)
+
+
+@pytest.mark.parametrize(("first", "told"), CASES, ids=["without", "other"])
+def test_odd_worker_is_told_where_the_executor_is_made(
+    bare: tuple[Cluster, Any], tmp_path: Path, first: str, told: str
+) -> None:
+    """Naming the worker, and what both sides have."""
+    made, client = bare
+    made.worker("right")
+    start_odd(made, tmp_path / "odd", first)
+    client.wait_for_workers(2, timeout=PATIENCE)
+    (odd,) = [
+        at for at, each in client.scheduler_info()["workers"].items() if each["name"] == "odd"
+    ]
+    with pytest.raises(RuntimeError, match=f"worker {odd} has .*{told}"):
+        LimitedDaskExecutor(client)
+
+
+@pytest.mark.parametrize(("first", "told"), CASES, ids=["without", "other"])
+def test_odd_worker_that_comes_later_is_told_by_its_tasks(
+    bare: tuple[Cluster, Any], tmp_path: Path, first: str, told: str
+) -> None:
+    """As an adaptive cluster's may: before anything runs there, and the worker lives on."""
+    made, client = bare
+    with LimitedDaskExecutor(client) as executor:
+        future = executor.submit(Path.touch, tmp_path / "has run")
+        start_odd(made, tmp_path / "odd", first)
+        error = future.exception(PATIENCE)
+        assert isinstance(error, PynisherError)
+        assert re.search(f"worker odd at tcp://.* has .*{told}", str(error))
+        assert future.report is not None
+        assert future.report.message == str(error)
+        assert client.submit(abs, -1).result() == 1
+    assert not (tmp_path / "has run").exists()
+
+
+@pytest.mark.filterwarnings("ignore:Mismatched versions")
+def test_worker_of_another_python_is_told(bare: tuple[Cluster, Any]) -> None:
+    """Of a real one: bytecode that is sent to it would crash it."""
+    made, client = bare
+    python, version = another_python()
+    made.worker("other", python=python)
+    client.wait_for_workers(1, timeout=PATIENCE)
+    here = f"3\\.{sys.version_info.minor}"
+    with pytest.raises(RuntimeError, match=f"has Python {version} .* the client Python {here} "):
+        LimitedDaskExecutor(client)
+    assert client.submit(abs, -1).result() == 1
+
+
+def another_python() -> tuple[str, str]:
+    """One that can run a worker, and its version."""
+    for minor in range(10, 20):
+        python = shutil.which(f"python3.{minor}")
+        if python and minor != sys.version_info.minor:
+            look = [python, "-c", "import distributed"]
+            if subprocess.run(look, capture_output=True, check=False).returncode == 0:
+                return python, f"3.{minor}"
+    pytest.skip("no other Python that has distributed is on the PATH")
+
+
+def test_worker_that_is_lost_as_it_is_asked_is_no_error(bare: tuple[Cluster, Any]) -> None:
+    """It has left the cluster, which is not asked again."""
+    made, client = bare
+    made.worker("right")
+    lost = made.worker("lost", "--no-nanny")
+    client.wait_for_workers(2, timeout=PATIENCE)
+    lost.send_signal(signal.SIGSTOP)
+    with ThreadPoolExecutor(1) as thread:
+        making = thread.submit(LimitedDaskExecutor, client)
+        with pytest.raises(FutureTimeoutError):
+            making.result(0.5)  # it waits for the answer
+        lost.kill()
+        with making.result(PATIENCE) as executor:
+            assert executor.submit(abs, -1).result(PATIENCE) == 1
