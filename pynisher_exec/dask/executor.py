@@ -51,7 +51,8 @@ class LimitedDaskExecutor(SearchExecutor):
         never is; a task whose worker was lost always, as often as the scheduler allows
         (`distributed.scheduler.allowed-failures`).
     memory_resource: name of a resource of the workers that counts bytes (`dask worker --resources
-        "MEMORY=16e9"`), of which each task takes its memory limit while it runs.
+        "MEMORY=16e9"`), of which each task takes its memory limit, in bytes, while it runs; one
+        that is more than any worker has is `refused`.
     workers, resources, priority: as of `Client.submit`.
 
     Raises ValueError or TypeError for what is no limit, and RuntimeError, which names both sides,
@@ -95,10 +96,11 @@ class LimitedDaskExecutor(SearchExecutor):
         }
         capture = arguments.capture_bound(capture_output)
         options = _options(limits, capture, private_tmp=private_tmp, retries=retries)
+        self._memory_resource = memory_resource
+        self._memory = _Taken.of(memory_resource, options)
         _check(client)
         self._client: Any = client  # most of it has no types
         self._options = options
-        self._memory_resource = memory_resource
         self._wishes = {
             "workers": workers,
             "priority": priority,
@@ -132,9 +134,9 @@ class LimitedDaskExecutor(SearchExecutor):
             refuse_unfit(fn)
             segments, brought = _packed(fn, args, kwargs)
         except (TypeError, UnpicklableError) as error:
-            answer = never_started(str(error), error, Status.EXCEPTION)
-            future.conclude(answer.report, answer.error, cancelled=False)
-            return future
+            return _unsent(future, str(error), error, Status.EXCEPTION)
+        if self._memory is not None and (refusal := self._memory.refusal(self._client)):
+            return _unsent(future, refusal, None, Status.REFUSED)
         name = name_of(fn)
         versions = on_worker.versions()
         sent = on_worker.Sent(name, segments, self._options, self._lines.topic, versions)
@@ -151,10 +153,9 @@ class LimitedDaskExecutor(SearchExecutor):
         return future
 
     def _placed(self) -> dict[str, Any]:
-        memory = self._options.limits.get("memory")
-        if self._memory_resource is None or memory is None:
+        if self._memory is None:
             return self._wishes
-        taken = {self._memory_resource: Limits(memory=memory).memory}
+        taken = {self._memory.name: self._memory.size}
         return {**self._wishes, "resources": {**self._wishes["resources"], **taken}}
 
     def limit(self, *, capture_output: bool | int | str | Unset = UNSET, **limits: Any) -> _View:
@@ -215,10 +216,48 @@ class _View(LimitedDaskExecutor):
         self.__dict__.update(vars(parent))
         self._parent = parent  # which keeps the lines
         self._options = options
+        self._memory = _Taken.of(self._memory_resource, options)
         self._mine = set()
 
     def _end(self) -> None:
         """The lines are the parent's to end."""
+
+
+class _Taken:
+    """What each task takes, while it runs, of a resource of the workers that counts bytes."""
+
+    def __init__(self, name: str, size: int) -> None:
+        self.name = name
+        self.size = size
+        self._fits = False
+
+    @classmethod
+    def of(cls, name: str | None, options: on_worker.Options) -> _Taken | None:
+        """None: of nothing. ValueError where the limit is not known before a task has a worker."""
+        if name is None:
+            return None
+        memory = options.limits["memory"]
+        size = Limits(memory=memory).memory
+        if size is None or "%" in str(memory):
+            msg = f"memory_resource={name!r} needs a memory limit in bytes, which tasks take of it"
+            raise ValueError(msg)
+        return cls(name, size)
+
+    def refusal(self, client: Any) -> str:
+        """Why no worker would ever take such a task; looked up until one would, or there is none.
+
+        Dask lets it wait, for a worker that has as much.
+        """
+        if not self._fits:
+            workers = client.scheduler_info(n_workers=-1)["workers"].values()
+            most = max((each["resources"].get(self.name, 0) for each in workers), default=None)
+            if most is not None and most < self.size:
+                return (
+                    f"memory limit of {self.size} bytes: no worker has more than {most:.0f} of "
+                    f"its resource {self.name} in all (dask worker --resources)"
+                )
+            self._fits = most is not None
+        return ""
 
 
 # -- what goes out --------------------------------------------------------------------------------
@@ -234,6 +273,14 @@ def _options(
     given = {**limits, "memory": None} if shares else limits
     Limits(**given)  # what is no limit is told here
     return on_worker.Options(given, shares, capture, bool(private_tmp), retries)
+
+
+def _unsent(
+    future: LimitedDaskFuture[T], message: str, error: Exception | None, status: Status
+) -> LimitedDaskFuture[T]:
+    answer = never_started(message, error, status)
+    future.conclude(answer.report, answer.error, cancelled=False)
+    return future
 
 
 def _packed(
@@ -260,6 +307,9 @@ def _check(client: Client) -> None:
         msg = f"client={client!r} is no distributed.Client"  # type: ignore[unreachable]
         raise TypeError(msg)
     _check_open(client)
+    if client.asynchronous:
+        msg = f"the client is asynchronous, and this executor waits for its answers: {client!r}"
+        raise TypeError(msg)
     ours = on_worker.versions()
     for address, found in _on_all(client).items():
         if isinstance(found, OSError):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import re
 import shutil
@@ -11,6 +12,7 @@ import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from concurrent.futures import TimeoutError as FutureTimeoutError
+from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -225,3 +227,97 @@ def test_worker_that_is_lost_as_it_is_asked_is_no_error(bare: tuple[Cluster, Any
         lost.kill()
         with making.result(PATIENCE) as executor:
             assert executor.submit(abs, -1).result(PATIENCE) == 1
+
+
+def test_asynchronous_client_is_told(bare: tuple[Cluster, Any]) -> None:
+    """It would answer with coroutines."""
+    made, _ = bare
+
+    async def use() -> None:
+        async with Client(made.address, asynchronous=True) as client:  # type: ignore[no-untyped-call]
+            LimitedDaskExecutor(client)
+
+    with pytest.raises(TypeError, match="the client is asynchronous"):
+        asyncio.run(use())
+
+
+# Workers with a resource that counts bytes -------------------------------------------------------
+
+MB = 10**6
+
+
+def wait_and_time(path: str) -> tuple[float, float]:
+    """Wait for a file beside that; tell when it began and when it ended."""
+    began = time.monotonic()
+    wait_for(path)
+    time.sleep(0.05)
+    return began, time.monotonic()
+
+
+def most_taken(reports: list[Any]) -> float:
+    """The most that memory limits of tasks that ran at once added up to."""
+    changes: list[tuple[float, float]] = []
+    for report in reports:
+        size = report.limits["memory"].value
+        began, ended = report.result
+        changes += [(began, size), (ended, -size)]
+    return max(accumulate(change for _, change in sorted(changes)))
+
+
+def test_no_more_tasks_run_at_once_than_fit(bare: tuple[Cluster, Any], tmp_path: Path) -> None:
+    """Their memory limits add up to what their worker has of the resource, and never to more."""
+    made, client = bare
+    for name in ("w0", "w1"):
+        made.worker(name, "--resources", f"MEMORY={300 * MB}", threads=4)
+    client.wait_for_workers(2, timeout=PATIENCE)
+    with LimitedDaskExecutor(client, memory=100 * MB, memory_resource="MEMORY") as executor:
+        first = [executor.submit(wait_and_time, str(tmp_path / str(n))) for n in range(6)]
+        wait_until(lambda: all(future.running() for future in first), PATIENCE)
+        twice = executor.limit(memory=200 * MB)
+        later = [
+            each.submit(wait_and_time, str(tmp_path / f"later-{number}"))
+            for number in range(6)
+            for each in (executor, twice)
+        ]
+        (tmp_path / "go").touch()
+        reports: list[Any] = [future.wait_for_report() for future in first + later]
+    assert [report.status for report in reports] == ["ok"] * 18
+    for name in ("w0", "w1"):
+        there = [report for report in reports if report.worker == name]
+        assert most_taken(there) == 300 * MB
+
+
+def test_task_that_no_worker_has_room_for_is_refused(bare: tuple[Cluster, Any]) -> None:
+    """With both figures, where it would wait for ever; others run, and a larger worker may come."""
+    made, client = bare
+    made.worker("w0", "--resources", f"MEMORY={300 * MB}")
+    client.wait_for_workers(1, timeout=PATIENCE)
+    with LimitedDaskExecutor(client, memory=400 * MB, memory_resource="MEMORY") as executor:
+        future = executor.submit(int)
+        assert isinstance(future.exception(PATIENCE), PynisherError)
+        assert future.report is not None
+        assert future.report.status == "refused"
+        told = f"memory limit of {400 * MB} bytes: no worker has more than {300 * MB} of .* MEMORY"
+        assert re.match(told, future.report.message)
+        assert executor.limit(memory=300 * MB).submit(int).result(PATIENCE) == 0
+        made.worker("w1", "--resources", f"MEMORY={400 * MB}")
+        client.wait_for_workers(2, timeout=PATIENCE)
+        assert executor.submit(int).result(PATIENCE) == 0
+    with LimitedDaskExecutor(client, memory=2 * MB, memory_resource="OTHER") as executor:
+        error = executor.submit(int).exception(PATIENCE)
+        assert "no worker has more than 0 of its resource OTHER" in str(error)
+
+
+@pytest.mark.parametrize("limits", [{}, {"memory": None}, {"memory": "50%"}])
+def test_resource_needs_a_limit_in_bytes(bare: tuple[Cluster, Any], limits: dict[str, Any]) -> None:
+    """One that is known before a task has a worker; for views as well."""
+    _, client = bare
+    told = "memory_resource='MEMORY' needs a memory limit in bytes"
+    with pytest.raises(ValueError, match=told):
+        LimitedDaskExecutor(client, memory_resource="MEMORY", **limits)
+    if limits:
+        with (
+            LimitedDaskExecutor(client, memory=2 * MB, memory_resource="MEMORY") as executor,
+            pytest.raises(ValueError, match=told),
+        ):
+            executor.limit(**limits)
