@@ -193,10 +193,12 @@ class LimitedDaskExecutor(SearchExecutor):
                 future.cancel_if_pending()
         if wait:
             wait_for(mine)
-        self._end()
+        self._end(wait=wait)
 
-    def _end(self) -> None:
+    def _end(self, *, wait: bool) -> None:
         self._lines.end()
+        if wait and self._client.status == "running":
+            self._lines.wait()
 
     def terminate_workers(self) -> None:
         """As `kill_workers`: the cluster's workers are not ours to be told of it first."""
@@ -219,7 +221,7 @@ class _View(LimitedDaskExecutor):
         self._memory = _Taken.of(self._memory_resource, options)
         self._mine = set()
 
-    def _end(self) -> None:
+    def _end(self, *, wait: bool) -> None:
         """The lines are the parent's to end."""
 
 

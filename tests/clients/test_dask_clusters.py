@@ -14,6 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from concurrent.futures import TimeoutError as FutureTimeoutError
 from itertools import accumulate
 from pathlib import Path
+from textwrap import dedent
 from typing import TYPE_CHECKING, Any
 
 import cloudpickle
@@ -41,6 +42,13 @@ def nothing_left_over() -> Iterator[None]:
     """In place of conftest's, which a Dask client's threads would not pass; see test_dask."""
     yield
     shutdown()
+
+
+@pytest.fixture
+def bare(tmp_path: Path) -> Iterator[tuple[Cluster, Any]]:
+    """A cluster of this Python, and its client; workers are the test's to start."""
+    with cluster(tmp_path, 0) as made:
+        yield made
 
 
 # Clusters that grow and shrink -------------------------------------------------------------------
@@ -124,6 +132,24 @@ def test_values_that_nobody_holds_leave_the_cluster(elastic: tuple[Any, Any]) ->
             wait_until(lambda: not client.futures)
 
 
+def test_script_that_ends_with_its_executor_ends_in_silence(bare: tuple[Cluster, Any]) -> None:
+    """Its client is not closed, and Dask's own word of the last tasks is still on its way."""
+    made, client = bare
+    made.worker("right")
+    client.wait_for_workers(1, timeout=PATIENCE)
+    script = dedent(f"""
+        from distributed import Client
+        from pynisher_exec.dask import LimitedDaskExecutor
+        with LimitedDaskExecutor(Client({made.address!r})) as executor:
+            print(*executor.map(abs, [-1, -2]))
+    """)
+    for _ in range(4):
+        done = subprocess.run(
+            [sys.executable, "-c", script], capture_output=True, timeout=PATIENCE, check=True
+        )
+        assert (done.stdout, done.stderr) == (b"1 2\n", b"")
+
+
 # Workers that are not like the client -----------------------------------------------------------
 
 WITHOUT = """
@@ -138,13 +164,6 @@ CASES = [
     (WITHOUT, rf"no pynisher_exec \(.*\), the client .*pynisher_exec {pynisher_exec.__version__}"),
     (OTHER, rf"Python 3\.99 and .*, the client Python 3\.{sys.version_info.minor} and "),
 ]
-
-
-@pytest.fixture
-def bare(tmp_path: Path) -> Iterator[tuple[Cluster, Any]]:
-    """A cluster of this Python, and its client; workers are the test's to start."""
-    with cluster(tmp_path, 0) as made:
-        yield made
 
 
 def start_odd(made: Cluster, folder: Path, first: str) -> None:
