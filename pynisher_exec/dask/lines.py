@@ -47,7 +47,7 @@ class Lines:
         self._client = client
         self._open: dict[str, LimitedDaskFuture[Any]] = {}
         self._stopping: dict[str, float] = {}
-        self._unsaid: set[str] = set()
+        self._unheard: set[str] = set()
         self._news: queue.SimpleQueue[_News | None] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
         self._lock = threading.Lock()
@@ -67,7 +67,7 @@ class Lines:
     def follow(self, key: str, future: LimitedDaskFuture[Any]) -> None:
         """It has been sent."""
         future.add_done_callback(self._when_cancelled)
-        self._unsaid.add(key)
+        self._unheard.add(key)
         dask_future: Any = future.dask_future
         dask_future.add_done_callback(lambda ended: self._news.put(_News(key, "closed", ended)))
 
@@ -97,7 +97,7 @@ class Lines:
             self._take_next(min(self._stopping.values(), default=None))
             self._give_up_late()
         late = time.monotonic() + FAREWELL
-        while self._unsaid and time.monotonic() < late:
+        while self._unheard and time.monotonic() < late:
             self._take_next(late)
         with contextlib.suppress(Exception):  # a client that is closed has dropped it
             self._client.unsubscribe_topic(self.topic)
@@ -112,7 +112,7 @@ class Lines:
 
     def _take(self, news: _News) -> None:
         if news.what == "closed":
-            self._unsaid.discard(news.key)
+            self._unheard.discard(news.key)
         future = self._open.get(news.key)
         if future is None:
             return
