@@ -290,8 +290,9 @@ def test_no_more_tasks_run_at_once_than_fit(bare: tuple[Cluster, Any], tmp_path:
         made.worker(name, "--resources", f"MEMORY={300 * MB}", threads=4)
     client.wait_for_workers(2, timeout=PATIENCE)
     with LimitedDaskExecutor(client, memory=100 * MB, memory_resource="MEMORY") as executor:
-        first = [executor.submit(wait_and_time, str(tmp_path / str(n))) for n in range(6)]
-        wait_until(lambda: all(future.running() for future in first), PATIENCE)
+        paths = [tmp_path / str(number) for number in range(6)]
+        first = [executor.submit(wait_and_time, str(path)) for path in paths]
+        wait_until(lambda: all(path.exists() for path in paths), PATIENCE)  # they have begun
         twice = executor.limit(memory=200 * MB)
         later = [
             each.submit(wait_and_time, str(tmp_path / f"later-{number}"))
