@@ -36,8 +36,10 @@ class Cluster:
         self.scheduler = self._start("scheduler", "--port", "0", "--host", "127.0.0.1")
         self.address = self._address()
 
-    def _start(self, *what: str) -> subprocess.Popen[bytes]:
-        command = [sys.executable, "-m", "distributed.cli.dask_" + what[0], *what[1:]]
+    def _start(
+        self, *what: str, python: str = sys.executable, **env: str
+    ) -> subprocess.Popen[bytes]:
+        command = [python, "-m", "distributed.cli.dask_" + what[0], *what[1:]]
         with (self.folder / f"log-{len(self.processes)}").open("wb") as log:
             process = subprocess.Popen(
                 [*command, *(["--no-dashboard"] if what[0] == "scheduler" else [])],
@@ -45,7 +47,7 @@ class Cluster:
                 stdout=log,
                 stderr=log,
                 start_new_session=True,
-                env={**os.environ, MARK: self.mark},
+                env={**os.environ, MARK: self.mark, **env},
             )
         self.processes.append(process)
         return process
@@ -59,13 +61,17 @@ class Cluster:
             time.sleep(0.05)
         raise AssertionError((self.folder / "log-0").read_text())
 
-    def worker(self, name: str, *options: str, threads: int = 2) -> subprocess.Popen[bytes]:
-        """Start one more."""
+    def worker(
+        self, name: str, *options: str, threads: int = 2, python: str = sys.executable, **env: str
+    ) -> subprocess.Popen[bytes]:
+        """Start one more, of that Python and with that in its environment."""
         return self._start(
             "worker",
             self.address,
             *("--name", name, "--nthreads", str(threads), "--memory-limit", MEMORY),
             *("--local-directory", str(self.folder), "--no-dashboard", *options),
+            python=python,
+            **env,
         )
 
     def below(self) -> list[psutil.Process]:
@@ -115,7 +121,8 @@ def cluster(folder: Path, workers: int = 2, *options: str) -> Iterator[tuple[Clu
         for number in range(workers):
             made.worker(f"w{number}", *options)
         with Client(made.address, timeout=PATIENCE) as client:  # type: ignore[no-untyped-call]
-            client.wait_for_workers(workers, timeout=PATIENCE)
+            if workers:
+                client.wait_for_workers(workers, timeout=PATIENCE)
             yield made, client
     finally:
         made.close()

@@ -68,7 +68,9 @@ def blocks() -> list[Block]:
 def test_block_runs(block: Block, tmp_path: Path) -> None:
     """As a script, in a directory of its own."""
     for name in re.findall(r"^(?:import|from) (\w+)", block.code, re.MULTILINE):
-        pytest.importorskip(name, reason=f"{name} is not installed: see tox's environment clients")
+        environment = "smac" if name == "smac" else "clients"
+        reason = f"{name} is not installed: see tox's environment {environment}"
+        pytest.importorskip(name, reason=reason)
     script = tmp_path / "block.py"
     script.write_text(BEFORE.get(block.heading, "") + block.code)
     done = subprocess.run(

@@ -29,7 +29,9 @@ def _cluster() -> Iterator[tuple[Any, Any]]:
     from pynisher_exec.dask import LimitedDaskExecutor  # noqa: PLC0415
 
     with (
-        LocalCluster(1, threads_per_worker=2, memory_limit="2GiB", dashboard_address=":0") as made,  # type: ignore[no-untyped-call]
+        LocalCluster(
+            n_workers=1, threads_per_worker=2, memory_limit="2GiB", dashboard_address=":0"
+        ) as made,  # type: ignore[no-untyped-call]
         Client(made) as client,  # type: ignore[no-untyped-call]
         LimitedDaskExecutor(client, **LIMITS) as executor,
     ):

@@ -12,11 +12,12 @@ from pynisher_exec.caller import arguments
 from pynisher_exec.caller.account import never_started
 from pynisher_exec.caller.item import name_of, refuse_unfit, text_of
 from pynisher_exec.caller.searching import SearchExecutor
+from pynisher_exec.dask import text
 from pynisher_exec.dask import worker as on_worker
 from pynisher_exec.dask.future import LimitedDaskFuture
 from pynisher_exec.dask.lines import Lines
 from pynisher_exec.errors import UnpicklableError
-from pynisher_exec.limits import UNSET, Limits, Unset
+from pynisher_exec.limits import UNSET, Limits, Unset, size_text
 from pynisher_exec.protocol import payload
 from pynisher_exec.report import Status
 
@@ -36,18 +37,6 @@ __all__ = ["LimitedDaskExecutor"]
 
 T = TypeVar("T")
 
-_PROBE = """
-def versions():
-    import platform
-    python = ".".join(platform.python_version_tuple()[:2])
-    try:
-        import pynisher_exec.dask
-    except ImportError:
-        return python, None
-    return python, pynisher_exec.__version__
-"""
-"""Looks on a worker; by value, since what it looks for may be missing there."""
-
 
 class LimitedDaskExecutor(SearchExecutor):
     """An executor whose tasks run on the workers of a Dask cluster, each as `limited` runs one.
@@ -62,7 +51,8 @@ class LimitedDaskExecutor(SearchExecutor):
         never is; a task whose worker was lost always, as often as the scheduler allows
         (`distributed.scheduler.allowed-failures`).
     memory_resource: name of a resource of the workers that counts bytes (`dask worker --resources
-        "MEMORY=16e9"`), of which each task takes its memory limit while it runs.
+        "MEMORY=16e9"`), of which each task takes its memory limit, in bytes, while it runs; one
+        that is more than any worker has is `refused`.
     workers, resources, priority: as of `Client.submit`.
 
     Raises ValueError or TypeError for what is no limit, and RuntimeError, which names both sides,
@@ -106,10 +96,11 @@ class LimitedDaskExecutor(SearchExecutor):
         }
         capture = arguments.capture_bound(capture_output)
         options = _options(limits, capture, private_tmp=private_tmp, retries=retries)
+        self._memory_resource = memory_resource
+        self._memory = _Taken.of(memory_resource, options)
         _check(client)
         self._client: Any = client  # most of it has no types
         self._options = options
-        self._memory_resource = memory_resource
         self._wishes = {
             "workers": workers,
             "priority": priority,
@@ -143,29 +134,28 @@ class LimitedDaskExecutor(SearchExecutor):
             refuse_unfit(fn)
             segments, brought = _packed(fn, args, kwargs)
         except (TypeError, UnpicklableError) as error:
-            answer = never_started(str(error), error, Status.EXCEPTION)
-            future.conclude(answer.report, answer.error, cancelled=False)
-            return future
+            return _unsent(future, str(error), error, Status.EXCEPTION)
+        if self._memory is not None and (refusal := self._memory.refusal(self._client)):
+            return _unsent(future, refusal, None, Status.REFUSED)
         name = name_of(fn)
-        sent = on_worker.Sent(
-            name, segments, self._options, self._lines.topic, on_worker.versions()
-        )
+        versions = on_worker.versions()
+        sent = on_worker.Sent(name, segments, self._options, self._lines.topic, versions)
+        given = {"sent": sent.plain(), "values": brought, "client": on_worker.described(*versions)}
         # Dask shows a key up to its last dash; no two of ours are the same.
         key = f"{name.replace('<', '').replace('>', '')}-{secrets.token_hex(16)}"
         self._mine.add(future)
         future.add_done_callback(self._mine.discard)
         self._lines.expect(key, future)
         future.dask_future = self._client.submit(
-            on_worker.run, sent, *brought, key=key, pure=False, **self._placed()
+            eval, text.CALL, given, key=key, pure=False, **self._placed()
         )
         self._lines.follow(key, future)
         return future
 
     def _placed(self) -> dict[str, Any]:
-        memory = self._options.limits.get("memory")
-        if self._memory_resource is None or memory is None:
+        if self._memory is None:
             return self._wishes
-        taken = {self._memory_resource: Limits(memory=memory).memory}
+        taken = {self._memory.name: self._memory.size}
         return {**self._wishes, "resources": {**self._wishes["resources"], **taken}}
 
     def limit(self, *, capture_output: bool | int | str | Unset = UNSET, **limits: Any) -> _View:
@@ -203,10 +193,12 @@ class LimitedDaskExecutor(SearchExecutor):
                 future.cancel_if_pending()
         if wait:
             wait_for(mine)
-        self._end()
+        self._end(wait=wait)
 
-    def _end(self) -> None:
+    def _end(self, *, wait: bool) -> None:
         self._lines.end()
+        if wait and self._client.status == "running":
+            self._lines.wait()
 
     def terminate_workers(self) -> None:
         """As `kill_workers`: the cluster's workers are not ours to be told of it first."""
@@ -226,10 +218,49 @@ class _View(LimitedDaskExecutor):
         self.__dict__.update(vars(parent))
         self._parent = parent  # which keeps the lines
         self._options = options
+        self._memory = _Taken.of(self._memory_resource, options)
         self._mine = set()
 
-    def _end(self) -> None:
+    def _end(self, *, wait: bool) -> None:
         """The lines are the parent's to end."""
+
+
+class _Taken:
+    """What each task takes, while it runs, of a resource of the workers that counts bytes."""
+
+    def __init__(self, name: str, size: int) -> None:
+        self.name = name
+        self.size = size
+        self._fits = False
+
+    @classmethod
+    def of(cls, name: str | None, options: on_worker.Options) -> _Taken | None:
+        """None: of nothing. ValueError where the limit is not known before a task has a worker."""
+        if name is None:
+            return None
+        memory = options.limits["memory"]
+        size = Limits(memory=memory).memory
+        if size is None or "%" in str(memory):
+            msg = f"memory_resource={name!r} needs a memory limit in bytes, which tasks take of it"
+            raise ValueError(msg)
+        return cls(name, size)
+
+    def refusal(self, client: Any) -> str:
+        """Why no worker would ever take such a task; looked up until one would, or there is none.
+
+        Dask lets it wait, for a worker that has as much.
+        """
+        if not self._fits:
+            workers = client.scheduler_info(n_workers=-1)["workers"].values()
+            most = max((each["resources"].get(self.name, 0) for each in workers), default=None)
+            if most is not None and most < self.size:
+                need, has = size_text(self.size), size_text(most)
+                return (
+                    f"memory limit of {need}: no worker has more than {has} of its resource "
+                    f"{self.name} in all (dask worker --resources)"
+                )
+            self._fits = most is not None
+        return ""
 
 
 # -- what goes out --------------------------------------------------------------------------------
@@ -245,6 +276,14 @@ def _options(
     given = {**limits, "memory": None} if shares else limits
     Limits(**given)  # what is no limit is told here
     return on_worker.Options(given, shares, capture, bool(private_tmp), retries)
+
+
+def _unsent(
+    future: LimitedDaskFuture[T], message: str, error: Exception | None, status: Status
+) -> LimitedDaskFuture[T]:
+    answer = never_started(message, error, status)
+    future.conclude(answer.report, answer.error, cancelled=False)
+    return future
 
 
 def _packed(
@@ -271,17 +310,21 @@ def _check(client: Client) -> None:
         msg = f"client={client!r} is no distributed.Client"  # type: ignore[unreachable]
         raise TypeError(msg)
     _check_open(client)
+    if client.asynchronous:
+        msg = f"the client is asynchronous, and this executor waits for its answers: {client!r}"
+        raise TypeError(msg)
     ours = on_worker.versions()
-    found = _on_all(client)
-    for address, theirs in found.items():
-        if tuple(theirs) != ours:
-            raise RuntimeError(on_worker.mismatch(address, theirs, ours))
+    for address, found in _on_all(client).items():
+        if isinstance(found, OSError):
+            continue  # a worker that has just left; one that comes later is looked at by its tasks
+        if isinstance(found, Exception):
+            raise found
+        if found[:2] != ours:
+            raise RuntimeError(on_worker.mismatch(address, found, ours))
 
 
-def _on_all(client: Client) -> dict[str, tuple[str, str | None]]:
-    namespace: dict[str, Any] = {"__name__": "__main__"}  # so that it travels by value
-    exec(_PROBE, namespace)  # noqa: S102  (ours, above)
-    found: dict[str, tuple[str, str | None]] = client.run(namespace["versions"])
+def _on_all(client: Any) -> dict[str, tuple[str, str | None, str] | Exception]:
+    found: dict[str, Any] = client.run(eval, text.LOOK, {}, on_error="return")
     return found
 
 

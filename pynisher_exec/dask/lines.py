@@ -26,6 +26,9 @@ __all__ = ["Lines"]
 STOP_TIME = 10.0
 """Seconds that a worker may take to tell that a cancelled task has gone; it may be lost."""
 
+FAREWELL = 5.0
+"""Seconds that Dask has to say of all tasks that they have ended, before nobody listens."""
+
 
 class _News(NamedTuple):
     key: str
@@ -44,6 +47,7 @@ class Lines:
         self._client = client
         self._open: dict[str, LimitedDaskFuture[Any]] = {}
         self._stopping: dict[str, float] = {}
+        self._unheard: set[str] = set()
         self._news: queue.SimpleQueue[_News | None] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
         self._lock = threading.Lock()
@@ -63,6 +67,7 @@ class Lines:
     def follow(self, key: str, future: LimitedDaskFuture[Any]) -> None:
         """It has been sent."""
         future.add_done_callback(self._when_cancelled)
+        self._unheard.add(key)
         dask_future: Any = future.dask_future
         dask_future.add_done_callback(lambda ended: self._news.put(_News(key, "closed", ended)))
 
@@ -75,24 +80,39 @@ class Lines:
         self._has_ended = True
         self._news.put(None)
 
+    def wait(self) -> None:
+        """Let Dask say of all tasks that they have ended: after `end`, when all futures are done.
+
+        An event of a worker's overtakes that. To a process that exits, or closes the client, in
+        between, Dask would tell it by a thread of its own that is gone, with a traceback.
+        """
+        thread = self._thread
+        if thread is not None and thread is not threading.current_thread():
+            thread.join(FAREWELL)
+
     # -- the thread ------------------------------------------------------------------------------
 
     def _tell(self) -> None:
         while self._open or not self._has_ended:
-            wait = (
-                max(0.0, min(self._stopping.values()) - time.monotonic())
-                if self._stopping
-                else None
-            )
-            with contextlib.suppress(queue.Empty):
-                news = self._news.get(timeout=wait)
-                if news is not None:
-                    self._take(news)
+            self._take_next(min(self._stopping.values(), default=None))
             self._give_up_late()
+        late = time.monotonic() + FAREWELL
+        while self._unheard and time.monotonic() < late:
+            self._take_next(late)
         with contextlib.suppress(Exception):  # a client that is closed has dropped it
             self._client.unsubscribe_topic(self.topic)
 
+    def _take_next(self, late: float | None) -> None:
+        """Wait for a piece of news, and hold none meanwhile: a future in it keeps its value."""
+        wait = None if late is None else max(0.0, late - time.monotonic())
+        with contextlib.suppress(queue.Empty):
+            news = self._news.get(timeout=wait)
+            if news is not None:
+                self._take(news)
+
     def _take(self, news: _News) -> None:
+        if news.what == "closed":
+            self._unheard.discard(news.key)
         future = self._open.get(news.key)
         if future is None:
             return

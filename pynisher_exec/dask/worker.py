@@ -37,7 +37,16 @@ except ImportError as problem:
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-__all__ = ["Options", "Sent", "WorkerReport", "mismatch", "placeholder", "run", "versions"]
+__all__ = [
+    "Options",
+    "Sent",
+    "WorkerReport",
+    "described",
+    "mismatch",
+    "placeholder",
+    "run",
+    "versions",
+]
 
 LOOK_EVERY = 0.2
 """Seconds between two looks whether the cluster still wants a task; shorter ones tell no start."""
@@ -82,19 +91,26 @@ class Sent(NamedTuple):
     topic: str
     versions: tuple[str, str]
 
+    def plain(self) -> tuple[Any, ...]:
+        """Its form on the way, of Python's own types alone, see `text`."""
+        return tuple(self._replace(options=tuple(self.options)))  # type: ignore[arg-type]
+
 
 def versions() -> tuple[str, str]:
     """Python's, without its last part, and ours: those of client and workers have to agree."""
     return ".".join(platform.python_version_tuple()[:2]), __version__
 
 
-def mismatch(worker: str, there: tuple[str, str | None], client: tuple[str, str]) -> str:
-    """Say that a worker and the client do not agree; None: the package is not there."""
-    package = "no pynisher_exec" if there[1] is None else f"pynisher_exec {there[1]}"
-    return (
-        f"worker {worker} has Python {there[0]} and {package}, the client Python {client[0]} and "
-        f"pynisher_exec {client[1]}: both have to agree"
-    )
+def described(python: str, version: str | None, why: str = "") -> str:
+    """Say what one side has; None: the package cannot be had, and why."""
+    package = f"no pynisher_exec ({why})" if version is None else f"pynisher_exec {version}"
+    return f"Python {python} and {package}"
+
+
+def mismatch(worker: str, there: Sequence[Any], client: tuple[str, str]) -> str:
+    """Say that a worker and the client do not agree."""
+    both = f"{described(*there)}, the client {described(*client)}"
+    return f"worker {worker} has {both}: both have to agree"
 
 
 def placeholder(number: int) -> Any:
@@ -105,8 +121,10 @@ def placeholder(number: int) -> Any:
 _brought = threading.local()
 
 
-def run(sent: Sent, *values: Any) -> Any:
+def run(plain: tuple[Any, ...], values: Sequence[Any]) -> Any:
     """Run it, as often as it may be, and give the value or raise what happened."""
+    sent = Sent(*plain)
+    sent = sent._replace(options=Options(*sent.options))
     worker = get_worker()
     key = worker.get_current_task()
     if sent.versions != versions():

@@ -179,8 +179,8 @@ def test_limit_above_the_workers_is_refused_with_both_figures(client: Any) -> No
         future = executor.submit(int)
         error = future.exception(PATIENCE)
         assert isinstance(error, PynisherError)
-        assert str(3 << 30) in str(error)
-        assert str(1 << 30) in str(error)
+        assert "memory limit of 3 GiB" in str(error)
+        assert "has 1 GiB in all" in str(error)
         assert future.report is not None
         assert future.report.status == "refused"
         assert executor.limit(memory="1GiB").submit(int).result(PATIENCE) == 0
