@@ -107,7 +107,7 @@ def test_nevergrad_goes_on(client: Any) -> None:
     """With a limited function as objective, in the tasks of Dask's own executor."""
     nevergrad = pytest.importorskip("nevergrad")
     space = nevergrad.p.Scalar(init=-9, lower=-10, upper=10)
-    space.random_state.seed(4)  # so that one of the forty is near
+    space.random_state.seed(8)  # so that one of the forty is near
     optimizer = nevergrad.optimizers.RandomSearch(parametrization=space, budget=40, num_workers=4)
     told: list[tuple[float, float]] = []
     optimizer.register_callback(
