@@ -28,13 +28,16 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from multiprocessing.context import BaseContext
 
-__all__ = ["Limited", "call_hidden", "limited", "shutdown"]
+__all__ = ["Limited", "at_shutdown", "call_hidden", "limited", "shutdown"]
 
 P = ParamSpec("P")
 T = TypeVar("T")
 
 LINGER = 5.0
 """Seconds after which an idle slot of a hidden executor is given up."""
+
+at_shutdown: list[Callable[[], None]] = []
+"""What others keep for their next call is let go of by these."""
 
 _lock = threading.RLock()  # a signal handler may call a limited function in the midst of this
 _pools: dict[object, Pool] = {}
@@ -99,6 +102,8 @@ def shutdown() -> None:
             pool.close()
     for pool in pools:
         pool.join()
+    for close in at_shutdown:
+        close()
 
 
 class Limited(Wrapper, Generic[P, T]):

@@ -13,6 +13,9 @@ on_kill: "raise", what joblib's own backends come to; or "error_score": a fit of
     with a version that has none like it, ValueError.
 reports: the list that gets the `Report` of each call, in the order of their ends.
 
+Calls one after the other that want the same share a template, which has imported by then what they
+need; it waits for the next one until `pynisher_exec.shutdown()`, as that of `limited` does.
+
 What runs in the caller itself has no limits: the refit of a search, and whatever is not passed to
 `joblib.Parallel`. With `n_jobs=1` joblib would run all there, so it is told of two, and one works.
 """
@@ -26,9 +29,10 @@ import warnings
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from pynisher_exec.caller.executor import LimitedProcessExecutor
+from pynisher_exec.decorator import LINGER, at_shutdown
 from pynisher_exec.errors import TaskError
 
 try:
@@ -56,11 +60,69 @@ _MEMORY_ERROR = re.compile(r"^\S*MemoryError\b", re.MULTILINE)
 _ON_KILL = ("raise", "error_score")
 
 
+class _Executor(LimitedProcessExecutor):
+    """One that may wait for the next call: its slots go meanwhile, its template stays."""
+
+    linger = LINGER
+
+
+class _Spare:
+    """The executor of the last call, for the next one that wants the same.
+
+    Its template has imported by then what such calls need. One at most; `shutdown` ends it.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._kept: tuple[object, _Executor] | None = None
+
+    def take(self, workers: int, options: dict[str, Any]) -> _Executor:
+        """Have one for these, alone."""
+        with self._lock:
+            kept = self._kept
+            if kept is not None and kept[0] == _wanted(workers, options):
+                self._kept = None
+                return kept[1]
+        return _Executor(workers, **options)
+
+    def keep(self, executor: _Executor, workers: int, options: dict[str, Any]) -> None:
+        """Nothing of it runs any more."""
+        wanted = _wanted(workers, options)
+        with self._lock:
+            before, self._kept = self._kept, None if wanted is None else (wanted, executor)
+        if wanted is None:
+            executor.shutdown()
+        if before is not None:
+            before[1].shutdown()
+
+    def close(self) -> None:
+        """Let go of it."""
+        with self._lock:
+            kept, self._kept = self._kept, None
+        if kept is not None:
+            kept[1].shutdown()
+
+
+def _wanted(workers: int, options: dict[str, Any]) -> object:
+    """What executors are compared by; None where an option is no plain value, such as an array.
+
+    A fork of this process has none of its executors.
+    """
+    if not all(isinstance(value, _PLAIN) for value in options.values()):
+        return None
+    return os.getpid(), workers, options
+
+
+_PLAIN = (str, int, float, type(None))
+_spare = _Spare()
+at_shutdown.append(_spare.close)
+
+
 class LimitedBackend(ParallelBackendBase):  # type: ignore[misc]  # joblib has no types
     """See the module.
 
-    Calls of `joblib.Parallel` by one backend, so in one `with` block, share an executor where they
-    want the same: its template has imported by then what they need.
+    joblib gives all calls in one `with` block the same backend, also those that go on while others
+    begin (generators, threads). So each `joblib.Parallel` is handed on to one of its own.
     """
 
     supports_retrieve_callback = True
@@ -79,16 +141,10 @@ class LimitedBackend(ParallelBackendBase):  # type: ignore[misc]  # joblib has n
     ) -> None:
         super().__init__(nesting_level=nesting_level, inner_max_num_threads=inner_max_num_threads)
         self.reports: list[Report] = [] if reports is None else reports
-        self._options = options
-        self._on_kill = _checked(on_kill)
-        self._executor: LimitedProcessExecutor | None = None
-        self._made_for: object = None
-        self._teller: ThreadPoolExecutor | None = None
-        self._running: set[_Batch] = set()
+        self.options = {"inner_max_num_threads": inner_max_num_threads, **options}
+        self.on_kill = _checked(on_kill)
         if options:
             LimitedProcessExecutor(1, **options).shutdown()  # what is no option is told at once
-
-    # -- what joblib asks ------------------------------------------------------------------------
 
     def effective_n_jobs(self, n_jobs: int | None) -> int:
         """How many calls run at once; never 1, which would make joblib run them by itself."""
@@ -96,44 +152,68 @@ class LimitedBackend(ParallelBackendBase):  # type: ignore[misc]  # joblib has n
 
     def configure(
         self,
+        n_jobs: int | None = 1,  # noqa: ARG002
+        parallel: Any = None,  # noqa: ARG002
+        prefer: str | None = None,  # noqa: ARG002
+        require: str | None = None,  # noqa: ARG002
+        **_: Any,
+    ) -> int:
+        """Hand a `joblib.Parallel` on to one of its own, which is asked the same next."""
+        raise FallbackToBackend(_OneParallel(self))
+
+    def _refuse_to_share(self) -> NoReturn:
+        warnings.warn(
+            'calls with require="sharedmem" share the memory of the caller: they run there, '
+            "one after the other, without limits",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+        raise FallbackToBackend(SequentialBackend(nesting_level=self.nesting_level))
+
+    def submit(self, func: Any, callback: Any = None) -> Any:
+        """Of what `configure` hands on to."""
+        raise NotImplementedError
+
+    def get_nested_backend(self) -> tuple[Any, int | None]:
+        """Inside a task: one after the other, in the task's own process and under its limits."""
+        return SequentialBackend(nesting_level=(self.nesting_level or 0) + 1), None
+
+
+class _OneParallel(LimitedBackend):
+    """Does the calls of one `joblib.Parallel`, of which joblib allows one at a time."""
+
+    # Without its `parallel`, which joblib's own keep: a cycle, which would live until collected.
+
+    def __init__(self, made: LimitedBackend) -> None:
+        super().__init__(made.nesting_level, None, made.on_kill, made.reports)
+        self.options = made.options
+        self._executor: _Executor | None = None
+        self._made_for: tuple[int, dict[str, Any]] = (0, {})
+        self._teller: ThreadPoolExecutor | None = None
+        self._running: set[_Batch] = set()
+
+    # -- what joblib asks ------------------------------------------------------------------------
+
+    def configure(
+        self,
         n_jobs: int | None = 1,
-        parallel: Any = None,
+        parallel: Any = None,  # noqa: ARG002
         prefer: str | None = None,  # noqa: ARG002  (joblib's word for what this is not asked)
         require: str | None = None,
         **options: Any,
     ) -> int:
-        """Make the executor of one call of `joblib.Parallel`."""
+        """Make ready for one call, or for a `with` block of them."""
         if require == "sharedmem":
-            warnings.warn(
-                'calls with require="sharedmem" share the memory of the caller: they run there, '
-                "one after the other, without limits",
-                RuntimeWarning,
-                stacklevel=2,
-            )
-            raise FallbackToBackend(SequentialBackend(nesting_level=self.nesting_level))
+            self._refuse_to_share()
         given = {name: value for name, value in options.items() if name not in _NOT_OURS}
-        self._on_kill = _checked(given.pop("on_kill", self._on_kill))
+        self.on_kill = _checked(given.pop("on_kill", self.on_kill))
         self.reports = given.pop("reports", self.reports)
-        self.parallel = parallel
-        wanted = {"inner_max_num_threads": self.inner_max_num_threads, **self._options, **given}
-        self._take_executor(_workers(n_jobs), wanted)
+        self._made_for = _workers(n_jobs), {**self.options, **given}
+        self._executor = _spare.take(*self._made_for)
         # joblib's callbacks dispatch, and call sklearn where a fit was killed: not in the thread
         # that resolves futures.
         self._teller = ThreadPoolExecutor(1, thread_name_prefix="pynisher_exec joblib")
         return self.effective_n_jobs(n_jobs)
-
-    def _take_executor(self, workers: int, options: dict[str, Any]) -> None:
-        """Have one for these; the last call's where that is such a one, and of this process."""
-        wanted = workers, options, os.getpid()
-        if self._executor is None or self._made_for != wanted:
-            self._drop_executor()
-            self._executor, self._made_for = LimitedProcessExecutor(workers, **options), wanted
-
-    def _drop_executor(self) -> None:
-        executor, self._executor = self._executor, None
-        if executor is not None:
-            executor.kill_workers()
-            executor.shutdown()
 
     def submit(self, func: Any, callback: Callable[[Any], object] | None = None) -> _Batch:
         """Run a batch of calls, each as a task of its own, whatever `batch_size` says."""
@@ -147,13 +227,17 @@ class LimitedBackend(ParallelBackendBase):  # type: ignore[misc]  # joblib has n
 
     def retrieve_result_callback(self, out: _Batch) -> list[Any]:
         """Give a batch's values, or raise what the first of its calls failed of."""
-        return out.values(self._on_kill)
+        return out.values(self.on_kill)
 
     def terminate(self) -> None:
         """The call has ended: what runs of it is ended too."""
+        executor, self._executor = self._executor, None
         teller, self._teller = self._teller, None
-        if self._running:
-            self._drop_executor()
+        if executor is not None and self._running:
+            executor.kill_workers()
+            executor.shutdown()
+        elif executor is not None:
+            _spare.keep(executor, *self._made_for)
         if teller is not None:
             teller.shutdown(wait=not self._is_teller())
 
@@ -166,10 +250,6 @@ class LimitedBackend(ParallelBackendBase):  # type: ignore[misc]  # joblib has n
             batch.cancel()
         if not ensure_ready:
             self.terminate()
-
-    def get_nested_backend(self) -> tuple[Any, int | None]:
-        """Inside a task: one after the other, in the task's own process and under its limits."""
-        return SequentialBackend(nesting_level=(self.nesting_level or 0) + 1), None
 
     # -- what batches tell -----------------------------------------------------------------------
 
@@ -185,7 +265,7 @@ class _Batch:
     """What joblib takes for one job: calls with a limit each."""
 
     def __init__(
-        self, backend: LimitedBackend, calls: Any, callback: Callable[[Any], object] | None
+        self, backend: _OneParallel, calls: Any, callback: Callable[[Any], object] | None
     ) -> None:
         self.callback = callback
         self.futures: list[Any] = []

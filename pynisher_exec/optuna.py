@@ -23,12 +23,14 @@ import tempfile
 import threading
 import time
 import weakref
+from collections import deque
 from concurrent.futures import FIRST_COMPLETED, wait
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pynisher_exec.caller.submitting import LimitedExecutor
 from pynisher_exec.errors import TaskError
+from pynisher_exec.limits import size_text
 from pynisher_exec.report import Report, Status
 
 try:
@@ -151,6 +153,7 @@ class _Search:
         self._catch = catch
         self._callbacks = callbacks
         self._running: dict[LimitedFuture[Any], Any] = {}
+        self._pid = os.getpid()
 
     def run(self, at_once: int, most: float, end: float) -> None:
         """Begin as many as may run, and one for each that ends."""
@@ -169,7 +172,7 @@ class _Search:
         return time.monotonic() < end and not self._study._stop_flag  # noqa: SLF001  (`stop`'s)
 
     def _begin(self) -> None:
-        with _in_the_loop(self._study):  # a sampler that has tried all may stop it
+        with self._desk.lock, _in_the_loop(self._study):  # a sampler that has tried all may stop it
             trial = self._study.ask()
         proxy = self._desk.admit(trial)
         future = self._executor.submit(self._objective, proxy)
@@ -177,33 +180,41 @@ class _Search:
 
     def _finish(self, future: LimitedFuture[Any]) -> None:
         trial = self._running.pop(future)
+        ended, error = self._tell(future, trial)
+        if error is not None:
+            raise error
+        with _in_the_loop(self._study):
+            for callback in self._callbacks:
+                callback(self._study, ended)
+
+    def _tell(self, future: LimitedFuture[Any], trial: Any) -> tuple[Any, BaseException | None]:
+        """Tell the study how a trial ended; give it as it ended, and what is not to be caught."""
         self._desk.dismiss(trial)
         report = future.report
         assert report is not None  # noqa: S101  (it is done)
         trial.set_user_attr(ATTRIBUTE, _told(report))
         error = report.exception
-        if report.status is Status.OK:
-            with _in_the_loop(self._study):
-                ended = self._study.tell(trial, report.result)
-        elif isinstance(error, optuna.TrialPruned):
-            ended = self._study.tell(trial, state=TrialState.PRUNED)
-        elif error is None or isinstance(error, TaskError):
-            ended = self._study.tell(trial, state=self._on_limit)
-        else:
+        with self._desk.lock, _in_the_loop(self._study):
+            if report.status is Status.OK:
+                return self._study.tell(trial, report.result), None
+            if isinstance(error, optuna.TrialPruned):
+                return self._study.tell(trial, state=TrialState.PRUNED), None
+            if report.status is Status.CANCELLED:
+                return self._study.tell(trial, state=TrialState.FAIL), None
+            if error is None or isinstance(error, TaskError):
+                return self._study.tell(trial, state=self._on_limit), None
             ended = self._study.tell(trial, state=TrialState.FAIL)
-            if not isinstance(error, self._catch):
-                raise error
-        with _in_the_loop(self._study):
-            for callback in self._callbacks:
-                callback(self._study, ended)
+        return ended, None if isinstance(error, self._catch) else error
 
     def cancel(self) -> None:
-        """End what runs, and fail its trials."""
+        """End what runs; what has returned by now is told as it is."""
+        if os.getpid() != self._pid:  # a fork that a callback made: the trials are its parent's
+            return
         for future in self._running:
             future.cancel()
         for future, trial in self._running.items():
             future.wait_for_report()
-            self._study.tell(trial, state=TrialState.FAIL)
+            self._tell(future, trial)
         self._running.clear()
 
 
@@ -246,7 +257,7 @@ class _Desk(socketserver.ThreadingUnixStreamServer):
         super().__init__(str(path), _Talk)
         self._trials: dict[str, Any] = {}
         self._talks: weakref.WeakSet[socket.socket] = weakref.WeakSet()
-        self._lock = threading.Lock()  # one question at a time: samplers are not made for more
+        self.lock = threading.Lock()  # one question at a time: samplers are not made for more
         self._thread = threading.Thread(
             target=self.serve_forever, args=(_LOOK,), name="pynisher_exec optuna", daemon=True
         )
@@ -287,7 +298,7 @@ class _Desk(socketserver.ThreadingUnixStreamServer):
             if asked["name"] not in _ASKED:
                 msg = f"no {asked['name']}"
                 raise AttributeError(msg)  # noqa: TRY301  (told to the task as any other)
-            with self._lock:
+            with self.lock:
                 value = getattr(trial, asked["name"])(*asked["args"], **asked["kwargs"])
             return _line({"value": value})
         except Exception as error:  # noqa: BLE001  (the task's own mistake, mostly: it is told)
@@ -301,7 +312,8 @@ class _Talk(socketserver.StreamRequestHandler):
         desk = self.server
         assert isinstance(desk, _Desk)  # noqa: S101  (whose handler this is)
         with contextlib.suppress(OSError):  # a task that was killed as it asked
-            while line := self.rfile.readline(_LONGEST):
+            # One that is cut off is none: what comes after it would be taken for the next one.
+            while (line := self.rfile.readline(_LONGEST)).endswith(b"\n"):
                 self.wfile.write(desk.answer(line))
 
 
@@ -329,16 +341,10 @@ class LimitedTrial:
         self.user_attrs: dict[str, Any] = {}
         self._address = address
         self._ticket = ticket
-        self._desk: Any = None
-        self._asker = 0
-        self._lock = threading.Lock()
+        self._connections: deque[tuple[int, Any]] = deque()
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**vars(self), "_desk": None, "_lock": None}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        vars(self).update(state)
-        self._lock = threading.Lock()
+        return {**vars(self), "_connections": deque()}
 
     def __getattr__(self, name: str) -> Any:
         """Say what a task's trial has not got."""
@@ -347,18 +353,18 @@ class LimitedTrial:
         raise AttributeError(msg)
 
     def _ask(self, name: str, *args: Any, **kwargs: Any) -> Any:
-        asked = {"ticket": self._ticket, "name": name, "args": args, "kwargs": kwargs}
-        question = _line(asked)
-        with self._lock:  # the objective may have threads
-            if self._desk is None or self._asker != os.getpid():  # a fork's is its parent's
-                self._asker = os.getpid()
-                connection = socket.socket(socket.AF_UNIX)
-                connection.connect(self._address)
-                self._desk = connection.makefile("rwb")
-                connection.close()  # the file has it
-            self._desk.write(question)
-            self._desk.flush()
-            line = self._desk.readline()
+        question = _line({"ticket": self._ticket, "name": name, "args": args, "kwargs": kwargs})
+        if len(question) > _LONGEST:
+            msg = (
+                f"{name} has {size_text(len(question))} to tell; {size_text(_LONGEST)} is the most"
+            )
+            raise ValueError(msg)
+        connection = self._connection()
+        connection.write(question)
+        connection.flush()
+        line = connection.readline()
+        # Only now: a soft limit that strikes before leaves an answer behind, to the wrong question.
+        self._connections.append((os.getpid(), connection))
         if not line:
             msg = "the search that this trial belongs to has ended"
             raise RuntimeError(msg)
@@ -369,6 +375,17 @@ class LimitedTrial:
             )
             raise kind(answer["message"])
         return answer["value"]
+
+    def _connection(self) -> Any:
+        """Have one that no other thread has, and no process that this one was forked from."""
+        while self._connections:
+            with contextlib.suppress(IndexError):  # another thread has just taken it
+                pid, connection = self._connections.pop()
+                if pid == os.getpid():
+                    return connection
+        with socket.socket(socket.AF_UNIX) as made:
+            made.connect(self._address)
+            return made.makefile("rwb")  # which keeps it open
 
     def suggest_float(
         self, name: str, low: float, high: float, *, step: float | None = None, log: bool = False

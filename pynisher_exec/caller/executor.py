@@ -69,6 +69,9 @@ class LimitedProcessExecutor(LimitedExecutor):
     Raises ValueError or TypeError at once for what is no limit, naming argument and value.
     """
 
+    linger: float | None = None
+    """Seconds after which an idle slot is given up, for the heirs that want that."""
+
     def __init__(
         self,
         max_workers: int | None = None,
@@ -121,6 +124,7 @@ class LimitedProcessExecutor(LimitedExecutor):
             # A reused process keeps its imports, and would have to end for another template.
             preload=arguments.module_names(() if preload is None and reuses else preload),
             context=taken,
+            linger=self.linger,
             max_memory=arguments.memory_bound(max_memory),
             max_tasks=max_tasks_per_child,
             # A fork has what the caller has imported, and its environment as it is.

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import gc
 import inspect
 import multiprocessing
 import os
 import time
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import joblib
 import numpy as np
 import psutil
 import pytest
+from conftest import wait_until
 from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.datasets import load_digits, load_iris
 from sklearn.experimental import enable_halving_search_cv  # noqa: F401  (it registers the class)
@@ -24,7 +27,7 @@ from sklearn.model_selection import (
     learning_curve,
 )
 
-import pynisher_exec.joblib  # noqa: F401  (it registers the backend)
+import pynisher_exec.joblib
 from pynisher_exec import MemorylimitException, TimeoutException
 
 
@@ -62,6 +65,7 @@ class Runaway(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
 
 X, Y = load_iris(return_X_y=True)
 LIMITS: dict[str, Any] = {"n_jobs": 2, "memory": "500MiB", "wall_time": 2, "grace_period": 0.5}
+TAKES_OPTIONS = "backend_kwargs" in inspect.signature(joblib.Parallel).parameters
 HOW = ["generator"] if joblib.__version__ < "1.4" else ["generator", "generator_unordered"]
 GRID = {"how": ["well", "endless", "greedy"]}
 
@@ -143,12 +147,66 @@ def test_plain_calls(n_jobs: int, batch_size: Any) -> None:
         assert parallel(joblib.delayed(square)(n) for n in range(7)) == [n * n for n in range(7)]
 
 
-def test_calls_of_one_block_share_a_template() -> None:
+def test_calls_share_a_template() -> None:
     """It has imported what they need, once it knows that; with other options it is another."""
+    found = []
+    for _ in range(6):
+        with joblib.parallel_config("limited", n_jobs=2, wall_time=30):
+            found.append(set(joblib.Parallel()([joblib.delayed(template)()])))
+    assert found[-2] == found[-1]
+    with joblib.parallel_config("limited", n_jobs=1, wall_time=30):
+        assert set(joblib.Parallel()([joblib.delayed(template)()])) != found[-1]
+
+
+def test_calls_leave_little_behind() -> None:
+    """One template at most, and without a collection; its slots go when they have waited."""
+    gc.disable()
+    try:
+        for _ in range(4):
+            with joblib.parallel_config("limited", n_jobs=2, wall_time=30):
+                joblib.Parallel()(joblib.delayed(square)(n) for n in range(3))
+        names = [child.name() for child in psutil.Process().children(recursive=True)]
+        assert names.count("limit-template") == 1
+        wait_until(lambda: not psutil.Process().children(recursive=True), 30)
+    finally:
+        gc.enable()
+
+
+@pytest.mark.parametrize("inner", [2, 3])
+def test_calls_beside_a_generator_that_goes_on(inner: int) -> None:
+    """Joblib gives both the same backend."""
     with joblib.parallel_config("limited", n_jobs=2, wall_time=30):
-        found = [set(joblib.Parallel()([joblib.delayed(template)()])) for _ in range(6)]
-        assert found[-2] == found[-1]
-        assert set(joblib.Parallel(n_jobs=1)([joblib.delayed(template)()])) != found[-1]
+        values = joblib.Parallel(return_as="generator")(joblib.delayed(square)(n) for n in range(8))
+        assert next(values) == 0
+        calls = joblib.Parallel(n_jobs=inner)
+        assert calls(joblib.delayed(square)(n) for n in range(4)) == [0, 1, 4, 9]
+        assert list(values) == [n * n for n in range(1, 8)]
+
+
+def test_one_backend_may_serve_threads() -> None:
+    """Each of which has its own calls and values; the reports are those of all."""
+    backend = pynisher_exec.joblib.LimitedBackend(wall_time=30)
+
+    def work(base: int) -> list[int]:
+        parallel = joblib.Parallel(n_jobs=2, backend=backend)
+        return list(parallel(joblib.delayed(square)(base + n) for n in range(3)))
+
+    with ThreadPoolExecutor(3) as threads:
+        assert list(threads.map(work, (0, 10, 20))) == [[0, 1, 4], [100, 121, 144], [400, 441, 484]]
+    assert len(backend.reports) == 9
+
+
+@pytest.mark.skipif(not TAKES_OPTIONS, reason="this joblib's Parallel takes no options")
+def test_options_of_one_call_are_for_that_call() -> None:
+    """Those of the block come back after it; they may be arrays, too."""
+    first: list[Any] = []
+    second: list[Any] = []
+    with joblib.parallel_config("limited", n_jobs=2, reports=first):
+        for count, options in ((3, {}), (2, {"reports": second}), (3, {})):
+            joblib.Parallel(**options)(joblib.delayed(square)(n) for n in range(count))
+        for _ in range(2):
+            joblib.Parallel(initializer=np.sum, initargs=(np.ones(3),))([joblib.delayed(square)(2)])
+    assert (len(first), len(second)) == (8, 2)
 
 
 @pytest.mark.parametrize("how", HOW)
@@ -173,10 +231,7 @@ def test_limit_of_a_plain_call_is_raised() -> None:
         joblib.Parallel(n_jobs=2)([joblib.delayed(bytearray)(1 << 30)])
 
 
-@pytest.mark.skipif(
-    "backend_kwargs" not in inspect.signature(joblib.Parallel).parameters,
-    reason="this joblib's Parallel takes no options for its backend",
-)
+@pytest.mark.skipif(not TAKES_OPTIONS, reason="this joblib's Parallel takes no options")
 def test_limits_may_stand_with_the_call() -> None:
     """As options of `Parallel`, whose later ones win."""
     parallel = joblib.Parallel(n_jobs=2, backend="limited", memory="100MiB")

@@ -14,7 +14,7 @@ import pytest
 from optuna.trial import TrialState
 
 import pynisher_exec.optuna as optuna_door
-from pynisher_exec import LimitedProcessExecutor
+from pynisher_exec import LimitedProcessExecutor, TimeoutException
 from pynisher_exec.optuna import ATTRIBUTE, optimize
 
 if TYPE_CHECKING:
@@ -320,3 +320,80 @@ def test_unknown_word_is_refused(executor: LimitedProcessExecutor) -> None:
     with pytest.raises(ValueError, match="on_limit"):
         optimize(study, parabola, n_trials=1, executor=executor, on_limit="ignore")
     assert not study.trials
+
+
+def ask_until_the_limit(trial: Any) -> float:
+    """Ask without end, so that the soft limit strikes in a question; and then for another."""
+    try:
+        while True:
+            trial.suggest_float("x", 0, 1)
+    except TimeoutException:
+        return float(trial.suggest_float("late", 5, 6))
+
+
+def test_soft_limit_in_a_question_leaves_no_answer_for_the_next_one() -> None:
+    """Its own is what each question gets."""
+    study = optuna.create_study()
+    with LimitedProcessExecutor(2, wall_time=0.3, grace_period=10) as executor:
+        optimize(study, ask_until_the_limit, n_trials=8, executor=executor)
+    assert [trial.value for trial in study.trials] == [
+        trial.params["late"] for trial in study.trials
+    ]
+
+
+def tell_too_much(trial: Any) -> float:
+    """Have an attribute that is too long, and go on."""
+    try:
+        trial.set_user_attr("model", "x" * (20 << 20))
+    except ValueError as error:
+        assert "20 MiB to tell" in str(error)  # noqa: PT017  (in a task)
+        return float(trial.suggest_float("x", 5, 6))
+    return 0.0
+
+
+def test_attribute_that_is_too_long_is_refused(executor: LimitedProcessExecutor) -> None:
+    """And the next question gets its own answer."""
+    study = optuna.create_study()
+    optimize(study, tell_too_much, n_trials=1, executor=executor)
+    assert study.best_value == study.best_params["x"] >= 5
+
+
+def ask_in_threads_and_a_fork(trial: Any) -> float:
+    """Whoever asks has its own answer, also where others ask at the moment of the fork."""
+
+    def ask(base: int) -> bool:
+        found = [trial.suggest_float(f"{base} {n}", base, base + 0.5) for n in range(10)]
+        return all(base <= each <= base + 0.5 for each in found)
+
+    with ThreadPoolExecutor(4) as threads:
+        right = threads.map(ask, range(4))
+        child = os.fork()
+        if not child:
+            os._exit(not 50 <= trial.suggest_float("child", 50, 51) <= 51)
+        assert all(right)
+    return float(os.waitpid(child, 0)[1])
+
+
+def test_threads_and_forks_may_ask(executor: LimitedProcessExecutor) -> None:
+    """None waits for what another one holds."""
+    study = optuna.create_study()
+    optimize(study, ask_in_threads_and_a_fork, n_trials=6, executor=executor)
+    assert [trial.value for trial in study.trials] == [0.0] * 6
+
+
+def fail_at_first(trial: Any) -> float:
+    """The first one takes longest."""
+    if trial.number == 0:
+        time.sleep(0.5)
+        raise LookupError
+    return 1.0
+
+
+def test_what_has_returned_as_another_one_ends_the_search_is_told() -> None:
+    """Its task was in time."""
+    study = optuna.create_study()
+    with LimitedProcessExecutor(4) as executor, pytest.raises(LookupError):
+        callbacks = [lambda *_: time.sleep(1)]
+        optimize(study, fail_at_first, n_trials=4, executor=executor, callbacks=callbacks)
+    states = [trial.state for trial in study.trials]
+    assert states == [TrialState.FAIL, *[TrialState.COMPLETE] * 3]
