@@ -7,6 +7,7 @@ draws into `axes` (by default those of a new figure), and gives them back.
 from __future__ import annotations
 
 import os
+from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 from pynisher_exec.page import lanes, limits_of
@@ -15,6 +16,7 @@ from pynisher_exec.searches.reader import Row, read
 
 try:
     import matplotlib.pyplot as plt
+    from matplotlib.ticker import MaxNLocator
 except ImportError as problem:
     _MESSAGE = "pynisher_exec.charts needs matplotlib: pip install 'pynisher_exec[charts]'"
     raise ImportError(_MESSAGE) from problem
@@ -66,6 +68,7 @@ def timeline(rows: Rows, axes: Any = None) -> Any:
         )
     axes.set_xlabel("seconds")
     axes.set_ylabel("slot")
+    axes.yaxis.set_major_locator(MaxNLocator(integer=True))
     return _with_legend(axes)
 
 
@@ -134,5 +137,5 @@ def _by_status(rows: Sequence[Row]) -> Iterator[tuple[Status, list[Row]]]:
 
 
 def _limit(rows: Sequence[Row], name: str) -> float | None:
-    values = [found[name] for row in rows if name in (found := limits_of(row["limits"]))]
-    return max(set(values), key=values.count, default=None)
+    values = Counter(found[name] for row in rows if name in (found := limits_of(row["limits"])))
+    return values.most_common(1)[0][0] if values else None

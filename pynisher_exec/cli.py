@@ -7,6 +7,7 @@ import contextlib
 import json
 import os
 import re
+import secrets
 import signal
 import sys
 from dataclasses import replace
@@ -328,12 +329,16 @@ def _page(options: argparse.Namespace) -> int:
     from pynisher_exec.searches.reader import read  # noqa: PLC0415
     from pynisher_exec.searches.record_file import RecordError  # noqa: PLC0415
 
+    output = Path(options.output)
     try:
+        if output.exists() and output.samefile(options.record):
+            _say(f"{output}: this is the record; choose another name for its page")
+            return 1
         with read(options.record) as reader:
             name = Path(options.record).name
             going_on = reader.is_going_on()
             text = build(reader.tasks(), reader.searches(), name=name, going_on=going_on)
-        _write_whole(Path(options.output), text)
+        _write_whole(output, text)
     except RecordError as error:
         _say(str(error))
         return 1
@@ -348,14 +353,16 @@ def _write_whole(path: Path, text: str) -> None:
     if path.exists() and not path.is_file():
         path.write_text(text, encoding="utf-8")
         return
-    path = path.resolve()  # what a link leads to
-    part = path.with_name(f"{path.name}.part")
-    try:
-        part.write_text(text, encoding="utf-8")
-        part.replace(path)
-    except OSError:
-        part.unlink(missing_ok=True)
-        raise
+    path = Path(os.path.realpath(path))  # what a link leads to
+    part = path.with_name(f"{path.name}.{secrets.token_hex(4)}")
+    with part.open("x", encoding="utf-8") as file:  # its own: no link that somebody has put there
+        try:
+            file.write(text)
+            file.flush()
+            part.replace(path)
+        except OSError:
+            part.unlink()
+            raise
 
 
 def _demo(options: argparse.Namespace) -> int:

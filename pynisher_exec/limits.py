@@ -83,13 +83,19 @@ def size(name: str, value: object) -> int:
 
 
 def size_text(count: float) -> str:
-    """`812 B`, `3.5 MiB`, `1.25 GiB`."""
-    value = float(count)
-    for unit in ("B", "KiB", "MiB"):
-        if value < 1024:  # noqa: PLR2004
-            return f"{value:.4g} {unit}"
-        value /= 1024
-    return f"{value:.4g} GiB"
+    """`812 B`, `3.5 MiB`, `1.25 GiB`; and `200 MB` for what is whole in that unit alone."""
+    text, value = _scaled(count, 1024, ("B", "KiB", "MiB", "GiB"))
+    if count >= 10**6 and count % 10**6 == 0 and float(f"{value:.4g}") != value:
+        return _scaled(count, 1000, ("B", "kB", "MB", "GB"))[0]
+    return text
+
+
+def _scaled(count: float, step: int, units: tuple[str, ...]) -> tuple[str, float]:
+    value, unit = float(count), 0
+    while value >= step and unit < len(units) - 1:
+        value /= step
+        unit += 1
+    return f"{value:.4g} {units[unit]}", value
 
 
 def is_bool(value: object) -> bool:

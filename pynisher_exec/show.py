@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import io
 import json
 import os
 import shutil
@@ -48,6 +49,8 @@ def add_to(actions: argparse._SubParsersAction[Any]) -> None:
 
 def _show(options: argparse.Namespace) -> int:
     statuses = _statuses(options)
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a terminal may know no more than ASCII
+        sys.stdout.reconfigure(errors="backslashreplace")
     if options.follow and options.sort:
         options.parser.error("--follow prints in the order of time: it cannot --sort")
     try:
@@ -97,7 +100,10 @@ def _write_csv(rows: Sequence[Row], file: TextIO) -> None:
     writer = csv.writer(file)
     names = ["id", *COLUMNS]
     writer.writerow(names)
-    writer.writerows([row[name] for name in names] for row in rows)
+    safe = printable if file.isatty() else str
+    for row in rows:
+        cells = ("" if row[name] is None else row[name] for name in names)
+        writer.writerow([safe(cell) if isinstance(cell, str) else cell for cell in cells])
 
 
 def _write_json(rows: Sequence[Row], file: TextIO) -> None:
@@ -111,9 +117,11 @@ def _loaded(name: str, value: Any) -> Any:
     if name not in _JSON_COLUMNS or value is None:
         return value
     try:
-        return json.loads(value)
+        found = json.loads(value)
+        json.dumps(found, allow_nan=False)
     except (TypeError, ValueError, RecursionError):
         return value
+    return found
 
 
 # -- the table ------------------------------------------------------------------------------------
@@ -141,6 +149,9 @@ _TABLE = (
 )
 _FREE = 2
 """Columns at the end that share what is left of the line."""
+
+_WIDEST = 120
+"""Characters to which a column is filled up in a file, where nothing is cut."""
 
 _LEAST_FREE = 30
 """Characters that they have at least where there are any: others go first, in this order."""
@@ -199,7 +210,7 @@ def _fitted(widths: list[int], file: TextIO) -> list[int]:
     What it costs is borne by the last two columns; where they would have too little, by figures.
     """
     if not file.isatty():
-        return widths
+        return [*widths[:-_FREE], *(min(width, _WIDEST) for width in widths[-_FREE:])]
     columns = shutil.get_terminal_size().columns
     fixed, free = widths[:-_FREE], widths[-_FREE:]
     for place in _SPARED:
@@ -220,7 +231,8 @@ def _joined(line: Iterable[str], widths: Iterable[int]) -> str:
     for text, width, column in zip(line, widths, _TABLE, strict=True):
         if not width:
             continue
-        cut = text if len(text) <= width else text[: width - 1] + "…"
+        is_whole = len(text) <= width or width == _WIDEST
+        cut = text if is_whole else text[: width - 1] + "…"
         parts.append(cut.rjust(width) if column.right else cut.ljust(width))
     return "  ".join(parts).rstrip()
 
@@ -242,18 +254,21 @@ def _follow(reader: Reader, statuses: Sequence[str]) -> None:
     widths = [5, 15, 12, 12, 10, 5, 40, 60]
     titles = [column.title for column in _TABLE]
     print(_joined(titles, _fitted(widths, sys.stdout)))  # noqa: T201  (a command line's voice)
-    shown: list[Row] = []
+    going_on = True
+    shown: dict[Any, Row] = {}  # one that is run again counts once
     try:
         while True:
             going_on = reader.is_going_on()  # asked first: what was written before it ended is read
             rows = reader.tasks(after=seen, statuses=statuses)
             for row in rows:
                 print(_joined(_cells(row), _fitted(widths, sys.stdout)), flush=True)  # noqa: T201
-            shown += rows
+            shown |= {row["key"]: row for row in rows}
             seen = rows[-1].id if rows else seen
             if not going_on:
                 break
             time.sleep(LOOK_EVERY)
     except KeyboardInterrupt:
         print()  # noqa: T201
-    print(_summary(shown))  # noqa: T201
+    print(_summary(list(shown.values())))  # noqa: T201
+    if not going_on and reader.was_cut_off():
+        print("A search that wrote here has not come to its end: its caller has gone.")  # noqa: T201

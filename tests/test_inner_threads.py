@@ -95,3 +95,9 @@ def test_what_is_no_number_of_threads_is_refused(value: Any, error: type[Excepti
     """At once, by its name."""
     with pytest.raises(error, match="inner_max_num_threads"):
         LimitedProcessExecutor(1, inner_max_num_threads=value)
+
+
+def test_number_that_can_do_nothing_is_refused() -> None:
+    """In a fork what the caller has imported stays as it is."""
+    with pytest.raises(ValueError, match="can do nothing with a fork"):
+        LimitedProcessExecutor(1, inner_max_num_threads=2, context="fork")

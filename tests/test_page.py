@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import sqlite3
 from typing import TYPE_CHECKING
 
 import pytest
@@ -59,6 +60,24 @@ def test_what_tasks_wrote_is_no_markup(tmp_path: Path) -> None:
     data = json.loads(found[1])
     assert data["tasks"][1]["stderr"] == HOSTILE
     assert data["name"] == HOSTILE
+
+
+def test_page_of_a_record_that_another_program_has_written_to(tmp_path: Path) -> None:
+    """Keys that are empty, limits that are no number: the data has what the page wants."""
+    page(tmp_path)
+    connection = sqlite3.connect(tmp_path / "search.db")
+    limits = ['{"memory": {"value": 1e999}}', '{"memory": {"value": 1' + "0" * 400 + "}}"]
+    for number, text in enumerate(limits, 1):
+        connection.execute("UPDATE tasks SET key = '', limits = ? WHERE id = ?", (text, number))
+    connection.commit()
+    connection.close()
+    with read(tmp_path / "search.db") as reader:
+        text = build(reader.tasks(), reader.searches(), name="", going_on=False)
+    found = re.search(r'id="data">(.*?)</script>', text, re.DOTALL)
+    assert found is not None
+    for task in json.loads(found[1])["tasks"]:
+        assert task["key"]
+        assert task["limits"] == {}
 
 
 def test_page_loads_nothing(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from pynisher_exec import LimitedProcessExecutor, Report
 from pynisher_exec.caller.sentences import message_of, one_line, sentence
 from pynisher_exec.errors import AnythingException
+from pynisher_exec.limits import size_text
 from pynisher_exec.report import Enforced, Status
 from pynisher_exec.verdict import Evidence, Verdict, judge
 
@@ -32,7 +33,7 @@ TOLD: list[tuple[Status, dict[str, Any], str]] = [
     (
         Status.MEMORY,
         {"peak_memory": 3 * MIB},
-        "memory limit of 200 MiB passed: an allocation was refused, 3 MiB were held at most",
+        "memory limit of 200 MiB met: an allocation was refused; 3 MiB were held at most",
     ),
     (Status.CPU_TIME, {"cpu_time": 5.5}, "cpu_time limit of 5 s passed: used 5.500 s"),
     (
@@ -83,6 +84,37 @@ def test_message_of_the_functions_own_exception_has_its_class() -> None:
     assert message_of(KeyError("depth"), is_ours=False) == "KeyError: 'depth'"
     assert message_of(ValueError("a\n  b"), is_ours=False) == "ValueError: a b"
     assert message_of(AnythingException("ended"), is_ours=True) == "ended"
+
+
+def refuse_memory() -> None:
+    """Raise what a library says of it."""
+    msg = "Unable to allocate 7.45 GiB"
+    raise MemoryError(msg)
+
+
+def test_what_a_library_says_of_refused_memory_is_told() -> None:
+    """Beside the limit, as it was given."""
+    said = report_of(refuse_memory, memory="200MB").message
+    assert said.startswith("memory limit of 200 MB met: an allocation was refused; ")
+    assert said.endswith(" were held at most; MemoryError: Unable to allocate 7.45 GiB")
+
+
+@pytest.mark.parametrize(
+    ("count", "text"),
+    [
+        (0, "0 B"),
+        (812, "812 B"),
+        (3 * MIB + MIB // 2, "3.5 MiB"),
+        (5 << 28, "1.25 GiB"),
+        (200_000_000, "200 MB"),
+        (1_500_000_000, "1.5 GB"),
+        (200 * MIB + 4096, "200 MiB"),
+        (1000 * MIB, "1000 MiB"),
+    ],
+)
+def test_size_is_told_in_the_unit_in_which_it_is_whole(count: int, text: str) -> None:
+    """Whoever has written 200MB looks for that."""
+    assert size_text(count) == text
 
 
 def raise_in_lines() -> None:

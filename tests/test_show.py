@@ -199,6 +199,48 @@ def test_page_that_cannot_be_written_leaves_the_last_one(path: str, tmp_path: Pa
     assert sorted(each.name for each in tmp_path.glob("page*")) == ["page.html"]
 
 
+def test_page_never_takes_the_records_place(path: str) -> None:
+    """Its name for both is a slip."""
+    command = [sys.executable, "-m", "pynisher_exec", "report", path, "-o", path]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=PATIENCE)
+    assert (done.returncode, "this is the record" in done.stderr) == (1, True)
+    assert show(path).returncode == 0
+
+
+def test_record_in_a_place_that_cannot_be_written_is_shown(path: str, tmp_path: Path) -> None:
+    """A mount that is read-only; in a file that SQLite has to take as it is."""
+    with read(path) as reader:
+        rows = reader.tasks()
+    mounted = (
+        f'mount --bind {tmp_path} {tmp_path} && mount -o remount,ro,bind {tmp_path} && exec "$@"'
+    )
+    command = [sys.executable, "-m", "pynisher_exec", "show", path]
+    done = subprocess.run(
+        ["unshare", "--mount", "--map-root-user", "sh", "-c", mounted, "sh", *command],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=PATIENCE,
+    )
+    if "unshare" in done.stderr or "mount" in done.stderr:
+        pytest.skip("no mount of one's own here")
+    assert done.stdout.splitlines()[-1] == f"{len(rows)} items: ok 2  memory 1"
+
+
+def test_followed_record_of_a_caller_that_has_gone_says_so(tmp_path: Path) -> None:
+    """Else it looks like one that has come to its end."""
+    place = str(tmp_path / "search.db")
+    record = Record(place, "mine.train", 2)
+    record.write([("a", (1,), Report(Status.OK)), ("a", (1,), Report(Status.EXCEPTION))])
+    record._connection.execute("UPDATE searches SET pid = 1 << 30")
+    lines = show(place, "--follow").stdout.splitlines()
+    assert lines[-2:] == [
+        "1 items: exception 1",
+        "A search that wrote here has not come to its end: its caller has gone.",
+    ]
+    record.close(ended=True)
+
+
 def test_what_all_items_share_is_said_once() -> None:
     """In a terminal, where both ends of a long item do not fit."""
     lines = [["id", "status", *"abcd", "item", "result"]]

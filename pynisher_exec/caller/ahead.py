@@ -54,6 +54,7 @@ class _Ahead(Generic[T]):
             zip(itertools.repeat(""), calls) if follower is None else follower.wanted(calls)
         )
         self._pending: deque[LimitedFuture[Any]] = deque()
+        self._problem: Exception | None = None
         try:
             self._submit(buffersize)
         except BaseException:
@@ -80,12 +81,16 @@ class _Ahead(Generic[T]):
         return self
 
     def __next__(self) -> T:
+        if self._problem is not None:
+            problem, self._problem = self._problem, None
+            self.close()
+            raise problem
         if not self._pending:
             self._finish()
             raise StopIteration
         try:
             value = self._take()
-            self._submit(1)
+            self._submit_next()
         except StopIteration as error:  # the function's, and no end of this (PEP 479)
             self.close()
             msg = "the function raised StopIteration"
@@ -94,6 +99,13 @@ class _Ahead(Generic[T]):
             self.close()
             raise
         return value
+
+    def _submit_next(self) -> None:
+        """What goes wrong is told when the next one is asked for: this one has been taken."""
+        try:
+            self._submit(1)
+        except Exception as error:  # noqa: BLE001  (of the user's own iterable, mostly)
+            self._problem = error
 
     def _take(self) -> T:
         """Wait for what comes next and give it."""

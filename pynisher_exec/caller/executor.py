@@ -60,8 +60,8 @@ class LimitedProcessExecutor(LimitedExecutor):
         ValueError with `context` or `strict`.
     inner_max_num_threads: threads that BLAS, OpenMP and the like use in each task; None: the cores
         that there are divided by `max_workers`. By environment variables, so in what is imported
-        ahead too; those that the caller has set win (`OMP_NUM_THREADS` for all). Not with the
-        context "fork", where what the caller has imported stays as it is.
+        ahead too; those that the caller has set win (`OMP_NUM_THREADS` for all). ValueError with
+        the context "fork", where what the caller has imported stays as it is.
     context: None, or how each task's processes are started: "loky", "spawn", "forkserver", "fork",
         or such a context object.
     strict: ValueError where a limit that is set is less than hard on this machine, see `supports`.
@@ -116,6 +116,13 @@ class LimitedProcessExecutor(LimitedExecutor):
         workers = arguments.workers(max_workers)
         threads = arguments.inner_threads(inner_max_num_threads, workers)
         taken = arguments.take_context(context)
+        forks = taken is not None and is_fork(taken)
+        if forks and inner_max_num_threads is not None:
+            msg = (
+                f"inner_max_num_threads={inner_max_num_threads} can do nothing with a fork, where "
+                "what the caller has imported stays as it is"
+            )
+            raise ValueError(msg)
         options = PoolOptions(
             max_workers=workers,
             no_new_privs=bool(no_new_privs),
@@ -128,7 +135,7 @@ class LimitedProcessExecutor(LimitedExecutor):
             max_memory=arguments.memory_bound(max_memory),
             max_tasks=max_tasks_per_child,
             # A fork has what the caller has imported, and its environment as it is.
-            threads=0 if taken is not None and is_fork(taken) else threads,
+            threads=0 if forks else threads,
         )
         refuse = partial(_refuse_soft, no_new_privs=options.no_new_privs) if strict else None
         if refuse is not None:

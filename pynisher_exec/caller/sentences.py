@@ -20,7 +20,7 @@ __all__ = ["message_of", "one_line", "sentence"]
 _CRASHES: Final = {signal.SIGSEGV, signal.SIGBUS, signal.SIGILL, signal.SIGFPE, signal.SIGABRT}
 """What native code dies of that has an error."""
 
-_LONGEST = 2000
+_LONGEST = 1000
 
 
 def one_line(text: str) -> str:
@@ -42,7 +42,7 @@ def sentence(status: Status, evidence: Evidence, verdict: Verdict, facts: dict[s
     value = 0.0 if limit is None else limit.value
     match status:
         case Status.MEMORY:
-            return f"memory limit of {size_text(value)} passed: {_held(evidence, facts)}"
+            return f"memory limit of {size_text(value)} {_held(evidence, facts)}"
         case Status.CPU_TIME:
             spent = evidence.cpu_time if evidence.used is None else evidence.used
             return f"cpu_time limit of {value:g} s passed: used {spent:.3f} s"
@@ -63,18 +63,20 @@ def sentence(status: Status, evidence: Evidence, verdict: Verdict, facts: dict[s
 
 def _held(evidence: Evidence, facts: dict[str, Any]) -> str:
     if not evidence.used:
-        held = f"an allocation was refused, {size_text(evidence.peak_memory)} were held at most"
+        peak = size_text(evidence.peak_memory)
+        held = f"met: an allocation was refused; {peak} were held at most"
         said = facts.get("message")
         return f"{held}; {said}" if said else held
     detail = f" {evidence.detail}" if evidence.detail else ""
-    return f"{size_text(evidence.used)} held{detail}"
+    return f"passed: {size_text(evidence.used)} held{detail}"
 
 
 def _refused_processes(evidence: Evidence, value: float) -> str:
     if evidence.killed == "processes" and evidence.used is not None:  # where they are counted
         return f"limit of {value:g} subprocesses passed: {evidence.used:g} alive at once"
-    refused = f"{evidence.refused_forks or 'all'} forks refused"  # a filter counts none
-    return f"limit of {value:g} subprocesses met: {refused}"
+    count = evidence.refused_forks
+    refused = f"{count} fork{'s' * (count > 1)} refused" if count else "all forks refused"
+    return f"limit of {value:g} subprocesses met: {refused}"  # a filter counts none
 
 
 def _startup(evidence: Evidence, verdict: Verdict, facts: dict[str, Any]) -> str:
@@ -83,7 +85,7 @@ def _startup(evidence: Evidence, verdict: Verdict, facts: dict[str, Any]) -> str
     if evidence.killed == "startup_time":
         return (
             f"the call was not loaded within startup_time, {evidence.used:.1f} s: "
-            "its modules' imports and its arguments have to be loaded by then"
+            "its imports, its arguments and the initializer have to be done by then"
         )
     if evidence.killed == "transfer":  # there is nothing to be delivered yet, but to be sent
         return "the call could not be sent to its task"

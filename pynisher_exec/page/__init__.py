@@ -11,6 +11,7 @@ import base64
 import hashlib
 import heapq
 import json
+import math
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -70,15 +71,16 @@ def _policy(script: str) -> str:
 
 
 def _tasks(rows: Sequence[Row]) -> list[dict[str, Any]]:
+    # What no task of ours lacks may lack in a record that another program has written to.
     spans = [(row["started_at"], row["wall_time"] or 0.0) for row in rows]
     found = []
     for row, lane in zip(rows, lanes(spans), strict=True):
         task = {
             "id": row.id,
-            "key": _cut(row["key"]),
-            "status": row["status"],
+            "key": _cut(row["key"] or "(no key)"),
+            "status": row["status"] or "(no status)",
             "started": row["started_at"],
-            "wall": row["wall_time"],
+            "wall": row["wall_time"] or 0.0,
             "cpu": row["cpu_time"],
             "memory": row["peak_memory"],
             "processes": row["peak_processes"],
@@ -117,10 +119,10 @@ def lanes(spans: Sequence[tuple[float | None, float]]) -> list[int | None]:
 def limits_of(text: str) -> dict[str, float]:
     """Give the values of a task's limits, by name, from the text that a record has."""
     try:
-        found = json.loads(text)
-        return {str(name): float(each["value"]) for name, each in found.items()}
-    except (TypeError, ValueError, KeyError, AttributeError, RecursionError):
+        found = {str(name): float(each["value"]) for name, each in json.loads(text).items()}
+    except (TypeError, ValueError, KeyError, AttributeError, RecursionError, OverflowError):
         return {}  # another program may have written there
+    return {name: value for name, value in found.items() if math.isfinite(value)}
 
 
 def _cut(text: str | None, *, last: bool = False) -> str | None:

@@ -327,7 +327,7 @@
     }
     const button = at("more-failures"), left = wanted.length - state.failures;
     button.hidden = left <= 0;
-    button.textContent = `Show more (${left} left)`;
+    button.textContent = left > 0 ? `Show more (${left} left)` : "";
   };
   at("more-failures").addEventListener("click", () => { state.failures += 200; drawFailures(); });
 

@@ -9,7 +9,9 @@ from __future__ import annotations
 import atexit
 import contextlib
 import itertools
+import logging
 import math
+import os
 import threading
 import time
 import weakref
@@ -19,19 +21,15 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from pynisher_exec.report import Status
 from pynisher_exec.searches.keys import Keyed, name_of_function
-from pynisher_exec.searches.progress import Progress
+from pynisher_exec.searches.progress import Painter, Progress
 from pynisher_exec.searches.record import Record
 
 if TYPE_CHECKING:
-    import os
     from collections.abc import Callable, Collection, Iterable, Iterator
 
     from pynisher_exec.report import Report
 
 __all__ = ["Follower", "Future", "Wishes", "follow"]
-
-REFRESH = 0.5
-"""Seconds between two looks at what runs."""
 
 AT_ONCE = 500
 """Ends that one transaction holds at most."""
@@ -109,12 +107,23 @@ def follow(
 
 def _total(items: Iterable[Iterable[Any]]) -> int | None:
     """How many calls there will be, where all arguments come from what has a length."""
-    lengths = [len(each) if isinstance(each, Sized) else math.inf for each in items]
-    total = min(lengths, default=0)
+    total = min(map(_length, items), default=0)
     return None if math.isinf(total) else int(total)
 
 
+def _length(items: Iterable[Any]) -> float:
+    try:
+        return len(items) if isinstance(items, Sized) else math.inf
+    except TypeError:  # it wraps what has none
+        return math.inf
+
+
+_log = logging.getLogger("pynisher_exec")
+
 _living: weakref.WeakSet[Follower] = weakref.WeakSet()
+
+_of_parents: list[Follower] = []
+"""In a fork, for good: SQLite forbids it to close a connection that its parent has opened."""
 
 
 @atexit.register
@@ -150,7 +159,11 @@ class Follower:
         self._waiting: set[Future] = set()  # written, and not taken yet
         self._error: Exception | None = None
         self._thread: threading.Thread | None = None
+        self._has_ended = self._is_told = False
+        self._pid = os.getpid()
         _living.add(self)
+        # At last: nothing that raises comes after its thread has begun.
+        self._painter = None if progress is None else Painter(progress, self._running)
 
     def wanted(self, calls: Iterable[tuple[Any, ...]]) -> Iterator[tuple[str, tuple[Any, ...]]]:
         """Give those that are to be run, with their keys: not what is in a record that is resumed.
@@ -173,10 +186,9 @@ class Follower:
         if self.is_over:  # since it was asked whether this one may still begin
             future.cancel()
         if self._thread is None:
-            self._thread = threading.Thread(
-                target=self._follow, name="pynisher_exec search", daemon=True
-            )
-            self._thread.start()
+            thread = threading.Thread(target=self._follow, name="pynisher_exec search", daemon=True)
+            thread.start()
+            self._thread = thread
         future.add_done_callback(self._ended.put)
 
     def wait_for(self, future: Future) -> None:
@@ -186,24 +198,36 @@ class Follower:
         with self._written:
             while future not in self._waiting:
                 if self._error is not None:
+                    self._is_told = True
                     raise self._error
                 self._written.wait()
             self._waiting.remove(future)
 
     def close(self, *, ended: bool) -> None:
-        """Write what has ended; `ended`: the search has come to its end."""
+        """Write what has ended; `ended`: the search has come to its end.
+
+        The thread itself lets go of the record: this may be called in it, in the midst of a write,
+        by a collection; and whoever interrupts this has it go on all the same.
+        """
+        if os.getpid() != self._pid:  # a fork: the search, and its connection, are its parent's
+            _of_parents.append(self)
+            return
         thread, self._thread = self._thread, None
-        if thread is not None:
-            self._ended.put(None)
-            if thread is not threading.current_thread():
-                thread.join()
-        progress, self._progress = self._progress, None
-        if progress is not None:
-            with contextlib.suppress(Exception):  # a terminal that has gone: nobody is there to see
-                progress.close()
+        self._has_ended |= ended
+        if thread is None:
+            self._let_go()
+            return
+        self._ended.put(None)
+        if thread is not threading.current_thread():
+            thread.join()
+
+    def _let_go(self) -> None:
+        painter, self._painter = self._painter, None
+        if painter is not None:
+            painter.close()
         record, self._record = self._record, None
         if record is not None:
-            record.close(ended=ended and self._error is None)
+            record.close(ended=self._has_ended and self._error is None)
 
     # -- the thread ------------------------------------------------------------------------------
 
@@ -213,26 +237,21 @@ class Follower:
             batch = self._next_batch()
             goes_on = None not in batch
             self._take([future for future in batch if future is not None])
-            self._show()
             if not self.is_over and time.monotonic() >= self._deadline:
                 self.is_over = True
                 for future in list(self._open):
                     future.cancel()
-
-    def _show(self) -> None:
-        """Show how far it is, as long as there is somebody to see it."""
-        if self._progress is not None:
-            try:
-                self._progress.show(self._running())
-            except Exception:  # noqa: BLE001  (a terminal that has gone; what is written goes on)
-                self._progress = None
+        try:
+            self._let_go()
+        except Exception as error:  # noqa: BLE001  (as in `_take`)
+            self._error = self._error or error
+        if self._error is not None and not self._is_told:
+            _log.warning("the search's last ends are not in its record: %s", self._error)
 
     def _next_batch(self) -> list[Future | None]:
         """What has ended; after a while also nothing."""
         batch: list[Future | None] = []
         wait = math.inf if self.is_over else max(0.0, self._deadline - time.monotonic())
-        if self._progress is not None:
-            wait = min(wait, REFRESH)
         try:
             batch.append(self._ended.get(timeout=None if math.isinf(wait) else wait))
             while batch[-1] is not None and len(batch) < AT_ONCE:

@@ -28,14 +28,14 @@ class Keyed:
     def __init__(self, fn: Callable[..., Any], key: Callable[..., object] | None) -> None:
         self._key = key
         self.function = name_of_function(fn)
-        self._bound = _bound(fn)
+        self._bound, self._keywords = _bound(fn)
         if key is None:
             _refuse_nameless(fn, self.function)
 
     def of(self, args: Sequence[Any]) -> str:
         """Give the key of one call."""
         if self._key is None:
-            return key_of(self.function, [*self._bound, *args])
+            return key_of(self.function, [*self._bound, *args], self._keywords)
         key = self._key(*args)
         if isinstance(key, str) and not _is_json(key) and _is_text(key):
             return key
@@ -60,12 +60,14 @@ def _is_json(text: str) -> bool:
     return True
 
 
-def key_of(function: str, args: Sequence[Any]) -> str:
-    """Name and arguments as one text: `module.train({"depth":3})`."""
+def key_of(function: str, args: Sequence[Any], keywords: dict[str, Any]) -> str:
+    """Name and arguments as one text: `module.train({"depth":3})`, `module.train(3,**{"a":1})`."""
     texts = [
         _canonical(each, f"the argument {shortened(each, length=60)} of {function}")
         for each in args
     ]
+    if keywords:
+        texts.append("**" + _canonical(keywords, f"what {function} is bound to"))
     return f"{function}({','.join(texts)})"
 
 
@@ -83,13 +85,15 @@ def _unwrapped(fn: object) -> object:
     return fn
 
 
-def _bound(fn: object) -> list[Any]:
+def _bound(fn: object) -> tuple[list[Any], dict[str, Any]]:
     """What a partial adds to each call."""
-    found: list[Any] = []
+    args: list[Any] = []
+    keywords: dict[str, Any] = {}
     while isinstance(fn, functools.partial):
-        found = [*fn.args, *([dict(fn.keywords)] if fn.keywords else []), *found]
+        args = [*fn.args, *args]
+        keywords = {**fn.keywords, **keywords}
         fn = fn.func
-    return found
+    return args, keywords
 
 
 def _refuse_nameless(fn: object, name: str) -> None:

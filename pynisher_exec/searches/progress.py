@@ -17,7 +17,13 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import TextIO
 
-__all__ = ["Progress", "View", "duration"]
+__all__ = ["Painter", "Progress", "View", "duration"]
+
+REFRESH = 0.5
+"""Seconds between two looks at what runs."""
+
+FAREWELL = 2.0
+"""Seconds that the last one may take: a terminal may stand still (Ctrl-S)."""
 
 LINE_EVERY = 30.0
 """Seconds between two lines where the output is no terminal."""
@@ -65,7 +71,6 @@ class Progress:
         self.clock = clock
         self._began = clock()
         self._view = _view() if view is None else view
-        self._view.show(self)
 
     def skip(self) -> None:
         """An item is not run."""
@@ -78,7 +83,7 @@ class Progress:
         self.statuses[status] += 1
 
     def show(self, running: int) -> None:
-        """Bring what is seen up to date."""
+        """Bring what is seen up to date; called in one thread alone."""
         self.running = running
         self._view.show(self)
 
@@ -113,15 +118,23 @@ def _view() -> View:
     notebook = "notebook" in auto.tqdm.__mro__[1].__module__
     if notebook:
         return Bar(auto.tqdm, colour=False, size={})
-    if sys.stderr is None or sys.stderr.closed:  # a daemon's
+    if sys.stderr is None or getattr(sys.stderr, "closed", False):  # a daemon's
         return Lines(io.StringIO())
-    if not sys.stderr.isatty():
+    if not _is_terminal(sys.stderr):
         return Lines(_unbuffered(sys.stderr))
     # One that does not say how wide it is would get an empty bar.
     is_known = os.get_terminal_size(sys.stderr.fileno()).columns > 0
     size: dict[str, Any] = {"dynamic_ncols": True} if is_known else {"ncols": 80, "nrows": 20}
     size |= {"file": _unbuffered(sys.stderr)}
     return Bar(auto.tqdm, colour="NO_COLOR" not in os.environ, size=size)
+
+
+def _is_terminal(file: Any) -> bool:
+    """Whether it is one of the system's; it may be an object with no more than a `write`."""
+    try:
+        return bool(file.isatty() and os.isatty(file.fileno()))
+    except (OSError, ValueError, AttributeError):
+        return False
 
 
 def _unbuffered(file: TextIO) -> TextIO:
@@ -134,8 +147,39 @@ def _unbuffered(file: TextIO) -> TextIO:
         return file
     with contextlib.suppress(OSError):  # gone already
         file.flush()
-    raw = io.FileIO(file.fileno(), "w", closefd=False)
+    try:
+        raw = io.FileIO(file.fileno(), "w", closefd=False)
+    except OSError:  # its descriptor is closed
+        return file
     return io.TextIOWrapper(raw, encoding=file.encoding, errors=file.errors, write_through=True)
+
+
+class Painter:
+    """Shows a progress, in a thread of its own: a terminal that stands still holds up nothing.
+
+    Nor does one that has gone. `running` tells how many tasks run.
+    """
+
+    def __init__(self, progress: Progress, running: Callable[[], int]) -> None:
+        self._progress = progress
+        self._running = running
+        self._ended = threading.Event()
+        self._thread = threading.Thread(
+            target=self._paint, name="pynisher_exec progress", daemon=True
+        )
+        self._thread.start()
+
+    def close(self) -> None:
+        """Show it for the last time, unless that takes too long."""
+        self._ended.set()
+        self._thread.join(FAREWELL)
+
+    def _paint(self) -> None:
+        with contextlib.suppress(Exception):  # a terminal that has gone: nobody is there to see
+            self._progress.show(0)
+            while not self._ended.wait(REFRESH):
+                self._progress.show(self._running())
+            self._progress.close()
 
 
 class Bar:
@@ -205,12 +249,12 @@ class Lines:
 
     def close(self, progress: Progress) -> None:
         """Write how it ended."""
-        self._write(progress)
+        self._write(progress, is_last=True)
 
-    def _write(self, progress: Progress) -> None:
+    def _write(self, progress: Progress, *, is_last: bool = False) -> None:
         of = "" if progress.total is None else f" of {progress.total}"
         left = ""
-        if progress.total is not None and 0 < progress.done < progress.total:
+        if not is_last and progress.total is not None and 0 < progress.done < progress.total:
             left = f", {duration((progress.total - progress.done) / max(progress.rate, 1e-9))} left"
         counts = progress.counts(colour=False)
         line = f"{progress.label}: {progress.done}{of} done, {progress.rate:.3g}/s{left}"

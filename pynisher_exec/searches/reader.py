@@ -46,10 +46,8 @@ def read(path: str | os.PathLike[str]) -> Iterator[Reader]:
     if not Path(place).exists():
         msg = f"record {place}: there is no such file"
         raise RecordError(msg)
-    # Who opens it only to read leaves the files of its write-ahead log there.
-    mode = "mode=rw" if os.access(place, os.W_OK) else "mode=ro"
     try:
-        connection = connect(place, mode)
+        connection = connect(place, _mode(Path(place)))
         try:
             look_at(connection, place, new=False)
             connection.text_factory = lambda text: text.decode(errors="replace")
@@ -58,6 +56,18 @@ def read(path: str | os.PathLike[str]) -> Iterator[Reader]:
             connection.close()
     except sqlite3.Error as error:
         raise told_of(place, error) from error
+
+
+def _mode(path: Path) -> str:
+    """How to open it. Who does so only to read leaves the files of its write-ahead log there.
+
+    Where these cannot be made, and there are none, nobody writes: it is read as it is.
+    """
+    if os.access(path, os.W_OK) and os.access(path.absolute().parent, os.W_OK):
+        return "mode=rw"
+    log = path.with_name(f"{path.name}-wal")
+    is_whole = not log.exists() or not log.stat().st_size
+    return "mode=ro&immutable=1" if is_whole else "mode=ro"
 
 
 class Reader:
@@ -83,6 +93,10 @@ class Reader:
             f"SELECT id, {', '.join(SEARCH_COLUMNS)} FROM searches ORDER BY id"  # noqa: S608  (names of ours)
         )
         return [{"id": first, **_typed(SEARCH_COLUMNS, rest)} for first, *rest in found]
+
+    def was_cut_off(self) -> bool:
+        """Whether a search that wrote here never came to its end; asked where none goes on."""
+        return any(each["ended_at"] is None for each in self.searches())
 
     def is_going_on(self) -> bool:
         """Whether a search that writes here has not ended, as far as this machine can tell."""

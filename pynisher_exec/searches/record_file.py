@@ -25,7 +25,7 @@ APPLICATION = 0x6C696D74
 VERSION = 1
 """Of the tables below."""
 
-BUSY = 60.0
+BUSY = 20.0
 """Seconds that one writer waits for another."""
 
 COLUMNS = {

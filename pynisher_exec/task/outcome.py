@@ -115,6 +115,9 @@ def describe(
     facts: dict[str, Any] = {"traceback": text_of(error)}
     try:
         kind = _classify(error, limits, soft, baseline)
+        if kind == "memory":
+            said = line_of(error)
+            facts["message"] = "" if said == "MemoryError" else said
         if isinstance(error, SystemExit):
             facts["exit_code"] = _exit_code_of(error)
         if isinstance(error, OSError) and type(error.errno) is int:

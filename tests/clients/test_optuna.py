@@ -392,8 +392,8 @@ def fail_at_first(trial: Any) -> float:
 def test_what_has_returned_as_another_one_ends_the_search_is_told() -> None:
     """Its task was in time."""
     study = optuna.create_study()
+    slow = [lambda *_: time.sleep(1)]
     with LimitedProcessExecutor(4) as executor, pytest.raises(LookupError):
-        callbacks = [lambda *_: time.sleep(1)]
-        optimize(study, fail_at_first, n_trials=4, executor=executor, callbacks=callbacks)
+        optimize(study, fail_at_first, n_trials=4, executor=executor, callbacks=slow)
     states = [trial.state for trial in study.trials]
     assert states == [TrialState.FAIL, *[TrialState.COMPLETE] * 3]
