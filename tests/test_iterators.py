@@ -129,3 +129,18 @@ def read_pid(reader: int) -> int:
             if text := os.read(reader, 20):
                 return int(text)
     pytest.fail("no task has begun")
+
+
+def test_report_that_has_been_counted_is_given_though_the_arguments_fail() -> None:
+    """What they raise is told when the next one is asked for."""
+
+    def arguments() -> Iterator[int]:
+        yield from (1, 2)
+        raise LookupError
+
+    with LimitedProcessExecutor(1) as executor:
+        reports = executor.reports(abs, arguments(), buffersize=1)
+        assert [next(reports).result, next(reports).result] == [1, 2]
+        with pytest.raises(LookupError):
+            next(reports)
+        assert reports.summary.total == 2

@@ -361,3 +361,24 @@ def test_function_that_cannot_be_named_there_fails_its_own_future() -> None:
         assert isinstance(error, UnpicklableError)
         assert "BoundElsewhere" in str(error)
         assert executor.submit(abs, -1).result(PATIENCE) == 1
+
+
+FAILS = """
+from pynisher_exec import LimitedProcessExecutor
+
+def fail():
+    raise ValueError("here")  # this very line
+
+with LimitedProcessExecutor(1) as executor:
+    print(executor.submit(fail).wait_for_report().traceback)
+"""
+
+
+def test_traceback_of_a_scripts_function_shows_file_and_line(tmp_path: Path) -> None:
+    """Though it travels by value."""
+    script = tmp_path / "search.py"
+    script.write_text(FAILS)
+    command = [sys.executable, str(script)]
+    shown = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout
+    assert f'File "{script}", line 5, in fail' in shown
+    assert 'raise ValueError("here")  # this very line' in shown

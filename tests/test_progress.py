@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import io
 import os
@@ -12,14 +13,16 @@ import subprocess
 import sys
 import termios
 from textwrap import dedent
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from pynisher_exec import Status
+from pynisher_exec import LimitedProcessExecutor, Status
 from pynisher_exec.searches.progress import Lines, Progress, duration
+from pynisher_exec.searches.reader import read
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
 PATIENCE = 60
@@ -105,6 +108,67 @@ def test_search_without_standard_error_runs(tmp_path: Path) -> None:
     command = ["sh", "-c", shlex.join(program(tmp_path)) + " 2>&-"]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False, timeout=PATIENCE)
     assert (done.returncode, done.stdout) == (0, "9\n6\n")
+
+
+STANDS_STILL = """
+import os, sys
+from pynisher_exec import LimitedProcessExecutor
+with LimitedProcessExecutor(2) as executor:
+    reports = executor.reports(str, ["x" * 200] * 300, progress=True, record=sys.argv[1])
+    print(sum(report.status == "ok" for report in reports))
+"""
+
+
+def test_terminal_that_stands_still_holds_up_nothing(tmp_path: Path) -> None:
+    """Ctrl-S, or a connection that hangs: the record and the loop go on, and the program ends."""
+    near, far = pty.openpty()
+    place = tmp_path / "search.db"
+    os.set_blocking(far, False)
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            os.write(far, b"x" * 4096)  # nobody reads it
+    os.set_blocking(far, True)
+    command = [*program(tmp_path, STANDS_STILL), str(place)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=far, text=True) as caller:
+        os.close(far)
+        assert caller.communicate(timeout=PATIENCE)[0] == "300\n"
+    os.close(near)
+    with read(place) as reader:
+        assert len(reader.tasks()) == 1  # of one key
+
+
+class Tee:
+    """A standard error with no more than it needs."""
+
+    def __init__(self) -> None:
+        self.text = ""
+
+    def write(self, text: str) -> None:
+        """Keep it."""
+        self.text += text
+
+    def flush(self) -> None:
+        """Nothing waits."""
+
+
+class NoLength:
+    """Has a length that it does not know."""
+
+    def __len__(self) -> int:
+        raise TypeError
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(range(3))
+
+
+def test_odd_streams_and_iterables_are_no_reason_to_fail(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Somebody's own standard error, a length that is none."""
+    tee = Tee()
+    monkeypatch.setattr(sys, "stderr", tee)
+    with LimitedProcessExecutor(1) as executor:
+        items: Any = NoLength()
+        assert len(list(executor.reports(abs, items, progress=True))) == 3
+    assert tee.text.startswith("abs: 3 done")
 
 
 def test_nothing_is_shown_unless_asked_for(tmp_path: Path) -> None:

@@ -291,6 +291,25 @@ def test_what_is_no_record_is_refused_and_left_as_it_is(
     assert Path(path).read_bytes() == before
 
 
+def test_fork_leaves_the_search_of_its_parent_alone(
+    executor: LimitedProcessExecutor, path: str
+) -> None:
+    """It has the iterator, and closes it or ends."""
+    found = executor.reports(behave, range(4), record=path)
+    next(found)
+    child = os.fork()
+    if not child:
+        found.close()
+        os._exit(0)
+    assert os.waitpid(child, 0)[1] == 0
+    with read(path) as reader:
+        assert reader.is_going_on()
+    assert len(list(found)) == 3
+    with read(path) as reader:
+        assert not reader.is_going_on()
+        assert len(reader.tasks()) == 4
+
+
 def test_full_disk_is_told_to_who_takes_the_reports(
     executor: LimitedProcessExecutor, path: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

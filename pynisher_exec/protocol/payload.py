@@ -15,7 +15,7 @@ import sys
 from collections import ChainMap
 from functools import partial
 from operator import attrgetter
-from types import FunctionType, ModuleType
+from types import CodeType, FunctionType, ModuleType
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import cloudpickle
@@ -49,6 +49,9 @@ MAINS = ("__main__", "__mp_main__")
 
 ATOMS = (type(None), bool, int, float, str, bytes, bytearray)
 """What pickles and loads without any code but the interpreter's."""
+
+_NO_FILE = "<dynamic-code>"
+"""What stands for the file of every function in a pickle of cloudpickle's, since 3.1."""
 
 _NAMED_GLOBALS = frozenset(b"\x82\x83\x84\x93")
 """Opcodes by which a pickle names a module's attribute: GLOBAL, EXT1, EXT2, EXT4, STACK_GLOBAL."""
@@ -137,6 +140,8 @@ class _CallPickler(_Pickler):
         self.by_value: list[ModuleType] = []
 
     def reducer_override(self, obj: Any) -> Any:
+        if type(obj) is CodeType:
+            return _code_with_its_file(obj, self.dispatch_table)
         name = _in_main(obj)
         if name is not None:
             self.main_names[name] = obj
@@ -147,6 +152,15 @@ class _CallPickler(_Pickler):
         elif isinstance(obj, FunctionType) and (wrapper := _wrapper_of(obj)) is not None:
             return attrgetter("__wrapped__"), (wrapper,)
         return super().reducer_override(obj)
+
+
+def _code_with_its_file(code: CodeType, reducers: Mapping[type, Any]) -> Any:
+    """As cloudpickle does, but with the file: a traceback in the task then shows the lines.
+
+    cloudpickle leaves it out, so that its pickles are the same wherever a function stands.
+    """
+    kind, args = reducers[CodeType](code)
+    return kind, tuple(code.co_filename if each == _NO_FILE else each for each in args)
 
 
 class _OutcomePickler(_Pickler):

@@ -13,9 +13,9 @@ import optuna
 import pytest
 from optuna.trial import TrialState
 
-import pynisher_exec.optuna as optuna_door
 from pynisher_exec import LimitedProcessExecutor, TimeoutException
 from pynisher_exec.optuna import ATTRIBUTE, optimize
+from pynisher_exec.searches.desk import Desk
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -271,7 +271,7 @@ def test_strangers_at_the_desk_hold_up_nobody(executor: LimitedProcessExecutor) 
             assert "JSONDecodeError" in trial.user_attrs["said"]
 
         addresses: list[str] = []
-        original = optuna_door._Desk.admit
+        original = Desk.admit
 
         def admit(desk: Any, trial: Any) -> Any:
             made = original(desk, trial)
@@ -279,7 +279,7 @@ def test_strangers_at_the_desk_hold_up_nobody(executor: LimitedProcessExecutor) 
             return made
 
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(optuna_door._Desk, "admit", admit)
+            patch.setattr(Desk, "admit", admit)
             began = time.monotonic()
             optimize(
                 study, hold_the_line, n_trials=3, executor=executor, callbacks=[enter], n_jobs=1
