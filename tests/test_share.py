@@ -200,7 +200,8 @@ def hold_shared(_: Any, children: int) -> None:
     for _ in range(children):
         if os.fork() == 0:
             break
-    mmap.mmap(-1, 100 * MIB).write(b"x" * 100 * MIB)
+    held = mmap.mmap(-1, 100 * MIB)
+    held.write(b"x" * 100 * MIB)
     time.sleep(PATIENCE)
 
 
