@@ -74,6 +74,13 @@ class Cluster:
             **env,
         )
 
+    def restart_scheduler(self) -> None:
+        """Kill it, and start another one where it was; its workers come by themselves."""
+        self.scheduler.kill()
+        self.scheduler.wait(PATIENCE)
+        port = self.address.rpartition(":")[2]
+        self.scheduler = self._start("scheduler", "--port", port, "--host", "127.0.0.1")
+
     def below(self) -> list[psutil.Process]:
         """All processes of the cluster, and what hangs below them."""
         found = []

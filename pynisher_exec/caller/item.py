@@ -144,7 +144,9 @@ def text_of(error: BaseException) -> str:
 
 
 def name_of(function: object) -> str:
-    """A function's name as a message should say it."""
+    """A function's name as a message should say it; of a partial that of what it calls."""
+    while isinstance(function, functools.partial):
+        function = function.func
     name = None
     with contextlib.suppress(Exception):  # a proxy may stand for nothing here
         name = getattr(function, "__qualname__", None)

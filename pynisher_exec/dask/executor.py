@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import operator
+import os
+import queue
 import secrets
+import threading
 import weakref
 from concurrent.futures import wait as wait_for
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -36,6 +39,9 @@ if TYPE_CHECKING:
 __all__ = ["LimitedDaskExecutor"]
 
 T = TypeVar("T")
+
+PROBE_TIME = 10.0
+"""Seconds for which an executor that is made waits to hear what the workers have."""
 
 
 class LimitedDaskExecutor(SearchExecutor):
@@ -109,6 +115,7 @@ class LimitedDaskExecutor(SearchExecutor):
         self._lines = Lines(client)
         self._mine: set[LimitedDaskFuture[Any]] = set()
         self._shut = False
+        self._pid = os.getpid()
         weakref.finalize(self, self._lines.end).atexit = False
 
     @property
@@ -125,9 +132,7 @@ class LimitedDaskExecutor(SearchExecutor):
         be an argument, or lie in one at any depth. A call that cannot be pickled fails its own
         future. RuntimeError after `shutdown`, and where the client is closed.
         """
-        if self._shut:
-            msg = "cannot schedule new futures after shutdown"
-            raise RuntimeError(msg)
+        self._check_taking()
         _check_open(self._client)
         future: LimitedDaskFuture[T] = LimitedDaskFuture()
         try:
@@ -142,15 +147,34 @@ class LimitedDaskExecutor(SearchExecutor):
         sent = on_worker.Sent(name, segments, self._options, self._lines.topic, versions)
         given = {"sent": sent.plain(), "values": brought, "client": on_worker.described(*versions)}
         # Dask shows a key up to its last dash; no two of ours are the same.
-        key = f"{name.replace('<', '').replace('>', '')}-{secrets.token_hex(16)}"
+        shown = name.replace("<", "").replace(">", "").encode(errors="replace").decode()
+        key = f"{shown}-{secrets.token_hex(16)}"
+        future.needs = brought
+        self._lines.expect(key, future)
+        self._note(future)
+        try:
+            future.dask_future = self._client.submit(
+                eval, text.CALL, given, key=key, pure=False, **self._placed()
+            )
+            self._lines.follow(key, future)
+        except BaseException:  # a client that closes just now, an interrupt
+            self._lines.forget(key)
+            future.cancel_if_pending()
+            raise
+        return future
+
+    def _check_taking(self) -> None:
+        if os.getpid() != self._pid:
+            msg = "this executor belongs to the process that this one was forked from: make another"
+            raise RuntimeError(msg)
+        if self._shut:
+            msg = "cannot schedule new futures after shutdown"
+            raise RuntimeError(msg)
+
+    def _note(self, future: LimitedDaskFuture[Any]) -> None:
+        """A task is submitted here."""
         self._mine.add(future)
         future.add_done_callback(self._mine.discard)
-        self._lines.expect(key, future)
-        future.dask_future = self._client.submit(
-            eval, text.CALL, given, key=key, pure=False, **self._placed()
-        )
-        self._lines.follow(key, future)
-        return future
 
     def _placed(self) -> dict[str, Any]:
         if self._memory is None:
@@ -181,17 +205,21 @@ class LimitedDaskExecutor(SearchExecutor):
 
         `client.scatter`: it goes to one worker, and to others as their tasks need it.
         """
-        found: Future[T] = self._client.scatter(thing, hash=False)
-        return found
+        # In a list: of a dict or a list it would scatter what is in there, under keys of its own.
+        [found] = self._client.scatter([thing], hash=False)
+        handle: Future[T] = found
+        return handle
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:  # noqa: FBT001, FBT002
         """Take no more tasks; wait for those there are, unless told not to, or cancel pending."""
         self._shut = True
+        if os.getpid() != self._pid:
+            return
         mine = list(self._mine)
         if cancel_futures:
             for future in mine:
                 future.cancel_if_pending()
-        if wait:
+        if wait and not self._lines.serves_here:  # in a callback: nobody else would resolve them
             wait_for(mine)
         self._end(wait=wait)
 
@@ -220,6 +248,15 @@ class _View(LimitedDaskExecutor):
         self._options = options
         self._memory = _Taken.of(self._memory_resource, options)
         self._mine = set()
+
+    def _check_taking(self) -> None:
+        super()._check_taking()
+        self._parent._check_taking()  # noqa: SLF001  (its own kind)
+
+    def _note(self, future: LimitedDaskFuture[Any]) -> None:
+        """The parent waits for it, and ends it, too."""
+        super()._note(future)
+        self._parent._note(future)  # noqa: SLF001
 
     def _end(self, *, wait: bool) -> None:
         """The lines are the parent's to end."""
@@ -269,13 +306,13 @@ class _Taken:
 def _options(
     limits: dict[str, Any], capture: int, *, private_tmp: bool, retries: int
 ) -> on_worker.Options:
-    if operator.index(retries) < 0:
+    if not hasattr(retries, "__index__") or operator.index(retries) < 0:
         msg = f"retries={retries!r} must be an int, 0 or more"
         raise ValueError(msg)
     shares = isinstance(limits.get("memory"), Unset)
     given = {**limits, "memory": None} if shares else limits
     Limits(**given)  # what is no limit is told here
-    return on_worker.Options(given, shares, capture, bool(private_tmp), retries)
+    return on_worker.Options(given, shares, capture, bool(private_tmp), operator.index(retries))
 
 
 def _unsent(
@@ -291,11 +328,13 @@ def _packed(
 ) -> tuple[list[bytes], list[Future[Any]]]:
     """A call's pickle, and what lies in the cluster of what it needs, in order of its places."""
     brought: list[Future[Any]] = []
+    places: dict[Any, int] = {}
 
     def put_aside(future: Future[Any]) -> tuple[Any, tuple[int]]:
-        if future not in brought:
+        place = places.setdefault(future.key, len(brought))
+        if place == len(brought):
             brought.append(future)
-        return on_worker.placeholder, (brought.index(future),)
+        return on_worker.placeholder, (place,)
 
     try:
         segments = payload.dump_call((None, (fn, args, kwargs)), {Future: put_aside}, names=False)
@@ -323,9 +362,21 @@ def _check(client: Client) -> None:
             raise RuntimeError(on_worker.mismatch(address, found, ours))
 
 
-def _on_all(client: Any) -> dict[str, tuple[str, str | None, str] | Exception]:
-    found: dict[str, Any] = client.run(eval, text.LOOK, {}, on_error="return")
-    return found
+def _on_all(client: Any) -> dict[str, Any]:
+    """What each worker has; of one that does not answer in time its own tasks will say it."""
+    answers: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
+
+    def ask() -> None:
+        try:
+            answers.put(client.run(eval, text.LOOK, {}, on_error="return"))
+        except Exception as error:  # noqa: BLE001  (told as any worker's)
+            answers.put({"": error})
+
+    threading.Thread(target=ask, name="pynisher_exec dask", daemon=True).start()
+    try:
+        return answers.get(timeout=PROBE_TIME)
+    except queue.Empty:
+        return {}
 
 
 def _check_open(client: Client) -> None:

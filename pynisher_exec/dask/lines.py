@@ -17,6 +17,7 @@ from pynisher_exec.errors import UnpicklableError
 from pynisher_exec.protocol import payload
 from pynisher_exec.protocol.lineage import Lineage
 from pynisher_exec.report import Report, Status
+from pynisher_exec.task.outcome import line_of
 
 if TYPE_CHECKING:
     from pynisher_exec.dask.future import LimitedDaskFuture
@@ -50,19 +51,35 @@ class Lines:
         self._unheard: set[str] = set()
         self._news: queue.SimpleQueue[_News | None] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # a signal handler may submit in the midst of this
         self._has_ended = False
 
     def expect(self, key: str, future: LimitedDaskFuture[Any]) -> None:
-        """A call is about to be sent."""
+        """A call is about to be sent. RuntimeError once no more may come."""
         with self._lock:
+            if self._has_ended:
+                msg = "cannot schedule new futures after shutdown"
+                raise RuntimeError(msg)
             if self._thread is None:
-                self._client.subscribe_topic(self.topic, functools.partial(_heard, self._news))
-                self._thread = threading.Thread(
-                    target=self._tell, name="pynisher_exec dask", daemon=True
-                )
-                self._thread.start()
-        self._open[key] = future
+                self._subscribe()
+                thread = threading.Thread(target=self._tell, name="pynisher_exec dask", daemon=True)
+                thread.start()
+                self._thread = thread
+            future.entrust(self._thread.ident)  # which refuses to wait for itself
+            self._open[key] = future
+
+    def _subscribe(self) -> None:
+        self._client.subscribe_topic(self.topic, functools.partial(_heard, self._news))
+
+    def forget(self, key: str) -> None:
+        """It could not be sent."""
+        self._open.pop(key, None)
+        self._news.put(None)
+
+    @property
+    def serves_here(self) -> bool:
+        """Whether this is the thread that resolves all futures, in a callback then."""
+        return self._thread is threading.current_thread()
 
     def follow(self, key: str, future: LimitedDaskFuture[Any]) -> None:
         """It has been sent."""
@@ -77,7 +94,8 @@ class Lines:
 
     def end(self) -> None:
         """No more calls come; the thread ends with the last one."""
-        self._has_ended = True
+        with self._lock:
+            self._has_ended = True
         self._news.put(None)
 
     def wait(self) -> None:
@@ -87,13 +105,13 @@ class Lines:
         between, Dask would tell it by a thread of its own that is gone, with a traceback.
         """
         thread = self._thread
-        if thread is not None and thread is not threading.current_thread():
+        if thread is not None and not self.serves_here:
             thread.join(FAREWELL)
 
     # -- the thread ------------------------------------------------------------------------------
 
     def _tell(self) -> None:
-        while self._open or not self._has_ended:
+        while self._goes_on():
             self._take_next(min(self._stopping.values(), default=None))
             self._give_up_late()
         late = time.monotonic() + FAREWELL
@@ -101,6 +119,10 @@ class Lines:
             self._take_next(late)
         with contextlib.suppress(Exception):  # a client that is closed has dropped it
             self._client.unsubscribe_topic(self.topic)
+
+    def _goes_on(self) -> bool:
+        with self._lock:  # what is expected comes before the end, or is refused
+            return bool(self._open) or not self._has_ended
 
     def _take_next(self, late: float | None) -> None:
         """Wait for a piece of news, and hold none meanwhile: a future in it keeps its value."""
@@ -125,7 +147,10 @@ class Lines:
             future.is_here = news.facts["whole"]
             self._conclude(news.key, *_outcome(news.facts))
         elif news.key not in self._stopping:  # closed, and the worker has said nothing
-            self._conclude(news.key, *_unsaid(news.facts))
+            if news.facts.status == "finished":  # of a scheduler that was started anew, it may be
+                with contextlib.suppress(Exception):  # a client that is closed
+                    self._subscribe()
+            self._conclude(news.key, *_unsaid(news.facts, future.needs))
 
     def _give_up_late(self) -> None:
         now = time.monotonic()
@@ -160,10 +185,15 @@ def _outcome(facts: dict[str, Any]) -> tuple[Report, BaseException | None]:
     return report, error
 
 
-def _unsaid(ended: Any) -> tuple[Report, BaseException | None]:
+def _unsaid(ended: Any, needs: list[Any]) -> tuple[Report, BaseException | None]:
     """What to make of an end that no worker has told: Dask says why."""
+    if ended.status == "finished":  # its value is there all the same
+        return Report(Status.OK, message="the report of its worker was lost on the way"), None
     if ended.status == "error":
         problem = ended.exception()
+        if any(each.status == "error" for each in needs):
+            message = f"the task of an argument failed: {line_of(problem)}"
+            return Report(Status.EXCEPTION, exception=problem, message=message), problem
         lost = type(problem).__name__ == "KilledWorker"
         status = Status.SUPERVISOR_LOST if lost else Status.STARTUP
         what = "its worker was lost, again and again" if lost else "the worker could not take it"

@@ -35,5 +35,9 @@ found = run(sent, values)
 LOOK = f"exec({_LOOK!r}) or found"
 """For `eval`: Python's version, ours, and if there is none why."""
 
-CALL = f"exec({_CALL!r}) or found"
-"""For `eval`, among whose globals `sent`, `values` and `client` are: the outcome of a call."""
+CALL = f"exec({_CALL!r}) or globals().pop('found')"
+"""For `eval`, among whose globals `sent`, `values` and `client` are: the outcome of a call.
+
+It does not stay there: the globals are the task's argument, which the worker keeps, and a value
+that these have as well could never be spilled to disk.
+"""

@@ -49,7 +49,7 @@ __all__ = [
 ]
 
 LOOK_EVERY = 0.2
-"""Seconds between two looks whether the cluster still wants a task; shorter ones tell no start."""
+"""Seconds between two looks whether the cluster still wants a task."""
 
 _MOST_STOPS = 3
 """Times that a task which was stopped, and then wanted after all, begins anew."""
@@ -185,13 +185,11 @@ def _watched(worker: Any, key: Any, sent: Sent, values: Sequence[Any], limits: L
         item.call = Call(*_opened(sent.segments, values))
     else:
         item.ready = list(sent.segments)  # as it came: nothing of the user's is loaded here
+    # At once: who cancels a task that has begun shall wait until its processes are gone.
+    worker.log_event(sent.topic, {"key": key, "what": "started"})
     submit_hidden(item, None)
-    told = False
     try:
         while not future.has_ended(LOOK_EVERY):
-            if not told:
-                worker.log_event(sent.topic, {"key": key, "what": "started"})
-                told = True
             if not _is_wanted(worker, key):
                 future.cancel()
         return future.wait_for_report()
@@ -244,7 +242,8 @@ def _ended(worker: Any, key: Any, sent: Sent, report: Report) -> Any:
     )
     if error is None:
         return report.result
-    if not isinstance(error, Exception):  # it would end a thread of the worker's
+    # The one would end a thread of the worker's, the other has Dask run the task once more.
+    if not isinstance(error, Exception) or isinstance(error, Reschedule):
         raise AnythingException(report.message) from error
     raise error
 

@@ -45,6 +45,9 @@ class Future(Protocol):
     def report(self) -> Report | None:
         """What there is to be told, at the end."""
 
+    def wait_for_report(self) -> Report:
+        """Wait for that, and have all of it."""
+
     def running(self) -> bool:
         """Whether it has begun."""
 
@@ -264,8 +267,7 @@ class Follower:
         ends = []
         for future in futures:
             key, args = self._open.pop(future)
-            report = future.report
-            assert report is not None  # noqa: S101  (it is done)
+            report = self._report_of(future)
             ends.append((key, args, report))
         kept = [end for end in ends if end[2].status is not Status.CANCELLED]
         try:
@@ -280,6 +282,12 @@ class Follower:
         if self._progress is not None:
             for _, _, report in ends:
                 self._progress.end(report.status)
+
+    def _report_of(self, future: Future) -> Report:
+        """It is done; for a record with its value, wherever that is."""
+        report = future.report if self._record is None else future.wait_for_report()
+        assert report is not None  # noqa: S101  (it is done)
+        return report
 
     def _running(self) -> int:
         """The first ones run: looked at until some wait."""

@@ -18,7 +18,7 @@ import psutil
 import pytest
 from conftest import wait_until
 from dask_cluster import Cluster, cluster
-from distributed import Client
+from distributed import Client, Reschedule
 
 import pynisher_exec
 from pynisher_exec import (
@@ -404,3 +404,81 @@ def test_memory_of_a_template_is_small(running: tuple[Cluster, Any], client: Any
                 sizes.append(each.memory_full_info().pss)
     assert sizes
     assert max(sizes) < 30 << 20
+
+
+def fill(count: int) -> bytes:
+    """Give a value that a worker has no room for many of."""
+    return b"x" * count
+
+
+def test_values_that_wait_may_be_spilled(tmp_path: Path) -> None:
+    """As plain Dask's: more than a worker's memory holds, and the next task still runs."""
+    with (
+        cluster(tmp_path, 1) as (_, client),
+        LimitedDaskExecutor(client, memory="300MiB") as executor,
+    ):
+        futures = [executor.submit(fill, 80 << 20) for _ in range(16)]
+        for future in futures:
+            assert future.exception(PATIENCE) is None
+        assert executor.submit(abs, -1).result(PATIENCE) == 1
+
+
+def test_argument_whose_task_failed_is_named(client: Any) -> None:
+    """With its own exception, as Dask gives it."""
+    with LimitedDaskExecutor(client, memory="200MiB") as executor:
+        first = executor.submit(divmod, 1, 0)
+        second = executor.submit(str, first.dask_future)
+        with pytest.raises(ZeroDivisionError):
+            second.result(PATIENCE)
+        report = second.report
+        assert report is not None
+        assert report.status == "exception"
+        assert report.message.startswith("the task of an argument failed: ZeroDivisionError")
+
+
+def test_function_that_asks_dask_to_run_it_again_is_not(client: Any) -> None:
+    """It is an exception like any other."""
+
+    def ask() -> None:
+        raise Reschedule
+
+    with LimitedDaskExecutor(client, memory="200MiB") as executor:
+        future = executor.submit(ask)
+        assert isinstance(future.exception(PATIENCE), Reschedule)
+
+
+def begin_and_wait(folder: str) -> None:
+    """Tell that it runs, and do not end."""
+    with open(f"{folder}/{os.getpid()}", "w"):
+        time.sleep(600)
+
+
+def test_task_that_is_cancelled_as_it_begins_is_gone_with_its_future(
+    running: tuple[Cluster, Any], tmp_path: Path
+) -> None:
+    """Once the client knows of its begin, which its worker tells before anything of it runs."""
+    _, client = running
+    with LimitedDaskExecutor(client, memory="200MiB") as executor:
+        for _ in range(10):
+            future = executor.submit(begin_and_wait, str(tmp_path))
+            wait_until(future.running, PATIENCE)
+            wait_until(lambda: list(tmp_path.iterdir()), PATIENCE)
+            future.cancel()
+            with pytest.raises(CancelledError):
+                future.result(PATIENCE)
+            [note] = tmp_path.iterdir()
+            assert not psutil.pid_exists(int(note.name))
+            note.unlink()
+
+
+def test_executor_outlives_its_scheduler(tmp_path: Path) -> None:
+    """One that is started anew at its address does not know who wants to hear of what."""
+    with cluster(tmp_path, 1) as (made, client), LimitedDaskExecutor(client) as executor:
+        assert executor.submit(abs, -1).result(PATIENCE) == 1
+        made.restart_scheduler()
+        wait_until(lambda: client.status != "running", PATIENCE)
+        wait_until(lambda: client.status == "running", PATIENCE)
+        made.worker("another")
+        client.wait_for_workers(1, timeout=PATIENCE)
+        for number in range(3):
+            assert executor.submit(abs, -number).result(PATIENCE) == number

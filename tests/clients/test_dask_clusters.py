@@ -317,7 +317,7 @@ def test_task_that_no_worker_has_room_for_is_refused(bare: tuple[Cluster, Any]) 
         assert isinstance(future.exception(PATIENCE), PynisherError)
         assert future.report is not None
         assert future.report.status == "refused"
-        told = "memory limit of 381.5 MiB: no worker has more than 286.1 MiB of .* MEMORY"
+        told = "memory limit of 400 MB: no worker has more than 300 MB of .* MEMORY"
         assert re.match(told, future.report.message)
         assert executor.limit(memory=300 * MB).submit(int).result(PATIENCE) == 0
         made.worker("w1", "--resources", f"MEMORY={400 * MB}")

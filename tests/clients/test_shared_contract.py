@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import threading
 import time
@@ -31,6 +32,7 @@ from pynisher_exec import (
     shutdown,
 )
 from pynisher_exec.dask import LimitedDaskExecutor
+from pynisher_exec.searches.reader import read
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -232,6 +234,91 @@ def test_no_task_is_taken_after_shutdown(executor: Any) -> None:
     assert future.done()
     with pytest.raises(RuntimeError, match="after shutdown"):
         executor.submit(add, 1)
+
+
+@pytest.mark.parametrize("thing", [{"x": 1}, {"x": 2}, [], [1, [2]], (), range(3), "text"])
+def test_shared_object_is_what_was_given(executor: Any, thing: Any) -> None:
+    """Whatever it is, and whatever else was shared."""
+    others = [executor.share({"x": 7}), executor.share([0])]
+    handle = executor.share(thing)
+    found = executor.submit(lambda shared: (type(shared).__name__, shared), handle).result(PATIENCE)
+    assert found == (type(thing).__name__, thing)
+    assert executor.submit(dict, others[0]).result(PATIENCE) == {"x": 7}
+
+
+def test_view_takes_nothing_after_the_executors_end(executor: Any) -> None:
+    """Nor does it wait for ever."""
+    view = executor.limit(wall_time=30)
+    assert view.submit(abs, -1).result(PATIENCE) == 1
+    executor.shutdown()
+    with pytest.raises(RuntimeError, match="after shutdown"):
+        view.submit(abs, -1)
+
+
+def test_end_of_an_executor_is_its_views_as_well(executor: Any) -> None:
+    """`shutdown` waits for their tasks, `kill_workers` ends them."""
+    view = executor.limit(wall_time=60)
+    slow = view.submit(time.sleep, 0.5)
+    endless = view.submit(time.sleep, 600)
+    assert slow.exception(PATIENCE) is None
+    executor.kill_workers()
+    executor.shutdown()
+    assert endless.cancelled()
+
+
+WAYS_TO_WAIT: list[Any] = [
+    lambda executor: executor.submit(abs, -1).result(PATIENCE),
+    lambda executor: list(executor.reports(abs, [-1])),
+]
+
+
+@pytest.mark.parametrize("wait_in_a_callback", WAYS_TO_WAIT)
+def test_wait_that_could_never_end_is_refused(executor: Any, wait_in_a_callback: Any) -> None:
+    """In a callback; the executor goes on."""
+    raised: list[BaseException] = []
+    done = threading.Event()
+
+    def call(_: Any) -> None:
+        try:
+            wait_in_a_callback(executor)
+        except RuntimeError as error:
+            raised.append(error)
+        finally:
+            done.set()
+
+    executor.submit(time.sleep, 0.2).add_done_callback(call)
+    assert done.wait(PATIENCE)
+    assert len(raised) == 1
+    assert executor.submit(abs, -2).result(PATIENCE) == 2
+
+
+def test_shutdown_in_a_callback_ends_what_it_can(executor: Any) -> None:
+    """It does not wait for what only its own thread could tell."""
+    later = executor.submit(time.sleep, 0.5)
+    executor.submit(time.sleep, 0.1).add_done_callback(lambda _: executor.shutdown())
+    assert later.exception(PATIENCE) is None
+
+
+def test_fork_takes_nothing(executor: Any) -> None:
+    """The executor is its parent's."""
+    assert executor.submit(abs, -1).result(PATIENCE) == 1
+    child = os.fork()
+    if not child:
+        try:
+            executor.submit(abs, -1)
+        except RuntimeError:
+            os._exit(0)
+        os._exit(1)
+    assert os.waitpid(child, 0)[1] == 0
+
+
+def test_record_has_values_of_any_length(executor: Any, tmp_path: Path) -> None:
+    """Wherever they lie."""
+    place = tmp_path / "search.db"
+    assert len(list(executor.reports(lambda n: "x" * n, [5000], record=place, key=str))) == 1
+    with read(place) as reader:
+        [row] = reader.tasks()
+    assert row["result"] == '"' + "x" * 500 + '"' or len(row["result"]) > 1000
 
 
 def test_shared_objects_are_arguments(executor: Any) -> None:
