@@ -246,7 +246,7 @@ class Follower:
                     future.cancel()
         try:
             self._let_go()
-        except Exception as error:  # noqa: BLE001  (as in `_take`)
+        except Exception as error:  # noqa: BLE001  (a full disk, mostly: it is told below)
             self._error = self._error or error
         if self._error is not None and not self._is_told:
             _log.warning("the search's last ends are not in its record: %s", self._error)

@@ -272,7 +272,8 @@ def _attempt(noun: str, verb: str, value: object, action: Callable[[], Any]) -> 
         if type(value).__name__ in ("generator", "coroutine", "async_generator"):
             hint = f"; a {type(value).__name__} cannot leave its task, return what it yields"
         message = f"the {noun} of type {type_name(value)} cannot be {verb}: {line_of(error)}{hint}"
-        short = issubclass(type(error), MemoryError)
+        # What only takes as much when it is loaded is an object's own doing.
+        short = verb == "pickled" and issubclass(type(error), MemoryError)
         raise _Untravelled(message, text_of(error), is_of_memory=short) from None
 
 
