@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar, overload
 from pynisher_exec.caller.account import never_started
 from pynisher_exec.caller.arguments import capture_bound, take_context
 from pynisher_exec.caller.future import AwaitedFuture, LimitedFuture
+from pynisher_exec.caller.inbox import ClosedError
 from pynisher_exec.caller.item import Item
 from pynisher_exec.caller.pool import Pool, PoolOptions, is_exiting
 from pynisher_exec.caller.support import LIMITS
@@ -71,7 +72,11 @@ def submit_hidden(item: Item, context: BaseContext | None) -> None:
         if pool is None or not pool.is_open:
             options = PoolOptions(max_workers=None, context=context, linger=LINGER)
             pool = _pools[name] = Pool(options)
-        pool.submit(item)
+        try:
+            pool.submit(item)
+        except ClosedError:  # the interpreter ends, and has closed it since
+            submit_hidden(item, context)
+            return
         if is_exiting():  # this call comes from a thread that goes on, and nobody closes it later
             pool.close()
 

@@ -33,7 +33,7 @@ MODULES = {
         "everything",
         "first",
     ),
-    "dask": ("dask", "dask-added", "dask-100ms", "dask-template", "dask-cancel"),
+    "dask": ("dask", "dask-added", "dask-100ms", "dask-bulk", "dask-template", "dask-cancel"),
     "data": ("result", "argument"),
     "late": ("wall", "wall-95", "wall-locked"),
     "libraries": ("sklearn", "numpy", "pandas", "torch"),

@@ -40,13 +40,14 @@ def _cluster() -> Iterator[tuple[Any, Any]]:
 
 
 def against_none(rounds: int, function: Callable[..., Any], *args: Any, calls: int) -> Measured:
-    """A call with limits, against the same without, one after the other."""
+    """A call with limits, against the same without; one that is let go delays the next one's."""
     with _cluster() as (client, executor):
         return compare(
             lambda: executor.submit(function, *args).result(PATIENCE),
             lambda: client.submit(function, *args, pure=False).result(PATIENCE),
             rounds,
             calls,
+            in_blocks=True,
         )
 
 
@@ -65,6 +66,18 @@ def added(rounds: int) -> Measured:
 def tenth(rounds: int) -> Measured:
     """A call of 100 ms."""
     return against_none(max(2, rounds // 3), time.sleep, 0.1, calls=5)
+
+
+def bulk(rounds: int) -> Measured:
+    """200 no-ops by `map`, on cores that have to do all of it: milliseconds of each."""
+    with _cluster() as (client, executor):
+        found = compare(
+            lambda: list(executor.map(abs, range(200))),
+            lambda: client.gather(client.map(abs, range(200), pure=False)),
+            max(2, rounds // 3),
+        )
+    ours, theirs = ([each / 200 for each in times] for times in (found.ours, found.theirs))
+    return Measured(ours, theirs, found.ratios, "ms")
 
 
 def template(_: int) -> Measured:
@@ -97,6 +110,7 @@ ROWS = (
     Row("dask", "no-op with limits on Dask", "the same without", 1.3, None, nothing),
     Row("dask-added", "a no-op takes longer by", "", 2, None, added),
     Row("dask-100ms", "100 ms with limits on Dask", "the same without", 1.02, None, tenth),
+    Row("dask-bulk", "200 no-ops by map on Dask, each", "the same without", None, None, bulk),
     Row("dask-template", "all our processes of a worker", "", 30, None, template),
     Row("dask-cancel", "500 tasks cancelled at once", "", 2000, None, cancelled),
 )

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     from pynisher_exec.caller.item import Item
 
-__all__ = ["Inbox", "Orders", "PoolOptions"]
+__all__ = ["ClosedError", "Inbox", "Orders", "PoolOptions"]
 
 
 @dataclass(frozen=True)
@@ -44,6 +44,10 @@ class Orders(NamedTuple):
     force: str | None
 
 
+class ClosedError(RuntimeError):
+    """No more tasks are taken; of the one that was refused nothing is kept."""
+
+
 class Inbox:
     """The queue of tasks, first come first served, and the flags that a shutdown sets."""
 
@@ -66,7 +70,7 @@ class Inbox:
         """Raise what `put` would raise."""
         if self.closed:
             msg = "cannot schedule new futures after shutdown"
-            raise RuntimeError(msg)
+            raise ClosedError(msg)
 
     def put_back(self, item: Item) -> None:
         """Queue a task in front of all others: it had its turn already."""

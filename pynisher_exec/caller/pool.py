@@ -13,7 +13,7 @@ import threading
 import weakref
 from typing import TYPE_CHECKING
 
-from pynisher_exec.caller.inbox import Inbox, PoolOptions
+from pynisher_exec.caller.inbox import ClosedError, Inbox, PoolOptions
 from pynisher_exec.caller.monitor import Monitor
 from pynisher_exec.caller.reactor import Reactor
 from pynisher_exec.kernel.signals import masked
@@ -81,6 +81,8 @@ class Pool:
             most = self.most_at_once
             if most is None or before <= most + 1:  # the spare slot's
                 self._reactor.ring()
+        except ClosedError:
+            raise
         except BaseException:
             item.future.cancel()  # an interrupt may strike when it is queued already
             self._inbox.drop(item)  # those behind it count on who is before them to be waited for
