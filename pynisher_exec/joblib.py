@@ -174,6 +174,8 @@ class LimitedBackend(ParallelBackendBase):  # type: ignore[misc]  # joblib has n
         """Of what `configure` hands on to."""
         raise NotImplementedError
 
+    apply_async = submit  # abstract in joblib 1.3
+
     def get_nested_backend(self) -> tuple[Any, int | None]:
         """Inside a task: one after the other, in the task's own process and under its limits."""
         return SequentialBackend(nesting_level=(self.nesting_level or 0) + 1), None
