@@ -215,14 +215,13 @@ class Follower:
         if os.getpid() != self._pid:  # a fork: the search, and its connection, are its parent's
             _of_parents.append(self)
             return
-        thread, self._thread = self._thread, None
         self._has_ended |= ended
-        if thread is None:
+        if self._thread is None:
             self._let_go()
             return
         self._ended.put(None)
-        if thread is not threading.current_thread():
-            thread.join()
+        if self._thread is not threading.current_thread():
+            self._thread.join()
 
     def _let_go(self) -> None:
         painter, self._painter = self._painter, None
