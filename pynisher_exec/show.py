@@ -167,7 +167,7 @@ def _write_table(rows: Sequence[Row], file: TextIO) -> None:
         widths = _widths(lines)
     widths = _fitted(widths, file)
     for line in lines:
-        print(_joined(line, widths), file=file)
+        print(_joined(line, widths, is_cut=file.isatty()), file=file)
     print(_summary(rows), file=file)
 
 
@@ -226,13 +226,12 @@ def _left(columns: int, fixed: Sequence[int]) -> int:
     return columns - sum(width + 2 for width in fixed if width) - 2
 
 
-def _joined(line: Iterable[str], widths: Iterable[int]) -> str:
+def _joined(line: Iterable[str], widths: Iterable[int], *, is_cut: bool = True) -> str:
     parts = []
     for text, width, column in zip(line, widths, _TABLE, strict=True):
         if not width:
             continue
-        is_whole = len(text) <= width or width == _WIDEST
-        cut = text if is_whole else text[: width - 1] + "…"
+        cut = text[: width - 1] + "…" if is_cut and len(text) > width else text
         parts.append(cut.rjust(width) if column.right else cut.ljust(width))
     return "  ".join(parts).rstrip()
 
