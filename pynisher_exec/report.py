@@ -26,6 +26,7 @@ __all__ = [
     "Status",
     "exit_status_of",
     "is_number_of_numpy",
+    "last_lines",
     "plain",
     "shortened",
     "signal_name",
@@ -177,8 +178,8 @@ class Report:
             ("subprocesses", str(self.peak_processes)),
             ("limits", ", ".join(_limit_text(*each) for each in self.limits.items())),
             ("limit reached", self.limit_reached or ""),
-            ("stderr", _last_lines(self.stderr)),
-            ("traceback", _last_lines(self.traceback)),
+            ("stderr", last_lines(self.stderr)),
+            ("traceback", last_lines(self.traceback)),
         ]
         cells = "".join(
             f"<tr><th style='text-align:left'>{name}</th>"
@@ -190,11 +191,12 @@ class Report:
 
 
 _SHOWN = 20
-"""Lines of stderr and of a traceback in a notebook."""
+"""Lines of stderr and of a traceback that a person is shown."""
 
 
-def _last_lines(text: str | None) -> str:
-    return "\n".join((text or "").splitlines()[-_SHOWN:])
+def last_lines(text: str | None) -> str:
+    """Give the last lines of what a task wrote; empty where it wrote nothing."""
+    return "\n".join((text or "").rstrip("\n").splitlines()[-_SHOWN:])
 
 
 def _limit_text(name: str, limit: Enforced) -> str:

@@ -16,7 +16,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pynisher_exec.report import Status
+from pynisher_exec.report import Status, last_lines
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -24,9 +24,6 @@ if TYPE_CHECKING:
     from pynisher_exec.searches.reader import Row
 
 __all__ = ["build", "lanes", "limits_of"]
-
-LAST_LINES = 20
-"""Lines of stderr that a failure shows."""
 
 LONGEST = 8000
 """Characters kept of a text that a task made; of a traceback or of stderr the last ones."""
@@ -95,7 +92,7 @@ def _tasks(rows: Sequence[Row]) -> list[dict[str, Any]]:
                 "exit_code": row["exit_code"],
                 "signal": row["signal"],
                 "traceback": _cut(row["traceback"], last=True),
-                "stderr": _last_lines(row["stderr"]),
+                "stderr": _cut(last_lines(row["stderr"]), last=True),
             }
         found.append({name: value for name, value in task.items() if value not in (None, "")})
     return found
@@ -129,9 +126,3 @@ def _cut(text: str | None, *, last: bool = False) -> str | None:
     if text is None or len(text) <= LONGEST:
         return text
     return "…" + text[-LONGEST:] if last else text[:LONGEST] + "…"
-
-
-def _last_lines(text: str | None) -> str | None:
-    if not text:
-        return None
-    return _cut("\n".join(text.rstrip("\n").splitlines()[-LAST_LINES:]), last=True)
