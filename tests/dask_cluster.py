@@ -12,18 +12,31 @@ import time
 from typing import TYPE_CHECKING, Any
 
 import psutil
+import pytest
 from conftest import pids_with, wait_until
 from distributed import Client
+
+from pynisher_exec import shutdown
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-__all__ = ["Cluster", "cluster"]
+__all__ = ["Cluster", "cluster", "nothing_left_over"]
 
 PATIENCE = 60
 MARK = "PYNISHER_EXEC_TEST_CLUSTER"
 MEMORY = "1GiB"
+
+
+@pytest.fixture(autouse=True)
+def nothing_left_over() -> Iterator[None]:
+    """In place of conftest's, where imported: a Dask client keeps threads and descriptors for ever.
+
+    Each cluster looks, when it is closed, whether a process is left of all that came from it.
+    """
+    yield
+    shutdown()
 
 
 class Cluster:

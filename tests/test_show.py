@@ -49,8 +49,13 @@ def path(tmp_path: Path) -> str:
 
 def show(*arguments: str) -> subprocess.CompletedProcess[str]:
     """Run it."""
+    return run("show", *arguments)
+
+
+def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run the command line."""
     return subprocess.run(
-        [sys.executable, "-m", "pynisher_exec", "show", *arguments],
+        [sys.executable, "-m", "pynisher_exec", *arguments],
         capture_output=True,
         text=True,
         check=False,
@@ -172,9 +177,7 @@ def test_record_of_another_program_is_shown(path: str, tmp_path: Path, column: s
     connection.close()
     done = show(path, "--sort", column)
     assert (done.returncode, done.stderr) == (0, "")
-    page = str(tmp_path / "page.html")
-    command = [sys.executable, "-m", "pynisher_exec", "report", path, "-o", page]
-    subprocess.run(command, check=True, timeout=PATIENCE)
+    assert run("report", path, "-o", str(tmp_path / "page.html")).returncode == 0
 
 
 def test_page_that_cannot_be_written_leaves_the_last_one(path: str, tmp_path: Path) -> None:
@@ -201,8 +204,7 @@ def test_page_that_cannot_be_written_leaves_the_last_one(path: str, tmp_path: Pa
 
 def test_page_never_takes_the_records_place(path: str) -> None:
     """Its name for both is a slip."""
-    command = [sys.executable, "-m", "pynisher_exec", "report", path, "-o", path]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=PATIENCE)
+    done = run("report", path, "-o", path)
     assert (done.returncode, "this is the record" in done.stderr) == (1, True)
     assert show(path).returncode == 0
 

@@ -11,16 +11,17 @@ from textwrap import dedent
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from conftest import pids_with, wait_until
+from conftest import name_of, wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
+    from conftest import Mark
+
 celery = pytest.importorskip("celery", reason="celery is not installed")
 
 PATIENCE = 60
-MARK = "PYNISHER_EXEC_TEST_CELERY"
 TRIALS = """
 import os, time
 from celery import Celery
@@ -56,13 +57,12 @@ def without_end():
 
 
 @pytest.fixture
-def trials(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+def trials(marked: Mark, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     """The tasks, and a worker that runs them until the test has ended."""
     (tmp_path / "trials.py").write_text(dedent(TRIALS))
     for name in ("queue", "results", "control"):
         (tmp_path / name).mkdir()
     monkeypatch.setenv("FOLDER", str(tmp_path))
-    monkeypatch.setenv(MARK, str(tmp_path))
     monkeypatch.syspath_prepend(tmp_path)
     options = "--pool prefork -c 1 --without-gossip --without-mingle --without-heartbeat"
     command = [sys.executable, "-m", "celery", "-A", "trials", "worker", *options.split()]
@@ -76,7 +76,7 @@ def trials(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
             worker.terminate()
             worker.wait(PATIENCE)
             del sys.modules["trials"]
-    wait_until(lambda: not pids_with(MARK, str(tmp_path)))
+    wait_until(lambda: not marked.scan())
 
 
 def test_each_trial_ends_as_its_limits_say(trials: Any) -> None:
@@ -86,23 +86,18 @@ def test_each_trial_ends_as_its_limits_say(trials: Any) -> None:
     assert statuses == ["ok", "wall_time", "memory", "ok"]
 
 
-def test_killed_worker_takes_its_task_along(trials: Any, tmp_path: Path) -> None:
+def test_killed_worker_takes_its_task_along(marked: Mark, trials: Any, tmp_path: Path) -> None:
     """Celery starts another, in which limits hold as before."""
     trials.without_end.delay()
     note = tmp_path / "pid"
     wait_until(lambda: note.exists() and bool(note.read_text()), PATIENCE)
-    wait_until(lambda: bool(tasks_of(str(tmp_path))), PATIENCE)
-    before = tasks_of(str(tmp_path))
+    wait_until(lambda: bool(tasks_of(marked)), PATIENCE)
+    before = tasks_of(marked)
     os.kill(int(note.read_text()), signal.SIGKILL)
-    wait_until(lambda: not before & tasks_of(str(tmp_path)), PATIENCE)
+    wait_until(lambda: not before & tasks_of(marked), PATIENCE)
     assert trials.trial.delay("hang").get(timeout=PATIENCE) == "wall_time"
 
 
-def tasks_of(folder: str) -> set[int]:
+def tasks_of(marked: Mark) -> set[int]:
     """Processes that limited tasks run in."""
-    found = set()
-    for pid in pids_with(MARK, folder):
-        with open(f"/proc/{pid}/comm") as file:
-            if file.read().strip() == "limit-task":
-                found.add(pid)
-    return found
+    return {pid for pid in marked.scan() if name_of(pid) == "limit-task"}

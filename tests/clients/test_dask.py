@@ -17,7 +17,7 @@ import cloudpickle
 import psutil
 import pytest
 from conftest import wait_until
-from dask_cluster import Cluster, cluster
+from dask_cluster import Cluster, cluster, nothing_left_over  # noqa: F401  (a fixture)
 from distributed import Client, Reschedule
 
 import pynisher_exec
@@ -30,7 +30,6 @@ from pynisher_exec import (
     TimeoutException,
     UnpicklableError,
     limited,
-    shutdown,
 )
 from pynisher_exec.dask import LimitedDaskExecutor, WorkerReport
 
@@ -42,16 +41,6 @@ PATIENCE = 60
 
 # Workers cannot import this module: its functions and classes travel by value, as __main__'s do.
 cloudpickle.register_pickle_by_value(sys.modules[__name__])
-
-
-@pytest.fixture(autouse=True)
-def nothing_left_over() -> Iterator[None]:
-    """In place of conftest's: a Dask client keeps threads and descriptors of a process for ever.
-
-    Each cluster looks, when it is closed, whether a process is left of all that came from it.
-    """
-    yield
-    shutdown()
 
 
 @pytest.fixture(scope="module")

@@ -20,11 +20,11 @@ from typing import TYPE_CHECKING, Any
 import cloudpickle
 import pytest
 from conftest import name_of, wait_until
-from dask_cluster import Cluster, cluster
+from dask_cluster import Cluster, cluster, nothing_left_over  # noqa: F401  (a fixture)
 from distributed import Client, LocalCluster
 
 import pynisher_exec
-from pynisher_exec import PynisherError, shutdown
+from pynisher_exec import PynisherError
 from pynisher_exec.dask import LimitedDaskExecutor
 
 if TYPE_CHECKING:
@@ -35,13 +35,6 @@ if TYPE_CHECKING:
 PATIENCE = 60
 
 cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers have no such module
-
-
-@pytest.fixture(autouse=True)
-def nothing_left_over() -> Iterator[None]:
-    """In place of conftest's, which a Dask client's threads would not pass; see test_dask."""
-    yield
-    shutdown()
 
 
 @pytest.fixture

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import cloudpickle
 import pytest
-from dask_cluster import cluster
+from dask_cluster import cluster, nothing_left_over  # noqa: F401  (a fixture)
 
-from pynisher_exec import LimitedProcessExecutor, TimeoutException, limited, shutdown
+from pynisher_exec import LimitedProcessExecutor, TimeoutException, limited
 from pynisher_exec.dask import LimitedDaskExecutor
 
 if TYPE_CHECKING:
@@ -21,13 +21,6 @@ PATIENCE = 60
 LIMITS: dict[str, Any] = {"memory": "100MiB", "wall_time": 0.5}
 
 cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers have no such module
-
-
-@pytest.fixture(autouse=True)
-def nothing_left_over() -> Iterator[None]:
-    """In place of conftest's, which a Dask client's threads would not pass; see test_dask."""
-    yield
-    shutdown()
 
 
 @pytest.fixture(scope="module")

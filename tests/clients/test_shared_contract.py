@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import cloudpickle
 import pytest
 from conftest import wait_until, wait_until_running
-from dask_cluster import cluster
+from dask_cluster import cluster, nothing_left_over  # noqa: F401  (a fixture)
 
 from pynisher_exec import (
     LimitedProcessExecutor,
@@ -29,7 +29,6 @@ from pynisher_exec import (
     TaskError,
     TimeoutException,
     UnpicklableError,
-    shutdown,
 )
 from pynisher_exec.dask import LimitedDaskExecutor
 from pynisher_exec.searches.reader import read
@@ -41,13 +40,6 @@ if TYPE_CHECKING:
 PATIENCE = 60
 
 cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers have no such module
-
-
-@pytest.fixture(autouse=True)
-def nothing_left_over() -> Iterator[None]:
-    """In place of conftest's, which a Dask client's threads would not pass; see test_dask."""
-    yield
-    shutdown()
 
 
 @pytest.fixture(scope="module")
