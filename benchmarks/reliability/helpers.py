@@ -120,13 +120,15 @@ class _Attacker:
     def _strike(self, pid: int, what: str) -> None:
         """One in ten is stopped only: the caller finds that out after some seconds."""
         number = signal.SIGSTOP if self._chance.random() < 0.1 else signal.SIGKILL
+        if state_of(pid) == "T":  # by a strike before, and going on would be another's answer
+            return
         try:
             os.kill(pid, signal.SIGSTOP)  # so that it has no other child when it is struck
             while state_of(pid) not in ("T", "Z", "X", ""):  # a busy machine has it run on a little
                 time.sleep(0.0001)
             below = descendants(pid)
             is_early = not (below if what == "supervisor" else any(map(descendants, below)))
-            if (is_early or what == "template") and not self._may_cost_a_try():
+            if not self._may_cost_a_try():
                 os.kill(pid, signal.SIGCONT)
                 return
             if what == "supervisor":
@@ -139,7 +141,8 @@ class _Attacker:
     def _may_cost_a_try(self) -> bool:
         """Whether the call that waits first, if one does, has not lost too many helpers yet.
 
-        A template, or a supervisor before it has a child, takes slots with it that it waits for.
+        A template takes slots with it that it waits for. So may any supervisor: one that has a
+        child already may not have said so yet.
         """
         begun = 0 if self.wave is None else self.wave.begun
         front = self.wave, begun

@@ -202,7 +202,7 @@ class Monitor:
         except Exception as error:  # noqa: BLE001  (a context's way of starting may raise anything)
             if host is not None and not self._slots.of(host):
                 self._hosts.release(host)
-            return self._could_not_start(item, error)
+            return self._could_not_start(item, error, host)
         self._slots.add(slot)
         if self._bound:
             slot.item = item
@@ -210,14 +210,14 @@ class Monitor:
             return True
         return False
 
-    def _could_not_start(self, item: Item, error: BaseException) -> bool:
+    def _could_not_start(self, item: Item, error: BaseException, host: Host | None) -> bool:
         """Wait while other slots work; else this item fails, and the next one tries anew."""
         # One that waits for nothing may hold what is short here.
         if self._slots.has_any("busy", "starting") or self._slots.retire_idle():
             self._retry_at = time.monotonic() + RETRY_AFTER
             return False
-        if isinstance(error, ConnectionError) and item.tries < MOST_TRIES:
-            item.tries += 1  # the template has just died: its end is about to be heard
+        if isinstance(error, ConnectionError) and host is not None and item.tries < MOST_TRIES:
+            item.tries += self._charges(host)  # it has just died: its end is about to be heard
             self._retry_at = time.monotonic() + END_HEARD_AFTER
             return False
         self._fail(item, f"no process could be started for the task: {error}", error)
@@ -356,14 +356,12 @@ class Monitor:
             slot.hear()
             waits = slot.item is None and slot.state != "closed"  # by its own last words
             if slot.state in ("starting", "lost") or waits:
-                self._conclude_lost(slot, [], charge=self._charges(slot))
+                self._conclude_lost(slot, [], charge=not slot.idle_since and self._charges(host))
 
-    def _charges(self, slot: Slot) -> bool:
-        """Whether a slot that failed by its host is the first one: one host's end is one try."""
-        if slot.idle_since or slot.host.charged:
-            return False
-        slot.host.charged = True
-        return True
+    def _charges(self, host: Host) -> bool:
+        """Whether nothing has failed by a host before: one host's end is one try."""
+        charged, host.charged = host.charged, True
+        return not charged
 
     def host_outdated(self, host: Host, *, trusted: bool) -> None:
         """Another has taken its place: what runs goes on; what comes up serves one more, if fit."""
@@ -407,7 +405,7 @@ class Monitor:
         slot.failure = slot.failure or "nothing came up within startup_time"
         if not any(each.idle_since for each in self._slots.of(slot.host)) or slot.state == "lost":
             slot.host.kill()  # it hangs in an import, or is stopped, and does not hear
-        self._conclude_lost(slot, [], charge=self._charges(slot))
+        self._conclude_lost(slot, [], charge=not slot.idle_since and self._charges(slot.host))
 
     def _next_due(self) -> float | None:
         times = [self._slots.next_due, self._retry_at, self._force_at, self._hosts.next_due]
