@@ -19,8 +19,9 @@ from pynisher_exec.dask import text
 from pynisher_exec.dask import worker as on_worker
 from pynisher_exec.dask.future import LimitedDaskFuture
 from pynisher_exec.dask.lines import Lines
+from pynisher_exec.dask.resources import Taken
 from pynisher_exec.errors import UnpicklableError
-from pynisher_exec.limits import UNSET, Limits, Unset, size_text
+from pynisher_exec.limits import UNSET, Limits, Unset
 from pynisher_exec.protocol import payload
 from pynisher_exec.report import Status
 
@@ -59,7 +60,8 @@ class LimitedDaskExecutor(SearchExecutor):
     memory_resource: name of a resource of the workers that counts bytes (`dask worker --resources
         "MEMORY=16e9"`), of which each task takes its memory limit, in bytes, while it runs; one
         that is more than any worker has is `refused`.
-    workers, resources, priority: as of `Client.submit`.
+    workers, resources, priority: as of `Client.submit`. Resources of which no worker has as much
+        are `refused`, too, where Dask would wait for one that has.
 
     Raises ValueError or TypeError for what is no limit, and RuntimeError, which names both sides,
     for a client that is closed and for a worker whose Python or pynisher_exec is another.
@@ -102,16 +104,12 @@ class LimitedDaskExecutor(SearchExecutor):
         }
         capture = arguments.capture_bound(capture_output)
         options = _options(limits, capture, private_tmp=private_tmp, retries=retries)
-        self._memory_resource = memory_resource
-        self._memory = _Taken.of(memory_resource, options)
+        self._given = dict(resources or {}), memory_resource
+        self._taken = Taken(*self._given, options.limits["memory"])
         _check(client)
         self._client: Any = client  # most of it has no types
         self._options = options
-        self._wishes = {
-            "workers": workers,
-            "priority": priority,
-            "resources": dict(resources or {}),
-        }
+        self._wishes = {"workers": workers, "priority": _whole("priority", priority)}
         self._lines = Lines(client)
         self._mine: set[LimitedDaskFuture[Any]] = set()
         self._shut = False
@@ -128,9 +126,9 @@ class LimitedDaskExecutor(SearchExecutor):
     ) -> LimitedDaskFuture[T]:
         """Have `fn(*args, **kwargs)` run on a worker, in a process of its own.
 
-        What stands for a value in the cluster, by `share`, `client.scatter` or `dask_future`, may
-        be an argument, or lie in one at any depth. A call that cannot be pickled fails its own
-        future. RuntimeError after `shutdown`, and where the client is closed.
+        What stands for a value in the cluster, by `share`, `client.scatter` or as the future of a
+        task, may be an argument, or lie in one at any depth. A call that cannot be pickled fails
+        its own future. RuntimeError after `shutdown`, and where the client is closed.
         """
         self._check_taking()
         _check_open(self._client)
@@ -140,7 +138,7 @@ class LimitedDaskExecutor(SearchExecutor):
             segments, brought = _packed(fn, args, kwargs)
         except (TypeError, UnpicklableError) as error:
             return _unsent(future, str(error), error, Status.EXCEPTION)
-        if self._memory is not None and (refusal := self._memory.refusal(self._client)):
+        if refusal := self._taken.refusal(self._client):
             return _unsent(future, refusal, None, Status.REFUSED)
         name = name_of(fn)
         versions = on_worker.versions()
@@ -154,7 +152,13 @@ class LimitedDaskExecutor(SearchExecutor):
         self._note(future)
         try:
             future.dask_future = self._client.submit(
-                eval, text.CALL, given, key=key, pure=False, **self._placed()
+                eval,
+                text.CALL,
+                given,
+                key=key,
+                pure=False,
+                resources=self._taken.resources,
+                **self._wishes,
             )
             self._lines.follow(key, future)
         except BaseException:  # a client that closes just now, an interrupt
@@ -175,12 +179,6 @@ class LimitedDaskExecutor(SearchExecutor):
         """A task is submitted here."""
         self._mine.add(future)
         future.add_done_callback(self._mine.discard)
-
-    def _placed(self) -> dict[str, Any]:
-        if self._memory is None:
-            return self._wishes
-        taken = {self._memory.name: self._memory.size}
-        return {**self._wishes, "resources": {**self._wishes["resources"], **taken}}
 
     def limit(self, *, capture_output: bool | int | str | Unset = UNSET, **limits: Any) -> _View:
         """Give an executor over the same cluster with other limits; the others are inherited.
@@ -246,7 +244,7 @@ class _View(LimitedDaskExecutor):
         self.__dict__.update(vars(parent))
         self._parent = parent  # which keeps the lines
         self._options = options
-        self._memory = _Taken.of(self._memory_resource, options)
+        self._taken = Taken(*self._given, options.limits["memory"])
         self._mine = set()
 
     def _check_taking(self) -> None:
@@ -262,57 +260,31 @@ class _View(LimitedDaskExecutor):
         """The lines are the parent's to end."""
 
 
-class _Taken:
-    """What each task takes, while it runs, of a resource of the workers that counts bytes."""
-
-    def __init__(self, name: str, size: int) -> None:
-        self.name = name
-        self.size = size
-        self._fits = False
-
-    @classmethod
-    def of(cls, name: str | None, options: on_worker.Options) -> _Taken | None:
-        """None: of nothing. ValueError where the limit is not known before a task has a worker."""
-        if name is None:
-            return None
-        memory = options.limits["memory"]
-        size = Limits(memory=memory).memory
-        if size is None or "%" in str(memory):
-            msg = f"memory_resource={name!r} needs a memory limit in bytes, which tasks take of it"
-            raise ValueError(msg)
-        return cls(name, size)
-
-    def refusal(self, client: Any) -> str:
-        """Why no worker would ever take such a task; looked up until one would, or there is none.
-
-        Dask lets it wait, for a worker that has as much.
-        """
-        if not self._fits:
-            workers = client.scheduler_info(n_workers=-1)["workers"].values()
-            most = max((each["resources"].get(self.name, 0) for each in workers), default=None)
-            if most is not None and most < self.size:
-                need, has = size_text(self.size), size_text(most)
-                return (
-                    f"memory limit of {need}: no worker has more than {has} of its resource "
-                    f"{self.name} in all (dask worker --resources)"
-                )
-            self._fits = most is not None
-        return ""
-
-
 # -- what goes out --------------------------------------------------------------------------------
 
 
 def _options(
     limits: dict[str, Any], capture: int, *, private_tmp: bool, retries: int
 ) -> on_worker.Options:
-    if not hasattr(retries, "__index__") or operator.index(retries) < 0:
+    tries = _whole("retries", retries)
+    if tries < 0:
         msg = f"retries={retries!r} must be an int, 0 or more"
         raise ValueError(msg)
     shares = isinstance(limits.get("memory"), Unset)
     given = {**limits, "memory": None} if shares else limits
-    Limits(**given)  # what is no limit is told here
-    return on_worker.Options(given, shares, capture, bool(private_tmp), operator.index(retries))
+    checked = Limits(**given)  # what is no limit is told here
+    plain = {
+        name: value if isinstance(value, str) else getattr(checked, name)  # "50%" is of a worker's
+        for name, value in given.items()
+    }
+    return on_worker.Options(plain, shares, capture, bool(private_tmp), tries)
+
+
+def _whole(name: str, value: Any) -> int:
+    if not hasattr(value, "__index__"):
+        msg = f"{name}={value!r} must be an int"
+        raise TypeError(msg)
+    return operator.index(value)
 
 
 def _unsent(
@@ -336,8 +308,15 @@ def _packed(
             brought.append(future)
         return on_worker.placeholder, (place,)
 
+    def put_ours_aside(future: LimitedDaskFuture[Any]) -> tuple[Any, tuple[int]]:
+        if future.dask_future is None:
+            msg = f"an argument has no value in the cluster: {future!r} was not sent"
+            raise TypeError(msg)
+        return put_aside(future.dask_future)
+
+    aside = {Future: put_aside, LimitedDaskFuture: put_ours_aside}
     try:
-        segments = payload.dump_call((None, (fn, args, kwargs)), {Future: put_aside}, names=False)
+        segments = payload.dump_call((None, (fn, args, kwargs)), aside, names=False)
     except Exception as error:  # whatever foreign code makes of that
         msg = f"the call of {name_of(fn)} cannot be pickled: {type(error).__name__}: "
         raise UnpicklableError(msg + text_of(error)[:500]) from error

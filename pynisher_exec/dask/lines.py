@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import os
 import pickle
 import queue
 import secrets
 import threading
 import time
+import weakref
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pynisher_exec.caller.account import never_started
 from pynisher_exec.caller.item import text_of
+from pynisher_exec.dask import text
 from pynisher_exec.errors import UnpicklableError
 from pynisher_exec.protocol import payload
 from pynisher_exec.protocol.lineage import Lineage
@@ -29,6 +32,9 @@ STOP_TIME = 10.0
 
 FAREWELL = 5.0
 """Seconds that Dask has to say of all tasks that they have ended, before nobody listens."""
+
+MOST_KEPT = 1 << 24
+"""Bytes of reports and exceptions that have been heard, and that the scheduler may have still."""
 
 
 class _News(NamedTuple):
@@ -53,6 +59,8 @@ class Lines:
         self._thread: threading.Thread | None = None
         self._lock = threading.RLock()  # a signal handler may submit in the midst of this
         self._has_ended = False
+        self._kept = 0
+        _living.add(self)
 
     def expect(self, key: str, future: LimitedDaskFuture[Any]) -> None:
         """A call is about to be sent. RuntimeError once no more may come."""
@@ -108,6 +116,16 @@ class Lines:
         if thread is not None and not self.serves_here:
             thread.join(FAREWELL)
 
+    def wait_for_all(self) -> None:
+        """Wait until all futures are done as well, however long that takes: after `end`."""
+        if self._thread is not None:
+            self._thread.join()
+
+    def cancel_all(self) -> None:
+        """Cancel what is not done yet."""
+        for future in list(self._open.values()):
+            future.cancel()
+
     # -- the thread ------------------------------------------------------------------------------
 
     def _tell(self) -> None:
@@ -117,8 +135,21 @@ class Lines:
         late = time.monotonic() + FAREWELL
         while self._unheard and time.monotonic() < late:
             self._take_next(late)
+        self._unsubscribe()
+
+    def _unsubscribe(self) -> None:
+        """Leave nothing of this behind, with the client or the scheduler."""
         with contextlib.suppress(Exception):  # a client that is closed has dropped it
+            self._client.subscribe_topic(self.topic, _ignore)  # it is kept, and this is small
             self._client.unsubscribe_topic(self.topic)
+            self._have_forgotten()
+
+    def _have_forgotten(self) -> None:
+        """Have the scheduler drop what has been heard: what tasks wrote and raised may be large."""
+        self._kept = 0
+        if self._client.status == "running":
+            with contextlib.suppress(Exception):  # one that runs nothing for us, or not just now
+                self._client.run_on_scheduler(eval, text.FORGET, {"topic": self.topic})
 
     def _goes_on(self) -> bool:
         with self._lock:  # what is expected comes before the end, or is refused
@@ -146,11 +177,17 @@ class Lines:
         elif news.what == "ended":
             future.is_here = news.facts["whole"]
             self._conclude(news.key, *_outcome(news.facts))
+            self._count(news.facts)
         elif news.key not in self._stopping:  # closed, and the worker has said nothing
             if news.facts.status == "finished":  # of a scheduler that was started anew, it may be
                 with contextlib.suppress(Exception):  # a client that is closed
                     self._subscribe()
             self._conclude(news.key, *_unsaid(news.facts, future.needs))
+
+    def _count(self, facts: dict[str, Any]) -> None:
+        self._kept += sum(map(len, [facts["report"], *facts["error"]]))
+        if self._kept > MOST_KEPT:
+            self._have_forgotten()
 
     def _give_up_late(self) -> None:
         now = time.monotonic()
@@ -163,6 +200,10 @@ class Lines:
         future = self._open.pop(key, None)
         if future is not None:
             future.conclude(report, error, cancelled=report.status is Status.CANCELLED)
+
+
+def _ignore(_event: tuple[float, dict[str, Any]]) -> None:
+    pass
 
 
 def _heard(news: queue.SimpleQueue[_News | None], event: tuple[float, dict[str, Any]]) -> None:
@@ -199,6 +240,35 @@ def _unsaid(ended: Any, needs: list[Any]) -> tuple[Report, BaseException | None]
         what = "its worker was lost, again and again" if lost else "the worker could not take it"
         answer = never_started(f"{what}: {text_of(problem)}", problem, status)
     else:
-        message = f"the cluster has let go of the task ({ended.status}): restarted, or closed"
+        message = (
+            f"the cluster has let go of the task ({ended.status}): cancelled there, by its "
+            "dask_future say, or restarted, or closed"
+        )
         answer = never_started(message, None, Status.TRANSFER)
     return answer.report, answer.error
+
+
+_living: weakref.WeakSet[Lines] = weakref.WeakSet()  # a thread holds those that are waited for
+
+
+def _at_exit() -> None:
+    """The interpreter ends: what was submitted is done first, as with the local executor.
+
+    After Ctrl-C it is cancelled.
+    """
+    lines = list(_living)
+    for each in lines:
+        each.end()
+    try:
+        for each in lines:
+            each.wait_for_all()
+    except KeyboardInterrupt:
+        for each in lines:
+            each.cancel_all()
+        for each in lines:
+            each.wait_for_all()
+        raise
+
+
+threading._register_atexit(_at_exit)  # type: ignore[attr-defined]  # noqa: SLF001
+os.register_at_fork(after_in_child=_living.clear)

@@ -6,7 +6,7 @@ that ends the worker, with all that runs on it. Bytecode of another Python's may
 
 from __future__ import annotations
 
-__all__ = ["CALL", "LOOK"]
+__all__ = ["CALL", "FORGET", "LOOK"]
 
 _LOOK = """
 import platform
@@ -32,6 +32,12 @@ except Exception as problem:  # as above
 found = run(sent, values)
 """
 
+_FORGET = """
+from distributed import Scheduler
+for each in list(Scheduler._instances):
+    each._broker.truncate(topic)
+"""
+
 LOOK = f"exec({_LOOK!r}) or found"
 """For `eval`: Python's version, ours, and if there is none why."""
 
@@ -40,4 +46,10 @@ CALL = f"exec({_CALL!r}) or globals().pop('found')"
 
 It does not stay there: the globals are the task's argument, which the worker keeps, and a value
 that these have as well could never be spilled to disk.
+"""
+
+FORGET = f"exec({_FORGET!r})"
+"""For `eval` on the scheduler, among whose globals `topic` is: its events, which have been heard.
+
+A scheduler keeps the last thousand of each topic, as large as they are, for as long as it lives.
 """

@@ -132,7 +132,7 @@ def run(plain: tuple[Any, ...], values: Sequence[Any]) -> Any:
         return _ended(worker, key, sent, _refused(message))
     try:
         limits = _limits(worker, sent.options)
-    except _TooMuchError as error:
+    except ValueError as error:
         return _ended(worker, key, sent, _refused(str(error)))
     tries = stops = 0
     while True:
@@ -149,11 +149,8 @@ def run(plain: tuple[Any, ...], values: Sequence[Any]) -> Any:
             return _ended(worker, key, sent, report)
 
 
-class _TooMuchError(ValueError):
-    """A limit that this worker has not got."""
-
-
 def _limits(worker: Any, options: Options) -> Limits:
+    """What the task may have here. ValueError where this worker has not got it."""
     limit = worker.memory_manager.memory_limit
     if options.shares_memory:
         share = max(limit // worker.state.nthreads, 1 << 20) if limit else None
@@ -167,7 +164,7 @@ def _limits(worker: Any, options: Options) -> Limits:
             f"memory limit of {size_text(found.memory)}: worker {worker.name} at {worker.address} "
             f"has {size_text(limit)} in all (its memory_limit)"
         )
-        raise _TooMuchError(msg)
+        raise ValueError(msg)
     return found
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import copy
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -14,6 +16,7 @@ from textwrap import dedent
 from typing import TYPE_CHECKING, Any
 
 import cloudpickle
+import numpy as np
 import psutil
 import pytest
 from conftest import wait_until
@@ -32,6 +35,7 @@ from pynisher_exec import (
     limited,
 )
 from pynisher_exec.dask import LimitedDaskExecutor, WorkerReport
+from pynisher_exec.dask.lines import MOST_KEPT
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -83,6 +87,16 @@ def behave(number: int) -> int:
         case 4:
             os.kill(os.getpid(), signal.SIGSEGV)
     return number * number
+
+
+def print_much(size: int) -> None:
+    """Write so many bytes."""
+    sys.stdout.write("x" * size)
+
+
+def raise_much(size: int) -> None:
+    """Raise an exception that is as large."""
+    raise MineError("x" * size)
 
 
 def add_deep(things: Any, *, more: Any) -> int:
@@ -148,6 +162,7 @@ def test_exceptions_are_typed_and_have_their_traceback(client: Any) -> None:
         ({}, (hold, 700 << 20), MemorylimitException),  # a thread's share of the worker's 1 GiB
         ({"memory": None}, (hold, 700 << 20), None),
         ({"memory": "60%"}, (hold, 10), None),
+        ({"memory": np.int64(100 << 20)}, (hold, 200 << 20), MemorylimitException),
         ({"wall_time": 0.3}, (time.sleep, 60), TimeoutException),
         ({"cpu_time": 0.3}, (burn,), CpuTimeoutException),
         ({}, (os._exit, 3), AnythingException),
@@ -175,6 +190,22 @@ def test_limit_above_the_workers_is_refused_with_both_figures(client: Any) -> No
         assert executor.limit(memory="1GiB").submit(int).result(PATIENCE) == 0
 
 
+def test_share_of_a_worker_that_is_too_small_is_refused(client: Any) -> None:
+    """A percentage is known on the worker."""
+    with LimitedDaskExecutor(client, memory="0.05%") as executor:
+        future = executor.submit(int)
+        assert "below 1 MiB" in str(future.exception(PATIENCE))
+        assert future.report is not None
+        assert future.report.status == "refused"
+
+
+@pytest.mark.parametrize("wrong", [{"priority": "x"}, {"retries": 1.5}, {"retries": None}])
+def test_what_is_no_number_is_told_where_the_executor_is_made(client: Any, wrong: Any) -> None:
+    """By its name."""
+    with pytest.raises(TypeError, match=f"{next(iter(wrong))}=.* must be an int"):
+        LimitedDaskExecutor(client, **wrong)
+
+
 def test_call_that_cannot_be_pickled_fails_alone(client: Any) -> None:
     """As the local executor's does."""
     with LimitedDaskExecutor(client) as executor, open(os.devnull, "rb") as file:
@@ -191,6 +222,16 @@ def test_what_lies_in_the_cluster_is_an_argument(client: Any) -> None:
         first = executor.submit(sum, scattered)
         deep = executor.submit(add_deep, [{"x": scattered}, shared], more=first.dask_future)
         assert deep.result(PATIENCE) == 6 + 10 + 6
+        assert executor.submit(abs, first).result(PATIENCE) == 6  # type: ignore[arg-type]
+
+
+def test_task_that_was_not_sent_is_no_argument(client: Any) -> None:
+    """Nobody would ever have its value."""
+    with LimitedDaskExecutor(client) as executor, open(os.devnull, "rb") as file:
+        unsent = executor.submit(len, file)  # type: ignore[arg-type]
+        error = executor.submit(str, unsent).exception(PATIENCE)
+        assert isinstance(error, UnpicklableError)
+        assert "an argument has no value in the cluster" in str(error)
 
 
 def test_retries_are_for_what_the_function_raises(client: Any, tmp_path: Path) -> None:
@@ -219,6 +260,28 @@ def test_tasks_have_the_functions_name_in_dask(client: Any) -> None:
         keys = [str(executor.submit(behave, 0).dask_future.key) for _ in range(3)]  # type: ignore[union-attr]
         assert len(set(keys)) == 3
         assert all(key.startswith("behave-") for key in keys)
+
+
+@pytest.mark.parametrize("ends", [print_much, raise_much])
+def test_scheduler_keeps_nothing_of_what_was_heard(client: Any, ends: Any) -> None:
+    """What tasks wrote and raised goes by it, and may be large."""
+    with LimitedDaskExecutor(client, capture_output="4MiB") as executor:
+        topic = executor._lines.topic
+        for _ in range(3):
+            executor.submit(ends, 3 << 20).exception(PATIENCE)
+        client.sync(asyncio.sleep, 0.1)
+        assert 0 < sizes_of(client, topic) <= MOST_KEPT
+        futures = [executor.submit(ends, 3 << 20) for _ in range(8)]
+        assert [future.exception(PATIENCE) is None for future in futures] == [
+            ends is print_much
+        ] * 8
+        assert sizes_of(client, topic) <= MOST_KEPT
+    assert client.get_events(topic) == ()
+
+
+def sizes_of(client: Any, topic: str) -> int:
+    """Bytes of the events that the scheduler has."""
+    return sum(len(pickle.dumps(event)) for event in client.get_events(topic))
 
 
 # Ends --------------------------------------------------------------------------------------------

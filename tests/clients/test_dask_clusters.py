@@ -143,6 +143,60 @@ def test_script_that_ends_with_its_executor_ends_in_silence(bare: tuple[Cluster,
         assert (done.stdout, done.stderr) == (b"1 2\n", b"")
 
 
+@pytest.mark.parametrize("first", ["", "futures[0].result()"])
+def test_script_that_leaves_its_executor_open_has_its_tasks_done(
+    bare: tuple[Cluster, Any], first: str, tmp_path: Path
+) -> None:
+    """As with the local executor, and in silence."""
+    made, client = bare
+    made.worker("right")
+    client.wait_for_workers(1, timeout=PATIENCE)
+    script = dedent(f"""
+        import time
+        from pathlib import Path
+        from distributed import Client
+        from pynisher_exec.dask import LimitedDaskExecutor
+        def work(number):
+            time.sleep(0.2)
+            Path({str(tmp_path)!r}, str(number)).touch()
+        executor = LimitedDaskExecutor(Client({made.address!r}))
+        futures = [executor.submit(work, number) for number in range(5)]
+        {first}
+    """)
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, timeout=PATIENCE, check=True
+    )
+    assert (done.stdout, done.stderr) == (b"", b"")
+    assert sorted(path.name for path in tmp_path.iterdir() if path.name.isdecimal()) == list(
+        "01234"
+    )
+
+
+def test_script_that_is_interrupted_as_it_ends_cancels_its_tasks(
+    bare: tuple[Cluster, Any], tmp_path: Path
+) -> None:
+    """Ctrl-C, while it waits for them."""
+    made, client = bare
+    made.worker("right")
+    client.wait_for_workers(1, timeout=PATIENCE)
+    script = dedent(f"""
+        import time
+        from pathlib import Path
+        from distributed import Client
+        from pynisher_exec.dask import LimitedDaskExecutor
+        def work():
+            Path({str(tmp_path)!r}, "begun").touch()
+            time.sleep(3600)
+        executor = LimitedDaskExecutor(Client({made.address!r}))
+        futures = [executor.submit(work) for number in range(5)]
+    """)
+    with subprocess.Popen([sys.executable, "-c", script], stderr=subprocess.PIPE) as running:
+        wait_until((tmp_path / "begun").exists, PATIENCE)
+        running.send_signal(signal.SIGINT)
+        running.communicate(timeout=PATIENCE)
+    wait_until(lambda: not made.tasks())
+
+
 # Workers that are not like the client -----------------------------------------------------------
 
 WITHOUT = """
@@ -319,6 +373,22 @@ def test_task_that_no_worker_has_room_for_is_refused(bare: tuple[Cluster, Any]) 
     with LimitedDaskExecutor(client, memory=2 * MB, memory_resource="OTHER") as executor:
         error = executor.submit(int).exception(PATIENCE)
         assert "no worker has more than 0 B of its resource OTHER" in str(error)
+
+
+def test_resources_that_no_worker_has_are_refused(bare: tuple[Cluster, Any]) -> None:
+    """By name and figure, or together where each alone could be had."""
+    made, client = bare
+    made.worker("w0", "--resources", "GPU=1 DISK=5")
+    made.worker("w1", "--resources", "GPU=2")
+    client.wait_for_workers(2, timeout=PATIENCE)
+
+    def told(**resources: float) -> str:
+        with LimitedDaskExecutor(client, resources=resources) as executor:
+            return str(executor.submit(int).exception(PATIENCE))
+
+    assert told(GPU=3).startswith("resources={'GPU': 3}: no worker has more than 2 of its resource")
+    assert "no worker has as much of each" in told(GPU=2, DISK=5)
+    assert told(GPU=1, DISK=5) == "None"
 
 
 @pytest.mark.parametrize("limits", [{}, {"memory": None}, {"memory": "50%"}])
