@@ -6,7 +6,7 @@ import os
 import platform
 import sys
 import time
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, NamedTuple
 
 import pynisher_exec
@@ -71,10 +71,17 @@ def hold(kept: list[bytes], mebibytes: int) -> None:
 def environment(*peers: str) -> tuple[str, str]:
     """Where the numbers come from: machine, interpreter, versions of what is compared."""
     machine = f"{platform.machine()}, {os.cpu_count()} cores, Linux {platform.release()}"
-    versions = [f"{name} {version(name)}" for name in ("loky", *peers)]
+    versions = [f"{name} {_version(name)}" for name in ("loky", *peers)]
     ours = f"pynisher_exec {pynisher_exec.__version__}"
     python = f"Python {platform.python_version()}, {ours}, {', '.join(versions)}"
     return f"{machine}, uid {os.getuid()}", python
+
+
+def _version(name: str) -> str:
+    try:
+        return version(name)
+    except PackageNotFoundError:  # its rows are left out, or fail by themselves
+        return "not installed"
 
 
 def print_rows(rows: Iterable[Row]) -> int:

@@ -192,7 +192,6 @@ def figures() -> Figures:
         ways={
             "submit": way,
             "map": Way(1, [0.0004], [0.0002], [0.001], [200.0]),
-            "event": Way(1, [0.0006], [0.0003], [0.001], [200.0]),
             "executor": way,
             "chunk": Way(1, [0.0005], [0.0003], [0.002], [200.0]),
             "reports": Way(51, [0.0010], [0.0013], [0.004], [100.0]),
@@ -218,13 +217,6 @@ def test_costs_of_a_chunk() -> None:
     assert costs.worker == pytest.approx([0.001])  # without the call's own part in that process
     assert costs.hop == pytest.approx([0.002])
     assert figures().costs("brief", 11, 400) == figures().costs("chunk", 1, 400)
-
-
-def test_a_task_that_goes_on_tells_its_start() -> None:
-    """To the client, by one event more."""
-    brief, long = (figures().costs("executor", 1, 10, length) for length in (0.1, 1.0))
-    assert long.client[0] - brief.client[0] == pytest.approx(0.0001)
-    assert long.scheduler[0] - brief.scheduler[0] == pytest.approx(0.0002, rel=0.1)
 
 
 def test_heartbeats_have_a_bound() -> None:

@@ -22,7 +22,8 @@ FULL, QUICK = Setting(), Setting(seeds=1, per_core=8)
 MEANING = """\
 efficiency: seconds that functions ran and whose outcome arrived, by cores times makespan
 ideal: the same of the same items and losses, where nothing else costs anything
-kept: the ideal's makespan by this one, so that the tail of long tasks is no part of it
+kept: the ideal's makespan by this one, so that the tail of long tasks is no part of it; the order
+  in which tasks are given out is another one, by luck a better one now and then
 scheduler, client: the share of the time in which each was busy, the tail at the end included
 again: tasks that were run anew, since their node was lost
 bound: of this more is asked than it can do, so that cores wait for it"""
@@ -108,10 +109,11 @@ def told(figures: Figures) -> list[str]:
     lines += [_line_of(name, way) for name, way in figures.ways.items()]
     workers, scheduler = figures.crowd
     background = f"the scheduler for itself {figures.background:.1%} of a core"
+    heard = f"{figures.heartbeat * 1000:.2f} ms" if figures.heartbeat else "too little to be told"
     return [
         *lines,
         f"map with {workers} workers: scheduler {_ms(scheduler)} ms of CPU a task",
-        f"{background}; a worker's heartbeat {figures.heartbeat * 1000:.2f} ms",
+        f"{background}; a worker's heartbeat {heard}",
         _check(figures),
     ]
 

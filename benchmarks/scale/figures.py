@@ -18,9 +18,6 @@ REAL_LENGTH, REAL_TASKS = 0.1, 20
 
 median = statistics.median
 
-TELLS_START = 0.2
-"""Seconds from which on a task of the executor's tells the client that it has begun."""
-
 TO_A_WORKER = 4
 """A round trip goes from the client by the scheduler to a worker, and back: four ways."""
 
@@ -47,12 +44,12 @@ class Figures:
     parts: CPU time of caller, supervisors, template and task for one limited no-op, by call.
     alone, loaded: what such a call takes, one after the other; with as many at once as cores.
     trips: from `client.submit` of a no-op to Dask's word that it is done; to the executor's result.
-    ways: `submit` and `map` without limits, `event` (`map`, and each task tells the client
-        something, as the executor's do), `executor`, `chunk` (`map` over a function that runs the
-        items of a chunk, here one, each under limits), and `reports` (a chunk of one item with the
-        reports of many).
+    ways: `submit` and `map` without limits, `executor`, `chunk` (`map` over a function that runs
+        the items of a chunk, here one, each under limits), and `reports` (a chunk of one item with
+        the reports of many).
     background: CPU time that the scheduler takes in a second of its own, with one worker.
-    heartbeat: CPU time that it takes for one word of a worker that it is there.
+    heartbeat: CPU time that it takes for one word of a worker that it is there; 0 where that is
+        less than can be told from what else it does.
     crowd: how many workers there were in a second cluster, and the scheduler's CPU time for a
         task of `map` there: whether it grows with their number.
     real: efficiencies of the executor on this machine's `cores`, for sleeping tasks.
@@ -69,7 +66,7 @@ class Figures:
     crowd: tuple[int, list[float]]
     real: list[float]
 
-    def costs(self, way: str, items: int, workers: int, length: float = 0.0) -> Costs:
+    def costs(self, way: str, items: int, workers: int) -> Costs:
         """What the simulation draws from, for chunks of so many items, sent this way.
 
         `brief`: as `chunk`, and what comes back is no longer than one report, however many items.
@@ -81,7 +78,6 @@ class Figures:
         slower = 1 / (1 - min(0.9, taken))  # the rest of its time is for tasks
         more = {
             process: (items - found.items) * self._for_an_item(process)
-            + (self._for_an_event(process) if way == "executor" and length > TELLS_START else 0.0)
             for process in ("client", "scheduler")
         }
         caller = median(self.parts["caller"])  # a part of a call's time, and counted there
@@ -94,15 +90,9 @@ class Figures:
 
     def _for_an_item(self, process: str) -> float:
         """What one item more in a chunk takes of a process: its report passes there."""
-        return self._more(process, "reports", "chunk") / (self.ways["reports"].items - 1)
-
-    def _for_an_event(self, process: str) -> float:
-        return self._more(process, "event", "map")
-
-    def _more(self, process: str, way: str, other: str) -> float:
-        one: list[float] = getattr(self.ways[way], process)
-        other_one: list[float] = getattr(self.ways[other], process)
-        return max(0.0, median(one) - median(other_one))
+        many, one = self.ways["reports"], self.ways["chunk"]
+        more = median(getattr(many, process)) - median(getattr(one, process))
+        return float(max(0.0, more) / (many.items - 1))
 
     def to_json(self) -> dict[str, Any]:
         """As `from_json` takes it."""

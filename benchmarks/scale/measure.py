@@ -28,7 +28,7 @@ MANY = 50
 
 CORES = os.cpu_count() or 1
 CROWD = 100
-TOPIC = "benchmarks.scale"
+IN_TURN = 20
 PATIENCE = 60
 HELPERS = {"limit-slot": "supervisor", "limit-template": "template"}
 
@@ -48,15 +48,6 @@ def run_one(item: int) -> list[Report]:
     """
     data = pickle.dumps(limited_abs.report(item))
     return [pickle.loads(data) for _ in range(MANY)]
-
-
-def tell_something(item: int) -> int:
-    """Tell the client as much as the executor's tasks tell of their start."""
-    from distributed import get_worker  # noqa: PLC0415 - on a worker
-
-    worker: Any = get_worker()
-    worker.log_event(TOPIC, {"key": worker.get_current_task(), "what": "started"})
-    return item
 
 
 class _Effort(NamedTuple):
@@ -159,7 +150,6 @@ def _ways(found: Cluster, effort: _Effort) -> tuple[dict[str, list[float]], dict
     from pynisher_exec.dask import LimitedDaskExecutor  # noqa: PLC0415 - not without distributed
 
     client = found.client
-    client.subscribe_topic(TOPIC, lambda _: None)
     with LimitedDaskExecutor(client, **LIMITS) as executor:
         actions = _actions(client, executor, effort.tasks)
         for _, _, action in actions.values():
@@ -192,7 +182,6 @@ def _actions(
     return {
         "submit": (1, tasks, submit),
         "map": (1, 2 * tasks, lambda: send(abs, list(range(2 * tasks)))),
-        "event": (1, 2 * tasks, lambda: send(tell_something, list(range(2 * tasks)))),
         "executor": (1, few, lambda: list(executor.reports(abs, range(few)))),
         "chunk": (1, few, lambda: send(run_chunk, [[1]] * few)),
         "reports": (MANY, few, lambda: send(run_one, [1] * few)),
@@ -224,15 +213,21 @@ def _real(client: Any, rounds: int) -> list[float]:
 
 
 def _trips(client: Any, executor: Any, calls: int) -> dict[str, list[float]]:
-    """There and back, one after the other, turn by turn; without fetching the value."""
+    """There and back, one after the other; without fetching the value.
+
+    Some of a kind in turn: Dask's client sends every 10 ms at most, so a trip's time depends on
+    when the one before it was sent.
+    """
     from distributed import wait  # noqa: PLC0415 - only here
 
-    trips: dict[str, list[float]] = {"dask": [], "executor": []}
-    for _ in range(calls):
-        trips["dask"].append(
-            timed(lambda: wait(client.submit(abs, 1, pure=False), PATIENCE)) / 1000  # type: ignore[no-untyped-call]
-        )
-        trips["executor"].append(timed(lambda: executor.submit(abs, 1).result(PATIENCE)) / 1000)
+    def dask() -> None:
+        wait(client.submit(abs, 1, pure=False), PATIENCE)  # type: ignore[no-untyped-call]
+
+    kinds = {"dask": dask, "executor": lambda: executor.submit(abs, 1).result(PATIENCE)}
+    trips: dict[str, list[float]] = {name: [] for name in kinds}
+    for _ in range(calls // IN_TURN):
+        for name, trip in kinds.items():
+            trips[name] += [timed(trip) / 1000 for _ in range(IN_TURN)]
     return trips
 
 

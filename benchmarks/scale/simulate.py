@@ -7,7 +7,8 @@ serves free places in the order in which it hears of them, one task each. A node
 each core and some more, so that a core need not wait for the next task to come. A task, a chunk of
 items, keeps a core for what the worker's process does about it, and for each item the function's
 own time and what a limited call takes beside it. A node may be lost: what it ran, and what it held,
-runs again elsewhere once that is noticed, and the node comes back after a while.
+runs again elsewhere once that is noticed, and the node comes back after a while. What has ended is
+with the client, which fetches each chunk as it ends.
 
 What the scheduler has taken up it sends, also to a node that is lost before it gets there: so nodes
 have to live much longer than it takes to fill all places.

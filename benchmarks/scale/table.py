@@ -113,7 +113,7 @@ class _Job(NamedTuple):
 def demand(figures: Figures, setting: Setting, place: Place) -> dict[str, float]:
     """The share of their time that client and scheduler would be busy if no core ever waited."""
     cores = place.nodes * setting.cores
-    costs = figures.costs(place.way, place.size, cores // setting.threads, place.length)
+    costs = figures.costs(place.way, place.size, cores // setting.threads)
     item = place.length + statistics.fmean(figures.loaded)
     rate = cores / (place.size * item + statistics.fmean(costs.worker))
     return {
@@ -163,7 +163,7 @@ def foretold(figures: Figures) -> float:
     """What the simulation says of the tasks that were really run here: see `Figures.real`."""
     calls = dice("foretold", "calls").choices(figures.loaded, k=POOL)
     work = Work([REAL_LENGTH] * POOL, calls)
-    costs = figures.costs("executor", 1, 1, REAL_LENGTH)
+    costs = figures.costs("executor", 1, 1)
     chunks = REAL_TASKS * figures.cores
     ahead = math.ceil(figures.cores / 10)
     runs = [
@@ -184,7 +184,7 @@ def _run(job: _Job) -> tuple[Outcome, Outcome]:
         lost_every=setting.lost_every,
     )
     workers = place.nodes * setting.cores // setting.threads
-    costs = job.figures.costs(place.way, place.size, workers, place.length)
+    costs = job.figures.costs(place.way, place.size, workers)
     chunks = place.nodes * setting.cores * setting.per_core
     real = Simulation(cluster, Work(ran, calls), costs, chunks, place.size, job.seed).run()
     bare = Work(ran, [0.0] * POOL)
