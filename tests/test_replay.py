@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import pytest
 import replayed
 from capabilities import available, skip_reason
-from hypothesis import given, settings
+from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from replayed import HUNG, Answer, Spec
 
@@ -196,14 +196,21 @@ def agree(spec: Spec, theirs: Answer, ours: Answer) -> bool:
 
 
 def check(driver: Driver, specs: list[Spec]) -> None:
-    """All agree; the message has each call that does not, with both answers."""
-    found = zip(specs, both(driver, specs, 25), strict=True)
-    wrong = [(spec, *answers) for spec, answers in found if not agree(spec, *answers)]
+    """All agree; the message has each call that does not, with both answers.
+
+    Nothing is to be shrunk then, at seconds a try. 0.6.4 forks beside threads, and may just hang:
+    such a call is made once more, by itself.
+    """
+    wrong = []
+    for spec, (theirs, ours) in zip(specs, both(driver, specs, 25), strict=True):
+        again = driver.answers([spec], 25)[0] if theirs == HUNG else theirs
+        if not agree(spec, again, ours):
+            wrong.append((spec, again, ours))
     assert not wrong, "\n".join(map(repr, wrong))
 
 
 @pytest.mark.timeout(120)
-@settings(max_examples=12)
+@settings(max_examples=12, phases=[Phase.generate])
 @given(specs=st.lists(calls(), min_size=BATCH, max_size=BATCH))
 def test_generated_calls_agree(driver: Driver, specs: list[Spec]) -> None:
     """192 calls, every function kind and ending, limits that are not met: the same answers."""
@@ -211,7 +218,7 @@ def test_generated_calls_agree(driver: Driver, specs: list[Spec]) -> None:
 
 
 @pytest.mark.timeout(120)
-@settings(max_examples=2)
+@settings(max_examples=2, phases=[Phase.generate])
 @given(specs=st.lists(limited_calls(), min_size=BATCH, max_size=BATCH))
 def test_generated_calls_that_meet_a_limit_agree(driver: Driver, specs: list[Spec]) -> None:
     """32 calls that meet a wall, CPU or memory limit, heeding it or not: the same answers."""
