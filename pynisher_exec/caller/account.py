@@ -121,7 +121,7 @@ def never_started(message: str, cause: BaseException | None, status: Status) -> 
     error: BaseException
     message = one_line(message)
     text = None if cause is None else _let_go(cause)
-    if status in (Status.STARTUP, Status.REFUSED, Status.TRANSFER):
+    if status in (Status.STARTUP, Status.REFUSED, Status.TRANSFER, Status.SUPERVISOR_LOST):
         error = errors.PynisherError(message)
         error.__cause__ = cause
     else:

@@ -24,6 +24,7 @@ from pynisher_exec.errors import UnpicklableError
 from pynisher_exec.limits import UNSET, Limits, Unset
 from pynisher_exec.protocol import payload
 from pynisher_exec.report import Status
+from pynisher_exec.task.assembly import placeholder
 
 try:
     from distributed import Client, Future
@@ -51,7 +52,8 @@ class LimitedDaskExecutor(SearchExecutor):
     client: a `distributed.Client`, which stays the caller's to close.
     memory: as of `LimitedProcessExecutor`; left out, a worker's own memory limit divided by its
         threads. "50%" is of that limit. A task whose limit is more than the worker's own
-        is `refused`.
+        is `refused`. Of a worker without one (`--memory-limit 0`) there is no share, so no limit,
+        and "50%" is of its machine's memory.
     cpu_time, wall_time, processes, grace_period, open_files, file_size, core_size, startup_time,
     capture_output, private_tmp: as there, on the worker.
     retries: how often a call is tried again whose function has raised. A limit, a crash or an exit
@@ -109,7 +111,7 @@ class LimitedDaskExecutor(SearchExecutor):
         _check(client)
         self._client: Any = client  # most of it has no types
         self._options = options
-        self._wishes = {"workers": workers, "priority": _whole("priority", priority)}
+        self._wishes = {"workers": _names(workers), "priority": _whole("priority", priority)}
         self._lines = Lines(client)
         self._mine: set[LimitedDaskFuture[Any]] = set()
         self._shut = False
@@ -148,9 +150,9 @@ class LimitedDaskExecutor(SearchExecutor):
         shown = name.replace("<", "").replace(">", "").encode(errors="replace").decode()
         key = f"{shown}-{secrets.token_hex(16)}"
         future.needs = brought
-        self._lines.expect(key, future)
-        self._note(future)
         try:
+            self._lines.expect(key, future)
+            self._note(future)
             future.dask_future = self._client.submit(
                 eval,
                 text.CALL,
@@ -189,6 +191,7 @@ class LimitedDaskExecutor(SearchExecutor):
         capture = options.capture
         if not isinstance(capture_output, Unset):
             capture = arguments.capture_bound(capture_output)
+        Limits().changed(**dict.fromkeys(limits))  # TypeError names what is no limit
         given = {"memory": UNSET} if options.shares_memory else {}
         changed = _options(
             {**options.limits, **given, **limits},
@@ -287,6 +290,17 @@ def _whole(name: str, value: Any) -> int:
     return operator.index(value)
 
 
+def _names(workers: Any) -> Any:
+    """What `Client.submit` takes; TypeError for what is no name or address, nor several."""
+    listed = [workers] if isinstance(workers, str) else workers
+    if listed is not None and not (
+        isinstance(listed, (list, tuple, set)) and all(isinstance(each, str) for each in listed)
+    ):
+        msg = f"workers={workers!r} must be a worker's name or address, or a list of these"
+        raise TypeError(msg)
+    return workers
+
+
 def _unsent(
     future: LimitedDaskFuture[T], message: str, error: Exception | None, status: Status
 ) -> LimitedDaskFuture[T]:
@@ -306,7 +320,7 @@ def _packed(
         place = places.setdefault(future.key, len(brought))
         if place == len(brought):
             brought.append(future)
-        return on_worker.placeholder, (place,)
+        return placeholder, (place,)
 
     def put_ours_aside(future: LimitedDaskFuture[Any]) -> tuple[Any, tuple[int]]:
         if future.dask_future is None:

@@ -74,8 +74,8 @@ class LimitedDaskFuture(LimitedFuture[T]):
         return self._result  # type: ignore[return-value]
 
     def let_go(self) -> None:
-        """Have the cluster stop the task, unless somebody else wants it, and forget it."""
+        """Have the cluster stop the task, and what needs its value, unless others want that."""
         dask_future: Any = self.dask_future
         if dask_future is not None:
             with contextlib.suppress(Exception):  # a client that is closed has let go of it
-                dask_future.release()
+                dask_future.cancel()

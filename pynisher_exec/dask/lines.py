@@ -59,6 +59,7 @@ class Lines:
         self._thread: threading.Thread | None = None
         self._lock = threading.RLock()  # a signal handler may submit in the midst of this
         self._has_ended = False
+        self._connection: Any = None
         self._kept = 0
         _living.add(self)
 
@@ -68,8 +69,8 @@ class Lines:
             if self._has_ended:
                 msg = "cannot schedule new futures after shutdown"
                 raise RuntimeError(msg)
+            self._subscribe()
             if self._thread is None:
-                self._subscribe()
                 thread = threading.Thread(target=self._tell, name="pynisher_exec dask", daemon=True)
                 thread.start()
                 self._thread = thread
@@ -77,11 +78,16 @@ class Lines:
             self._open[key] = future
 
     def _subscribe(self) -> None:
-        self._client.subscribe_topic(self.topic, functools.partial(_heard, self._news))
+        """Hear the workers, once for each connection: another scheduler knows of no listener."""
+        connection = self._client.scheduler_comm
+        if connection is not self._connection:
+            self._client.subscribe_topic(self.topic, functools.partial(_heard, self._news))
+            self._connection = connection
 
     def forget(self, key: str) -> None:
-        """It could not be sent."""
+        """It could not be sent, or somebody was interrupted who was about to."""
         self._open.pop(key, None)
+        self._unheard.discard(key)
         self._news.put(None)
 
     @property
@@ -161,7 +167,15 @@ class Lines:
         with contextlib.suppress(queue.Empty):
             news = self._news.get(timeout=wait)
             if news is not None:
-                self._take(news)
+                self._take_safely(news)
+
+    def _take_safely(self, news: _News) -> None:
+        """Foreign code runs as its exceptions are loaded, and all futures rely on this thread."""
+        try:
+            self._take(news)
+        except BaseException as problem:  # noqa: BLE001  (SystemExit as well)
+            answer = never_started(f"its end cannot be told: {line_of(problem)}", None, _LOST)
+            self._conclude(news.key, answer.report, answer.error)
 
     def _take(self, news: _News) -> None:
         if news.what == "closed":
@@ -179,9 +193,6 @@ class Lines:
             self._conclude(news.key, *_outcome(news.facts))
             self._count(news.facts)
         elif news.key not in self._stopping:  # closed, and the worker has said nothing
-            if news.facts.status == "finished":  # of a scheduler that was started anew, it may be
-                with contextlib.suppress(Exception):  # a client that is closed
-                    self._subscribe()
             self._conclude(news.key, *_unsaid(news.facts, future.needs))
 
     def _count(self, facts: dict[str, Any]) -> None:
@@ -192,13 +203,15 @@ class Lines:
     def _give_up_late(self) -> None:
         now = time.monotonic()
         for key in [key for key, late in self._stopping.items() if late <= now]:
-            report = Report(Status.CANCELLED, message="cancelled; its worker has not told its end")
+            message = "cancelled; its worker has not told its end: lost, or others still want it"
+            report = Report(Status.CANCELLED, message=message)
             self._conclude(key, report, None)
 
     def _conclude(self, key: str, report: Report, error: BaseException | None) -> None:
         self._stopping.pop(key, None)
         future = self._open.pop(key, None)
         if future is not None:
+            future.needs = []  # they may be large
             future.conclude(report, error, cancelled=report.status is Status.CANCELLED)
 
 
@@ -216,11 +229,12 @@ def _outcome(facts: dict[str, Any]) -> tuple[Report, BaseException | None]:
     report: Report = pickle.loads(facts["report"])
     if not facts["error"]:
         return report, None
+    error: Any
     try:
         error = payload.load_outcome(facts["error"])
         if isinstance(error, Lineage):
             error = error.restore()
-    except Exception as problem:  # noqa: BLE001  (whatever foreign code makes of that)
+    except BaseException as problem:  # noqa: BLE001  (whatever foreign code makes of that)
         error = UnpicklableError(f"the exception cannot be loaded: {text_of(problem)}")
     object.__setattr__(report, "exception", error)  # not seen by anybody yet
     return report, error
@@ -237,15 +251,35 @@ def _unsaid(ended: Any, needs: list[Any]) -> tuple[Report, BaseException | None]
             return Report(Status.EXCEPTION, exception=problem, message=message), problem
         lost = type(problem).__name__ == "KilledWorker"
         status = Status.SUPERVISOR_LOST if lost else Status.STARTUP
-        what = "its worker was lost, again and again" if lost else "the worker could not take it"
+        what = "its worker was lost, again and again" if lost else "Dask could not run it"
         answer = never_started(f"{what}: {text_of(problem)}", problem, status)
     else:
-        message = (
-            f"the cluster has let go of the task ({ended.status}): cancelled there, by its "
-            "dask_future say, or restarted, or closed"
-        )
-        answer = never_started(message, None, Status.TRANSFER)
+        why = "an argument was cancelled" if any(map(_is_cancelled, needs)) else _reason(ended)
+        answer = never_started(f"the cluster has let go of the task: {why}", None, _LOST)
     return answer.report, answer.error
+
+
+_LOST = Status.TRANSFER
+
+
+def _is_cancelled(dask_future: Any) -> bool:
+    return bool(dask_future.status == "cancelled")
+
+
+def _reason(ended: Any) -> str:
+    """What Dask says of a task that nobody will run, where it says something."""
+    reason = ""
+    try:
+        ended.result(FAREWELL)
+    except BaseException as error:  # noqa: BLE001  (asyncio's CancelledError, or a closed client's)
+        reason = getattr(error, "reason", "")
+    return _REASONS.get(reason, "by client.cancel, or its own future, or as the client was closed")
+
+
+_REASONS = {
+    "scheduler-connection-lost": "the connection to the scheduler was lost",
+    "scheduler-restart": "the cluster was restarted",
+}
 
 
 _living: weakref.WeakSet[Lines] = weakref.WeakSet()  # a thread holds those that are waited for

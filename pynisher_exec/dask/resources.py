@@ -5,6 +5,7 @@ They are what a worker was started with (`dask worker --resources "MEMORY=16e9 G
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any
 
 from pynisher_exec.limits import Limits, size_text
@@ -21,6 +22,10 @@ class Taken:
     def __init__(self, resources: Mapping[str, float], memory: str | None, limit: Any) -> None:
         """`limit`: the memory limit, as it was given. ValueError where it is not known yet."""
         self.resources = dict(resources)
+        for name, taken in self.resources.items():
+            if not hasattr(taken, "__float__") or not 0 <= float(taken) < math.inf:
+                msg = f"resources={{{name!r}: {taken!r}}} must be a number, 0 or more"
+                raise ValueError(msg)
         self._memory = memory
         self._fits = not resources
         if memory is not None:
@@ -48,13 +53,14 @@ class Taken:
         if self._fits or not there:
             return ""
         for name, taken in self.resources.items():
-            most = max(each.get(name, 0) for each in there)
-            if most < taken:
+            most = max((each[name] for each in there if name in each), default=0)
+            if most < taken or not any(name in each for each in there):
                 return self._told(name, most)
         return f"resources={self.resources!r}: no worker has as much of each ({_HINT})"
 
     def _lacking(self, there: Mapping[str, float]) -> list[str]:
-        return [name for name, taken in self.resources.items() if there.get(name, 0) < taken]
+        wanted = self.resources.items()  # Dask wants a worker that has it, even for 0 of it
+        return [name for name, taken in wanted if name not in there or there[name] < taken]
 
     def _told(self, name: str, most: float) -> str:
         taken = self.resources[name]

@@ -9,7 +9,6 @@ from __future__ import annotations
 import pickle
 import platform
 import socket
-import threading
 from dataclasses import dataclass, fields, replace
 from itertools import islice
 from types import SimpleNamespace
@@ -18,13 +17,15 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from pynisher_exec import __version__
 from pynisher_exec.caller.account import never_started
 from pynisher_exec.caller.future import AwaitedFuture
-from pynisher_exec.caller.item import Item
+from pynisher_exec.caller.item import Item, text_of
 from pynisher_exec.decorator import submit_hidden
-from pynisher_exec.errors import AnythingException
+from pynisher_exec.errors import AnythingException, UnpicklableError
 from pynisher_exec.limits import Limits, size_text
 from pynisher_exec.protocol import payload
 from pynisher_exec.protocol.lineage import Lineage
 from pynisher_exec.report import Report, Status
+from pynisher_exec.task.assembly import Assembly
+from pynisher_exec.task.outcome import line_of
 from pynisher_exec.task.private_tmp import new_path
 from pynisher_exec.task.run import Call
 
@@ -43,7 +44,6 @@ __all__ = [
     "WorkerReport",
     "described",
     "mismatch",
-    "placeholder",
     "run",
     "versions",
 ]
@@ -67,6 +67,10 @@ class WorkerReport(Report):
 
     worker: str = ""
     host: str = ""
+
+    def to_dict(self) -> dict[str, Any]:
+        """As a report's, with these."""
+        return {**super().to_dict(), "worker": self.worker, "host": self.host}
 
 
 class Options(NamedTuple):
@@ -111,14 +115,6 @@ def mismatch(worker: str, there: Sequence[Any], client: tuple[str, str]) -> str:
     """Say that a worker and the client do not agree."""
     both = f"{described(*there)}, the client {described(*client)}"
     return f"worker {worker} has {both}: both have to agree"
-
-
-def placeholder(number: int) -> Any:
-    """Stands in a call's pickle for what Dask brings: a value that lies in the cluster."""
-    return _brought.values[number]
-
-
-_brought = threading.local()
 
 
 def run(plain: tuple[Any, ...], values: Sequence[Any]) -> Any:
@@ -178,10 +174,10 @@ def _watched(worker: Any, key: Any, sent: Sent, values: Sequence[Any], limits: L
     path = new_path() if sent.options.private_tmp else ""
     named: Any = SimpleNamespace(__qualname__=sent.name)
     item = Item(future, Call(named, (), {}), limits, sent.options.capture, private_tmp=path)
-    if values:
-        item.call = Call(*_opened(sent.segments, values))
-    else:
-        item.ready = list(sent.segments)  # as it came: nothing of the user's is loaded here
+    try:
+        item.ready = _segments(sent, values)
+    except Exception as error:  # noqa: BLE001  (a value's way of being pickled may raise anything)
+        return _unpickled(sent, error)
     # At once: who cancels a task that has begun shall wait until its processes are gone.
     worker.log_event(sent.topic, {"key": key, "what": "started"})
     submit_hidden(item, None)
@@ -208,13 +204,18 @@ def _is_going(worker: Any) -> bool:
     return worker.status.name in ("closing", "closed", "failed")
 
 
-def _opened(segments: Sequence[bytes], values: Sequence[Any]) -> Any:
-    """Load a call with what Dask has brought in its places."""
-    _brought.values = values
-    try:
-        return payload.load_call(segments)[0][1]
-    finally:
-        _brought.values = ()
+def _segments(sent: Sent, values: Sequence[Any]) -> list[Any]:
+    """A call's pickle as it came, with what Dask has brought: nothing of it is loaded here."""
+    if not values:
+        return list(sent.segments)
+    return payload.dump_call((None, Assembly(sent.segments, values)), names=False)
+
+
+def _unpickled(sent: Sent, error: Exception) -> Report:
+    msg = f"what {sent.name} needs of the cluster cannot be pickled: {line_of(error)}"
+    lost = UnpicklableError(msg)
+    lost.__cause__ = error
+    return never_started(msg, lost, Status.EXCEPTION).report
 
 
 def _ended(worker: Any, key: Any, sent: Sent, report: Report) -> Any:
@@ -234,15 +235,28 @@ def _ended(worker: Any, key: Any, sent: Sent, report: Report) -> Any:
             "what": "ended",
             "report": pickle.dumps(bare),
             "whole": small,
-            "error": [] if error is None else _dumped(error),
+            "error": [] if error is None else _dumped(error, report),
         },
     )
     if error is None:
         return report.result
-    # The one would end a thread of the worker's, the other has Dask run the task once more.
+    if _is_harmless(error):
+        raise error
+    raise AnythingException(report.message)
+
+
+def _is_harmless(error: BaseException) -> bool:
+    """Whether Dask can have it: it makes text of an exception, where no limit holds.
+
+    One that is no Exception would end a thread of the worker's, and so would what its own way to
+    become text raises; a Reschedule has Dask run the task once more.
+    """
     if not isinstance(error, Exception) or isinstance(error, Reschedule):
-        raise AnythingException(report.message) from error
-    raise error
+        return False
+    try:
+        return bool(f"{error!s}{error!r}") or True
+    except BaseException:  # noqa: BLE001  (SystemExit among them)
+        return False
 
 
 def is_small(value: object) -> bool:
@@ -256,13 +270,20 @@ def is_small(value: object) -> bool:
             waiting += each[:_MOST_PARTS]  # type: ignore[index]
         elif kind is dict:
             waiting += [*islice(each, _MOST_PARTS), *islice(each.values(), _MOST_PARTS)]  # type: ignore[attr-defined,call-overload]
-        elif kind in (str, bytes):
-            if len(each) > _LONGEST:  # type: ignore[arg-type]
+        elif kind in (str, bytes, int):
+            length = each.bit_length() // 8 if kind is int else len(each)  # type: ignore[attr-defined,arg-type]
+            if length > _LONGEST:
                 return False
-        elif kind not in (type(None), bool, int, float):
+        elif kind not in (type(None), bool, float):
             return False
     return True
 
 
-def _dumped(error: BaseException) -> list[bytes]:
-    return [bytes(each) for each in payload.dump_outcome(Lineage.of(error) or error, frozenset())]
+def _dumped(error: BaseException, report: Report) -> list[bytes]:
+    """Pickle an exception once more: it has come from its task already, and may not do so twice."""
+    try:
+        found = payload.dump_outcome(Lineage.of(error) or error, frozenset())
+    except BaseException as problem:  # noqa: BLE001  (whatever foreign code makes of that)
+        told = f"{report.message} (the exception cannot be pickled again: {text_of(problem)})"
+        found = payload.dump_outcome(UnpicklableError(told), frozenset())
+    return [bytes(each) for each in found]

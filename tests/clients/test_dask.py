@@ -10,6 +10,7 @@ import pickle
 import signal
 import subprocess
 import sys
+import threading
 import time
 from concurrent.futures import CancelledError
 from textwrap import dedent
@@ -126,6 +127,8 @@ def test_value_and_report_come_back(client: Any) -> None:
         assert (report.status, report.result) == ("ok", None)
         assert report.worker in {"w0", "w1"}
         assert report.host
+        told = report.to_dict()
+        assert (told["worker"], told["host"]) == (report.worker, report.host)
         assert future.result(PATIENCE) == range(1000)
         assert future.wait_for_report().result == range(1000)
 
@@ -199,11 +202,35 @@ def test_share_of_a_worker_that_is_too_small_is_refused(client: Any) -> None:
         assert future.report.status == "refused"
 
 
-@pytest.mark.parametrize("wrong", [{"priority": "x"}, {"retries": 1.5}, {"retries": None}])
-def test_what_is_no_number_is_told_where_the_executor_is_made(client: Any, wrong: Any) -> None:
-    """By its name."""
-    with pytest.raises(TypeError, match=f"{next(iter(wrong))}=.* must be an int"):
+@pytest.mark.parametrize(
+    ("wrong", "told"),
+    [
+        ({"priority": "x"}, "priority='x' must be an int"),
+        ({"retries": 1.5}, "retries=1.5 must be an int"),
+        ({"retries": None}, "retries=None must be an int"),
+        ({"retries": -1}, "retries=-1 must be an int, 0 or more"),
+        ({"workers": 5}, "workers=5 must be a worker's name or address"),
+        ({"workers": [5]}, "workers=.* must be a worker's name or address"),
+        ({"resources": {"GPU": "x"}}, "resources={'GPU': 'x'} must be a number"),
+        ({"resources": {"GPU": -1}}, "resources={'GPU': -1} must be a number"),
+        ({"resources": {"GPU": float("nan")}}, "resources={'GPU': nan} must be a number"),
+    ],
+)
+def test_bad_options_are_told_where_the_executor_is_made(
+    client: Any, wrong: Any, told: str
+) -> None:
+    """By name and value."""
+    with pytest.raises((TypeError, ValueError), match=told):
         LimitedDaskExecutor(client, **wrong)
+
+
+def test_view_names_what_is_no_limit(client: Any) -> None:
+    """A slip of the pen, say."""
+    with (
+        LimitedDaskExecutor(client) as executor,
+        pytest.raises(TypeError, match="unknown limit: wal_time"),
+    ):
+        executor.limit(wal_time=1)
 
 
 def test_call_that_cannot_be_pickled_fails_alone(client: Any) -> None:
@@ -299,6 +326,158 @@ def test_cancel_ends_the_tree_on_the_worker(running: tuple[Cluster, Any], client
             future.result(PATIENCE)
         assert future.report is not None
         assert future.report.status == "cancelled"
+
+
+def test_cancel_ends_what_another_task_needs(running: tuple[Cluster, Any], client: Any) -> None:
+    """That one ends as well, and says why."""
+    made, _ = running
+    with LimitedDaskExecutor(client) as executor:
+        future = executor.submit(burn)
+        needs = executor.submit(str, future)
+        wait_until(future.running)
+        began = time.monotonic()
+        assert future.cancel()
+        with pytest.raises(CancelledError):
+            future.result(PATIENCE)
+        assert time.monotonic() - began < 5
+        wait_until(lambda: not made.tasks())
+        assert "an argument was cancelled" in str(needs.exception(PATIENCE))
+
+
+def test_future_that_is_done_keeps_no_argument(client: Any) -> None:
+    """Its own value, and no more."""
+    with LimitedDaskExecutor(client) as executor:
+        future = executor.submit(len, executor.share(b"x" * 10_000))  # type: ignore[arg-type]
+        assert future.result(PATIENCE) == 10_000
+        wait_until(lambda: len(client.futures) == 1)
+
+
+def test_submit_that_is_interrupted_is_not_waited_for(
+    client: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ctrl-C before the call has been sent, and after it."""
+    for name in ("_note", "_lines.follow"):
+        executor = LimitedDaskExecutor(client)
+        with monkeypatch.context() as patch:
+            owner = executor._lines if "." in name else executor
+            patch.setattr(owner, name.rpartition(".")[2], interrupt)
+            with pytest.raises(KeyboardInterrupt):
+                executor.submit(abs, -1)
+        began = time.monotonic()
+        executor.shutdown()
+        assert time.monotonic() - began < 4
+
+
+def interrupt(*_: Any) -> None:
+    """Be struck by Ctrl-C."""
+    raise KeyboardInterrupt
+
+
+# What is not ours, and runs where no limit holds -------------------------------------------------
+
+
+class LeavesError(Exception):
+    """Ends the thread that tells the futures, if that loads it; Dask's own it spares."""
+
+    def __reduce__(self) -> Any:
+        return leave, ()
+
+
+def leave() -> Exception:
+    """End this thread, if it is the one."""
+    if threading.current_thread().name == "pynisher_exec dask":
+        raise SystemExit(5)
+    return LeavesError()
+
+
+class OnceError(Exception):
+    """Can be pickled once."""
+
+    def __init__(self, times: int = 0) -> None:
+        super().__init__(times)
+        self.times = times
+
+    def __reduce__(self) -> Any:
+        if self.times:
+            raise MineError
+        return OnceError, (1,)
+
+
+class TextError(Exception):
+    """Has no text."""
+
+    def __str__(self) -> str:
+        raise SystemExit(3)
+
+
+class Loads:
+    """As an argument it is a call."""
+
+    def __init__(self, *call: Any) -> None:
+        self.call = call
+
+    def __reduce__(self) -> Any:
+        return self.call[0], self.call[1:]
+
+
+def raises(error: Exception) -> None:
+    """Raise it."""
+    raise error
+
+
+def raise_new(kind: type[Exception]) -> None:
+    """Raise one that has not been pickled yet."""
+    raise kind
+
+
+def test_exception_that_ends_the_thread_which_loads_it_fails_alone(client: Any) -> None:
+    """The others go on, and so do later ones."""
+    with LimitedDaskExecutor(client) as executor:
+        futures = [executor.submit(abs, -number) for number in range(5)]
+        error = executor.submit(raises, LeavesError()).exception(PATIENCE)
+        assert isinstance(error, UnpicklableError)
+        assert [future.result(PATIENCE) for future in futures] == list(range(5))
+        assert executor.submit(abs, -1).result(PATIENCE) == 1
+
+
+def test_exception_that_is_pickled_once_keeps_its_report(client: Any) -> None:
+    """That of a function which has raised."""
+    with LimitedDaskExecutor(client) as executor:
+        future = executor.submit(raise_new, OnceError)
+        assert "cannot be pickled again" in str(future.exception(PATIENCE))
+        assert future.report is not None
+        assert future.report.status == "exception"
+
+
+def test_exception_without_a_text_ends_no_worker(client: Any) -> None:
+    """Dask asks for that, where no limit holds."""
+    before = set(client.scheduler_info()["workers"])
+    with LimitedDaskExecutor(client) as executor:
+        assert isinstance(executor.submit(raises, TextError()).exception(PATIENCE), TextError)
+        assert executor.submit(abs, -1).result(PATIENCE) == 1
+    assert set(client.scheduler_info()["workers"]) == before
+
+
+@pytest.mark.parametrize("shares", [False, True])
+def test_calls_are_loaded_in_their_task(client: Any, shares: bool) -> None:
+    """Under its limits, and where it harms nobody: with what lies in the cluster as well."""
+    before = set(client.scheduler_info()["workers"])
+    with LimitedDaskExecutor(client, startup_time=1, memory="200MiB") as executor:
+        more: Any = executor.share([1]) if shares else [1]
+        told = [
+            str(executor.submit(add, Loads(*call), more).exception(PATIENCE))
+            for call in ((time.sleep, 60), (sys.exit, 7), (int, "x"))
+        ]
+        assert executor.submit(add, Loads(int, 1), more).result(PATIENCE) == 2
+    assert "startup_time" in told[0]
+    assert told[1].startswith("the call could not be loaded in its task: SystemExit: 7")
+    assert told[2].startswith("the call could not be loaded in its task: ValueError: ")
+    assert set(client.scheduler_info()["workers"]) == before
+
+
+def add(one: Any, others: list[int]) -> Any:
+    """Add them all."""
+    return one + sum(others)
 
 
 def test_many_are_cancelled_at_once(client: Any) -> None:
@@ -409,7 +588,7 @@ def test_scheduler_that_is_killed_is_a_clear_end(tmp_path: Path) -> None:
         made.scheduler.kill()
         error = future.exception(PATIENCE)
         assert isinstance(error, PynisherError)
-        assert "the cluster has let go" in str(error)
+        assert "the connection to the scheduler was lost" in str(error)
         executor.shutdown()
         wait_until(lambda: not made.tasks(), 60)
 
@@ -532,5 +711,9 @@ def test_executor_outlives_its_scheduler(tmp_path: Path) -> None:
         wait_until(lambda: client.status == "running", PATIENCE)
         made.worker("another")
         client.wait_for_workers(1, timeout=PATIENCE)
+        late = executor.limit(wall_time=0.3).submit(time.sleep, 60)  # first, and told by no value
+        assert isinstance(late.exception(PATIENCE), TimeoutException)
+        assert late.report is not None
+        assert late.report.status == "wall_time"
         for number in range(3):
             assert executor.submit(abs, -number).result(PATIENCE) == number

@@ -389,6 +389,7 @@ def test_resources_that_no_worker_has_are_refused(bare: tuple[Cluster, Any]) -> 
     assert told(GPU=3).startswith("resources={'GPU': 3}: no worker has more than 2 of its resource")
     assert "no worker has as much of each" in told(GPU=2, DISK=5)
     assert told(GPU=1, DISK=5) == "None"
+    assert "no worker has more than 0 of its resource TPU" in told(TPU=0)
 
 
 @pytest.mark.parametrize("limits", [{}, {"memory": None}, {"memory": "50%"}])
