@@ -102,12 +102,12 @@ class Enforced(NamedTuple):
 class Report:
     """What happened to one task, why, and what it used. Sizes are bytes, durations seconds.
 
-    `wall_time` runs from the start of the function to its return (or to the end of the process
-    where it did not return). `cpu_time` is that of all the task's processes, ended and orphaned
-    ones included. `peak_memory` is above the baseline, as the limit counts. `peak_processes`
-    counts subprocesses, so a task that starts none has 0; it is exact under a `processes` limit
-    that is hard, else sampled, so that a short-lived one may be missed. `exit_code` is negative
-    for a signal, as in `multiprocessing.Process.exitcode`, and None where no process ran.
+    `wall_time` runs from the start of the function to its return (where it did not return, to the
+    kill, or to the end of the process). `cpu_time` is that of all the task's processes, ended and
+    orphaned ones included. `peak_memory` is above the baseline, as the limit counts.
+    `peak_processes` counts subprocesses, so a task that starts none has 0; it is exact under a
+    `processes` limit that is hard, else sampled, so that a short-lived one may be missed.
+    `exit_code` is negative for a signal, as in `multiprocessing.Process.exitcode`, and None where no process ran.
     `limit_reached` names the limit that was met, also by a task that caught the soft exception,
     or a refused fork's error, and went on. `traceback` is the text of the one inside the task,
     for any exception that left it. `stdout` and `stderr` are None unless output was captured.

@@ -44,6 +44,40 @@ PACKAGES = {
         PID = os.getpid()
         signal.signal(signal.SIGUSR1, lambda *_: None)
         """,
+    "probe_file": "import os\nPID, FILE = os.getpid(), open(__file__)\n",
+    "probe_lock": "import multiprocessing, os\nPID, LOCK = os.getpid(), multiprocessing.Lock()\n",
+    "probe_map": "import mmap, os\nPID, MAP = os.getpid(), mmap.mmap(-1, 4096)\n",
+    "probe_random": "import os, random\nPID, OWN = os.getpid(), random.Random()\n",
+    "probe_limit": """
+        import os, resource
+        from pathlib import Path
+        PID = os.getpid()
+        if Path("/proc/self/comm").read_text().startswith("limit-"):
+            resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+        """,
+    "probe_umask": """
+        import os
+        from pathlib import Path
+        PID = os.getpid()
+        if Path("/proc/self/comm").read_text().startswith("limit-"):
+            os.umask(0o123)
+        """,
+    "probe_depth": "import os, sys\nPID, DEPTH = os.getpid(), sys.setrecursionlimit(3000)\n",
+    "probe_stream": """
+        import io, os, sys
+        from pathlib import Path
+        PID = os.getpid()
+        if Path("/proc/self/comm").read_text().startswith("limit-"):
+            sys.stdout = io.StringIO()
+        """,
+    "probe_chatty": """
+        import os
+        from pathlib import Path
+        PID = os.getpid()
+        if Path("/proc/self/comm").read_text().startswith("limit-"):
+            print("BANNER", end="")
+            os.environ.pop("PROBE_GONE", None)
+        """,
     "probe_settings": "import os\nimport own_settings\nPID = os.getpid()\n",
     "probe_fickle": """
         import os
@@ -186,11 +220,59 @@ def test_variables_set_by_an_import_are_there_in_tasks(python: Path, tmp_path: P
     assert output(python, tmp_path, AHEAD, code) == expected
 
 
-@pytest.mark.parametrize("kind", ["thread", "socket", "device", "signal"])
+def test_generators_that_nobody_has_seeded_are_fresh_in_each_task() -> None:
+    """Those that a module keeps for itself; one with a seed draws what it would without us."""
+    code = """
+    import pickle
+    import numpy as np
+    from pynisher_exec.task import generators
+    made = [np.random.default_rng(), np.random.RandomState(), np.random.default_rng(5)]
+    made.append(np.random.RandomState(5))
+    generators.note()
+    before = [pickle.dumps(each) for each in made]
+    generators.reseed()
+    after = [pickle.dumps(each) for each in made]
+    print([one != other for one, other in zip(before, after)])
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", dedent(code)], check=True, capture_output=True, text=True
+    )
+    assert done.stdout == "[True, True, False, False]\n"
+
+
+def test_what_an_import_ahead_says_and_deletes_is_no_other_tasks(
+    python: Path, tmp_path: Path
+) -> None:
+    """One that never asked for it has its own output, and its caller's variables."""
+    mine = """
+    import os, sys
+    import probe_chatty
+    def ahead():
+        return probe_chatty.PID != os.getpid()
+    def other():
+        print("mine")
+        return os.environ.get("PROBE_GONE")
+    """
+    code = """
+    with LimitedProcessExecutor(1, capture_output=True) as executor:
+        until(lambda found: found, mine.ahead)
+        report = executor.submit(mine.other).wait_for_report()
+        print(repr(report.stdout), report.result)
+    """
+    assert output(python, tmp_path, mine, code, PROBE_GONE="here") == "'mine\\n' here\n"
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "thread", "socket", "device", "signal", "file", "lock", "map", "random", "limit",
+        "umask", "depth", "stream",
+    ],
+)  # fmt: skip
 def test_a_package_that_makes_forks_unsafe_is_left_to_the_tasks(
     python: Path, tmp_path: Path, kind: str
 ) -> None:
-    """It starts a thread, opens a socket or a device, or handles a signal; others go ahead."""
+    """It has a thread, what forks would share, or changes what all would have; others go ahead."""
     package = f"probe_{kind}"
     mine = f"""
     import os

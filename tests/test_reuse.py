@@ -560,6 +560,25 @@ def test_zombies_are_no_subprocesses(executor: LimitedProcessExecutor) -> None:
     assert pids(executor, 1) == [before]
 
 
+def test_zombies_do_not_add_up(executor: LimitedProcessExecutor) -> None:
+    """Those of a task are reaped after the next one, which had them ended, if not before."""
+
+    def leave() -> None:
+        if os.fork() == 0:
+            time.sleep(600)
+
+    def children() -> tuple[int, int]:
+        text = Path("/proc/thread-self/children").read_text()
+        return os.getpid(), len(text.split())
+
+    found = []
+    for _ in range(4):
+        executor.submit(leave).result(PATIENCE)
+        found.append(executor.submit(children).result(PATIENCE))
+    assert len({pid for pid, _ in found}) == 1
+    assert max(count for _, count in found) <= 1
+
+
 def test_signal_that_comes_late_strikes_no_later_task(executor: LimitedProcessExecutor) -> None:
     """One that is pending when the function has ended, and one whose timer was about to fire."""
 

@@ -22,7 +22,7 @@ from scipy import sparse
 
 from pynisher_exec import LimitedProcessExecutor, MemorylimitException, Shared, UnpicklableError
 from pynisher_exec.caller.shared import MOST_REFERENCES
-from pynisher_exec.kernel import libc
+from pynisher_exec.kernel import libc, sealed_memory
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -390,3 +390,33 @@ def test_small_pages_do_as_well(
     )
     handle: Shared = executor.share(np.ones(LENGTH))
     assert executor.submit(total, handle).result(PATIENCE) == LENGTH
+
+
+def test_views_leave_no_address_space_reserved() -> None:
+    """What is reserved to find a place for huge pages is given back, by a failed map as well."""
+    size = (3 << 20) + 5
+    descriptor = sealed_memory.create([(0, b"x")], size)
+
+    def reserved() -> int:
+        return int(Path("/proc/self/statm").read_text().split()[0]) * mmap.PAGESIZE
+
+    try:
+        sealed_memory.view(descriptor, size).release()
+        before = reserved()
+        for _ in range(50):
+            view = sealed_memory.view(descriptor, size)
+            assert bytes(view[:1]) == b"x"
+            del view
+        with pytest.raises(OSError, match="Bad file descriptor"):
+            sealed_memory.view(-1, size)
+        assert reserved() - before < 2 << 20
+    finally:
+        os.close(descriptor)
+
+
+def test_share_after_shutdown_is_told() -> None:
+    """As a submit is."""
+    executor = LimitedProcessExecutor(1)
+    executor.shutdown()
+    with pytest.raises(RuntimeError, match="after shutdown"):
+        executor.share([1])

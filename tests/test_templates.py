@@ -96,3 +96,18 @@ def test_future_that_failed_to_start_goes_with_its_last_reference(
         assert is_there() is None
     finally:
         gc.enable()
+
+
+def test_call_does_not_fail_by_a_template_that_is_not_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The path has changed since the call before it, whose template finds no module."""
+    (tmp_path / "only_there.py").touch()
+    for _ in range(3):
+        with LimitedProcessExecutor(1, preload=["only_there"]) as executor:
+            without = executor.submit(abs, -1)
+            monkeypatch.syspath_prepend(tmp_path)
+            right = executor.submit(abs, -2)
+            without.cancel()
+            assert right.result(PATIENCE) == 2
+        monkeypatch.undo()

@@ -47,7 +47,6 @@ def against_none(rounds: int, function: Callable[..., Any], *args: Any, calls: i
             lambda: client.submit(function, *args, pure=False).result(PATIENCE),
             rounds,
             calls,
-            in_blocks=True,
         )
 
 

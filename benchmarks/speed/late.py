@@ -17,7 +17,10 @@ LIMIT = 0.1
 
 
 def lateness(count: int) -> list[float]:
-    """Milliseconds from the limit until the whole tree has gone, of each of some tasks."""
+    """Milliseconds from the limit until the supervisor strikes, by its clock, of some tasks.
+
+    What the kernel then takes to end a tree of many processes, or gigabytes, is no part of it.
+    """
     late = []
     with LimitedProcessExecutor(1, wall_time=LIMIT) as executor:
         for _ in range(count):

@@ -69,22 +69,19 @@ def compare(
     theirs: Callable[[], object],
     rounds: int,
     calls: int = 1,
-    *,
-    in_blocks: bool = False,
 ) -> Measured:
     """Time both, turn by turn, `calls` of each in a round, whose ratio is that of the medians.
 
-    Every other round begins with the other one: what runs second finds the caches and the clock
-    of the processor as the first has left them. `in_blocks`: first all of one, then all of the
-    other, where the one would have the other wait (a client that sends every 10 ms).
+    In a round all of one, then all of the other: in between calls of the other, ours would have
+    time to fork ahead, at that one's cost. Every other round begins with the other one: what runs
+    second finds the caches and the clock of the processor as the first has left them.
     """
     mine: list[float] = []
     peers: list[float] = []
     ratios = []
     for number in range(rounds):
         turns = [(ours, mine), (theirs, peers)]
-        for _ in range(1 if in_blocks else calls):
-            for action, times in turns if number % 2 == 0 else reversed(turns):
-                times += [timed(action) for _ in range(calls if in_blocks else 1)]
+        for action, times in turns if number % 2 == 0 else reversed(turns):
+            times += [timed(action) for _ in range(calls)]
         ratios.append(statistics.median(mine[-calls:]) / statistics.median(peers[-calls:]))
     return Measured(mine, peers, ratios, "ms")

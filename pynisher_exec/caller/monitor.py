@@ -169,7 +169,7 @@ class Monitor:
         """Start an item, or a slot for it; False when it has to wait."""
         if self._slots.all_work() or not self._slots.has_memory_for(item):
             return False
-        key = () if self._bound else key_of(item.surroundings)
+        key = self._key_of(item)
         if not self._bound:
             slot = self._slots.idle(key)
             if slot is not None:
@@ -181,6 +181,9 @@ class Monitor:
             if self._start_slot(item, key):
                 return True
         return False
+
+    def _key_of(self, item: Item) -> Key:
+        return () if self._bound else key_of(item.surroundings)
 
     def _start_slot(self, item: Item, key: Key) -> bool:
         """Start a slot. True when the item is off the queue: it runs in it, or has failed."""
@@ -216,8 +219,9 @@ class Monitor:
         if self._slots.has_any("busy", "starting") or self._slots.retire_idle():
             self._retry_at = time.monotonic() + RETRY_AFTER
             return False
-        if isinstance(error, ConnectionError) and host is not None and item.tries < MOST_TRIES:
-            item.tries += self._charges(host)  # it has just died: its end is about to be heard
+        if isinstance(error, ConnectionError) and item.tries < MOST_TRIES:
+            # It has just died, and its end is about to be heard; a context's helper, without one.
+            item.tries += host is None or self._charges(host)
             self._retry_at = time.monotonic() + END_HEARD_AFTER
             return False
         self._fail(item, f"no process could be started for the task: {error}", error)
@@ -339,7 +343,9 @@ class Monitor:
             self._retry_at = time.monotonic() + RETRY_AFTER
             return
         item = self._inbox.take()
-        if item is not None and item.tries < MOST_TRIES and not slot.hopeless:
+        if item is not None and self._key_of(item) != slot.key:  # it would have had another host
+            self._inbox.put_back(item)
+        elif item is not None and item.tries < MOST_TRIES and not slot.hopeless:
             self.requeue(item)
         elif item is not None:
             self._fail(item, f"no process could be started for the task: {reason}", None)

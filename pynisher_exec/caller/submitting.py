@@ -148,11 +148,13 @@ class LimitedExecutor(SearchExecutor):
 
         The memory is freed once the handle has gone, see `Shared.close`, and no call needs it.
         Raises what pickling raises, OSError where there is no memory or descriptor for it, and
-        ValueError with `context="fork"`, where tasks inherit all objects: pass it as it is.
+        ValueError with `context="fork"`, where tasks inherit all objects: pass it as it is. What
+        `submit` raises after a shutdown, and in a fork of this process.
         """
         if self._pool.forks:
             msg = "tasks of context 'fork' inherit the caller's objects: pass it as an argument"
             raise ValueError(msg)
+        self._pool.check_open()
         return Shared(self._pool.token, thing)
 
     def terminate_workers(self) -> None:

@@ -234,20 +234,22 @@ class OwnMemory(NamedTuple):
     reserved: int
 
 
-def own_memory(spared: int = 0) -> OwnMemory:
+def own_memory(spared: int = 0, before: int = 0) -> OwnMemory:
     """Read it all at one look: this stands between every task and its function.
 
-    Of shared memory, `spared` bytes do not count as held. OSError where it cannot be read.
+    Of shared memory, `spared` bytes that have been mapped do not count as held, as far as they can
+    be part of what came to the `before` bytes there were. OSError where it cannot be read.
     """
     text = _content("/proc/self/status")
     words = text[text.index(b"VmSize:") :].split(None, 30)  # nine lines: name, number, "kB"
     size = {name: int(number) << 10 for name, number in zip(words[:27:3], words[1:27:3])}  # noqa: B905
+    shared = size[b"RssShmem:"]
     return OwnMemory(
         address_space=size[b"VmSize:"],
         high_water=size[b"VmHWM:"],
         resident=size[b"VmRSS:"],
-        file_backed=size[b"RssFile:"] + size[b"RssShmem:"],
-        held=size[b"RssAnon:"] + max(0, size[b"RssShmem:"] - spared),
+        file_backed=size[b"RssFile:"] + shared,
+        held=size[b"RssAnon:"] + max(shared - spared, min(shared, before)),
         reserved=size[b"VmData:"],
     )
 
@@ -331,6 +333,12 @@ def sealed_memory(pid: int, places: Collection[bytes]) -> SealedMemory:
             if name == b"Anonymous:":  # it comes after the two
                 found = found.with_map(*sizes.values(), ours=ours)
     return found
+
+
+def shared_maps() -> frozenset[bytes]:
+    """Lines of /proc/self/maps of memory that this process writes to together with others."""
+    lines = _read("/proc/self/maps", to_its_end=True).splitlines()
+    return frozenset(line for line in lines if line.split(None, 2)[1] == b"rw-s")
 
 
 def sealed_places(pid: int) -> set[bytes]:

@@ -85,9 +85,21 @@ def _unmap(address: int, length: int) -> None:
 
 
 def _map(descriptor: int, length: int, kind: int) -> int:
-    """Map it at a multiple of a huge page, where the kernel can use those; give the address."""
+    """Map it at a multiple of a huge page, where the kernel can use those; give the address.
+
+    For that, more is reserved at first than is needed; what lies around it is given back.
+    """
     call, access = libc.number("mmap"), mmap.PROT_READ | mmap.PROT_WRITE
     room, flags = length + HUGE_PAGE, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_NORESERVE
     address = libc.syscall(call, 0, room, _PROT_NONE, flags, -1)
     aligned = -(-address // HUGE_PAGE) * HUGE_PAGE
-    return libc.syscall(call, aligned, length, access, kind | _MAP_FIXED, descriptor)
+    try:
+        libc.syscall(call, aligned, length, access, kind | _MAP_FIXED, descriptor)
+    except OSError:
+        _unmap(address, room)
+        raise
+    end = aligned + -(-length // mmap.PAGESIZE) * mmap.PAGESIZE
+    _unmap(end, address + room - end)
+    if aligned > address:  # of no bytes there is no unmapping
+        _unmap(address, aligned - address)
+    return aligned

@@ -57,12 +57,13 @@ class Baseline(NamedTuple):
     memory: proc.OwnMemory
 
 
-def measure(spared: int = 0) -> Baseline:
+def measure(spared: int = 0, before: int = 0) -> Baseline:
     """Read the baseline of this process, with its high-water mark at what it holds now.
 
-    `spared`: bytes of shared objects that it has mapped. OSError where it cannot be read.
+    `spared`: bytes of shared objects that it has mapped, and `before` of other shared memory that
+    was there before. OSError where it cannot be read.
     """
-    memory = proc.own_memory(spared)
+    memory = proc.own_memory(spared, before)
     if memory.high_water > memory.resident:
         # Loading held more for a moment. Absent without CONFIG_PROC_PAGE_MONITOR (proc(5),
         # clear_refs): the peak is then an upper bound.

@@ -34,6 +34,7 @@ from pynisher_exec.limits import Limits
 from pynisher_exec.protocol import messages, payload
 from pynisher_exec.protocol.frames import FrameReader
 from pynisher_exec.task import (
+    generators,
     imports,
     offspring,
     outcome,
@@ -150,7 +151,7 @@ def prepare(*, scope: int | None, inherited: Inherited | Packed | None) -> None:
     if isinstance(inherited, Inherited):
         surroundings.end_imports()
     if not isinstance(inherited, Inherited) or inherited.reseed:
-        surroundings.reseed()
+        generators.reseed()
 
 
 def _is_of_main(function: Any) -> bool:
@@ -202,7 +203,7 @@ class Task:
             call = self._load(header, segments)
             imported = imports.installed_since(before)
             segments.clear()  # what has been loaded holds what it needs of them
-            self._baseline = rlimits.measure(shared.size())
+            self._baseline = rlimits.measure(*shared.size())
         except BaseException as error:  # noqa: BLE001  (imports and __setstate__ may raise anything)
             self._exit_if_forked()
             facts = {"traceback": outcome.text_of(error), "message": outcome.line_of(error)}

@@ -7,9 +7,10 @@ what was pickled there is loaded, with its buffers where they lie.
 from __future__ import annotations
 
 import os
+import pickle
 from typing import TYPE_CHECKING, Any
 
-from pynisher_exec.kernel import sealed_memory
+from pynisher_exec.kernel import proc, sealed_memory
 from pynisher_exec.protocol import payload
 from pynisher_exec.task import surroundings
 
@@ -23,18 +24,24 @@ Spans = list[tuple[int, int]]
 
 _descriptors: list[int] = []
 _maps: dict[int, memoryview] = {}
+_before = 0
 names: set[str] = set()
 """What has come with them of the caller's `__main__`."""
 
 
 def accept(descriptors: Sequence[int]) -> None:
     """Take what a call may refer to."""
+    global _before  # noqa: PLW0603  (of the call that is being loaded)
     _descriptors[:] = descriptors
+    _before = proc.shared_memory(os.getpid()) if descriptors else 0
 
 
 def attach(number: int, spans: Spans) -> Any:
     """Load a shared object: what a handle in a call is unpickled by."""
     start, length = spans[-1]
+    if number not in _maps and number >= len(_descriptors):
+        msg = "a shared object's handle was loaded by the function: it is resolved with the call"
+        raise pickle.UnpicklingError(msg)
     if number not in _maps:
         _maps[number] = sealed_memory.view(_descriptors[number], start + length)
     whole = _maps[number]
@@ -45,9 +52,9 @@ def attach(number: int, spans: Spans) -> Any:
     return thing
 
 
-def size() -> int:
-    """Bytes that have been mapped."""
-    return sum(map(len, _maps.values()))
+def size() -> tuple[int, int]:
+    """Bytes that have been mapped, and how much of shared memory was resident before."""
+    return sum(map(len, _maps.values())), _before
 
 
 def forget() -> None:

@@ -34,7 +34,6 @@ __all__ = [
     "open_standard_streams",
     "put_on",
     "put_on_momentary",
-    "reseed",
     "snapshot",
 ]
 
@@ -166,10 +165,11 @@ def begin_with(pickled: bytes) -> None:
 
 
 def note_imports() -> None:
-    """After the imports ahead: keep in mind what variables they have set."""
+    """After the imports ahead: keep in mind what variables they have set, put back what is gone."""
     before: dict[bytes, bytes] = pickle.loads(_worn[0])[1]  # from the caller
     now = _environment()
     _set_by_imports.update({k: v for k, v in now.items() if before.get(k) != v})
+    os.environb.update({k: v for k, v in before.items() if k not in now})
 
 
 def put_on(pickled: bytes | bytearray, *, forked: bool) -> None:
@@ -263,19 +263,6 @@ def become_fresh_process(*, keep_main: bool) -> None:
     if not keep_main:
         main = types.ModuleType("__main__")
         sys.modules["__main__"] = sys.modules["__mp_main__"] = main  # as multiprocessing has them
-
-
-def reseed() -> None:
-    """Make global generators fresh ones: they would draw the same numbers in every fork.
-
-    numpy's and torch's. Python's own sees to that itself; those of devices begin with their first
-    use, which is never in a template.
-    """
-    random, torch_random = sys.modules.get("numpy.random"), sys.modules.get("torch.random")
-    if random is not None:
-        random.seed()
-    if torch_random is not None:
-        torch_random.default_generator.seed()
 
 
 def end_imports() -> None:

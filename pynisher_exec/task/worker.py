@@ -102,6 +102,7 @@ class _Beginning:
             signal.setitimer(timer, 0)
         while pending := signal.sigpending():  # all are blocked since the function's end
             signal.sigtimedwait(pending, 0)
+        _reap()
         for number, handler in self._handlers.items():
             if handler is not None and signals.handler_of(number) is not handler:
                 signal.signal(number, handler)
@@ -111,3 +112,13 @@ class _Beginning:
         surroundings.end_of_call()
         private_tmp.forget_answer()  # the task's own is about to go
         shared.forget()
+
+
+def _reap() -> None:
+    """What the call has left is ended after it, and nobody waits for that any more.
+
+    Those of this call are reaped after the next one: the supervisor ends them from outside.
+    """
+    with suppress(ChildProcessError):
+        while os.waitpid(-1, os.WNOHANG)[0]:
+            pass

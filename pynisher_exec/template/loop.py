@@ -28,7 +28,7 @@ from pynisher_exec.kernel import cgroup, pidfd, prctl
 from pynisher_exec.protocol import messages
 from pynisher_exec.supervisor import kill, loop
 from pynisher_exec.supervisor.options import SlotOptions
-from pynisher_exec.task import outcome, surroundings
+from pynisher_exec.task import generators, outcome, surroundings
 from pynisher_exec.template import preload
 
 if TYPE_CHECKING:
@@ -72,6 +72,7 @@ def serve(
             _import_as_scout(modules)
         else:
             preload.import_ahead(modules)
+        generators.note()
         preload.settle()
     except preload.Unfit as unfit:
         _send(line, "unfit", name=str(unfit))

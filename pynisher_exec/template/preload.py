@@ -10,11 +10,12 @@ import contextlib
 import gc
 import importlib
 import os
+import sys
 from itertools import groupby
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
-from pynisher_exec.kernel import proc
 from pynisher_exec.task import imports
+from pynisher_exec.template.traits import Traits
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -22,18 +23,10 @@ if TYPE_CHECKING:
 __all__ = ["Unfit", "import_ahead", "import_if_fit", "settle"]
 
 _ARROW_CONFIG = "JE_ARROW_MALLOC_CONF"
-_HARMLESS = ("/dev/null", "/dev/zero", "/dev/urandom", "/dev/random")
 
 
 class Unfit(Exception):  # noqa: N818  (it is what the module is)
     """A module, given by name, after whose import this process should not be forked any more."""
-
-
-class _Traits(NamedTuple):
-    """What forks share: devices, sockets and the like, and which signals are ignored or caught."""
-
-    descriptors: frozenset[str]
-    signals: tuple[int, ...]
 
 
 def import_ahead(names: Sequence[str]) -> None:
@@ -45,20 +38,17 @@ def import_ahead(names: Sequence[str]) -> None:
 def import_if_fit(names: Sequence[str]) -> None:
     """Import modules as far as they can be, looking after each package whether forks stay safe.
 
-    Raises Unfit when one has left a thread, a socket, an open device or a signal handler, or has
-    imported a module of the user's own. What cannot be imported by itself is left to the tasks.
+    Raises Unfit when one has left a thread, or something else that forks would share (`traits`), or
+    has imported a module of the user's own. What cannot be imported by itself is left to the tasks.
     """
-    before = _traits()
+    before = Traits.now()
     with _quietly(), _without_arrow_threads():
         for package, group in groupby(names, _package_of):
             there = imports.count()
             for name in group:
                 with contextlib.suppress(Exception):  # the task that needs it will say so
                     importlib.import_module(name)
-            now = _traits()
-            new = now.descriptors - before.descriptors
-            unsafe = new or now.signals != before.signals or _has_threads()
-            if unsafe or imports.of_the_user(there):
+            if Traits.now() != before or _has_threads() or imports.of_the_user(there):
                 raise Unfit(package)
 
 
@@ -68,12 +58,18 @@ def _package_of(name: str) -> str:
 
 @contextlib.contextmanager
 def _quietly() -> Iterator[None]:
-    """What modules warn of when they are imported, the first tasks have shown already."""
+    """What modules say when they are imported, the first tasks have shown already.
+
+    It is flushed to where it leads nowhere, as standard output does here: a task's would have it.
+    """
     saved, null = os.dup(2), os.open(os.devnull, os.O_WRONLY)
     os.dup2(null, 2)
     try:
         yield
     finally:
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(Exception):  # a module may have put anything there
+                stream.flush()
         os.dup2(saved, 2)
         os.close(saved)
         os.close(null)
@@ -97,16 +93,6 @@ def _has_threads() -> bool:
     if len(os.listdir("/proc/self/task")) > 1:
         _fork_once()
     return len(os.listdir("/proc/self/task")) > 1
-
-
-def _traits() -> _Traits:
-    found = set()
-    for name in os.listdir("/proc/self/fd"):
-        with contextlib.suppress(OSError):  # the descriptor of this very listing
-            target = os.readlink(f"/proc/self/fd/{name}")
-            if not target.startswith("/") or target.startswith("/dev/"):
-                found.add(target)
-    return _Traits(frozenset(found.difference(_HARMLESS)), proc.signal_masks())
 
 
 def settle() -> None:
