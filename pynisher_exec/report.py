@@ -107,10 +107,10 @@ class Report:
     orphaned ones included. `peak_memory` is above the baseline, as the limit counts.
     `peak_processes` counts subprocesses, so a task that starts none has 0; it is exact under a
     `processes` limit that is hard, else sampled, so that a short-lived one may be missed.
-    `exit_code` is negative for a signal, as in `multiprocessing.Process.exitcode`, and None where no process ran.
-    `limit_reached` names the limit that was met, also by a task that caught the soft exception,
-    or a refused fork's error, and went on. `traceback` is the text of the one inside the task,
-    for any exception that left it. `stdout` and `stderr` are None unless output was captured.
+    `exit_code` is negative for a signal, as in `multiprocessing.Process.exitcode`, and None where
+    no process ran. `limit_reached` names the limit that was met, also by a task that caught the
+    soft exception, or a refused fork's error, and went on. `traceback` is the text of the one
+    inside the task, for any exception that left it. `stdout` and `stderr` are None unless output was captured.
     `started_at` is a `time.time()`. `rusage` is the kernel's own account of the task's
     processes (getrusage(2)): those that were reaped, from their fork on, so with the loading of
     the call; None where none was.
