@@ -110,10 +110,10 @@ class Report:
     `exit_code` is negative for a signal, as in `multiprocessing.Process.exitcode`, and None where
     no process ran. `limit_reached` names the limit that was met, also by a task that caught the
     soft exception, or a refused fork's error, and went on. `traceback` is the text of the one
-    inside the task, for any exception that left it. `stdout` and `stderr` are None unless output was captured.
-    `started_at` is a `time.time()`. `rusage` is the kernel's own account of the task's
-    processes (getrusage(2)): those that were reaped, from their fork on, so with the loading of
-    the call; None where none was.
+    inside the task, for any exception that left it. `stdout` and `stderr` are None unless output
+    was captured. `started_at` is a `time.time()`. `rusage` is the kernel's own account of the
+    task's processes (getrusage(2)): those that were reaped, from their fork on, so with the loading
+    of the call; None where none was.
     """
 
     status: Status
