@@ -366,6 +366,7 @@ class _Run:
         self._pid = os.fork()
         if self._pid == 0:
             os.setpgid(0, 0)
+            signal.signal(signal.SIGHUP, signal.SIG_DFL)  # whoever runs all this by nohup(1)
             os.close(self._read)
             with contextlib.suppress(BaseException):
                 found = pickle.dumps(answer("pynisher", spec))

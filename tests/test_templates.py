@@ -98,6 +98,21 @@ def test_future_that_failed_to_start_goes_with_its_last_reference(
         gc.enable()
 
 
+def test_refused_connection_of_a_context_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its fork server may have been killed just now, and be started anew."""
+    start, left = launch.start_in_context, [ConnectionRefusedError(111, "Connection refused")]
+
+    def refuse_once(*arguments: Any) -> Any:
+        if left:
+            raise left.pop()
+        return start(*arguments)
+
+    monkeypatch.setattr(launch, "start_in_context", refuse_once)
+    with LimitedProcessExecutor(1, context="spawn") as executor:
+        assert executor.submit(abs, -1).result(PATIENCE) == 1
+    assert not left
+
+
 def test_call_does_not_fail_by_a_template_that_is_not_its_own(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -54,6 +54,11 @@ MODULES = {
     "many": ("sleepers", "sleepers-all", "watched", "idle", "queue", "queue-time", "slots"),
 }
 LONG = (
+    "dask-added",
+    "dask-100ms",
+    "dask-bulk",
+    "dask-template",
+    "dask-cancel",
     "fork-2GiB",
     "wall-locked",
     "share-memory",
@@ -72,12 +77,14 @@ ROWS = {name: module for module, names in MODULES.items() for name in names}
 def measure(name: str, rounds: int) -> dict[str, Any]:
     """Run one row in this process; give what is printed of it."""
     # Under a name that no task can import, as a script's: its functions travel by value.
-    module = run_module(f"benchmarks.speed.{ROWS[name]}", run_name=f"<{ROWS[name]}>")
-    row: Row = next(each for each in module["ROWS"] if each.name == name)
+    row: Row | None = None
     try:
+        module = run_module(f"benchmarks.speed.{ROWS[name]}", run_name=f"<{ROWS[name]}>")
+        row = next(each for each in module["ROWS"] if each.name == name)
         found = row.run(rounds)
     except ModuleNotFoundError as error:
-        return {"name": name, "kept": row.must is None, "absent": str(error)}
+        told = row is not None and row.must is None
+        return {"name": name, "kept": told, "absent": str(error)}
     shown = {
         "name": name,
         "what": row.what,

@@ -100,6 +100,9 @@ class _Beginning:
     def _tidy(self) -> None:
         for timer in (signal.ITIMER_REAL, signal.ITIMER_VIRTUAL, signal.ITIMER_PROF):
             signal.setitimer(timer, 0)
+        if (faults := sys.modules.get("faulthandler")) is not None:
+            faults.cancel_dump_traceback_later()
+        signal.set_wakeup_fd(-1)
         while pending := signal.sigpending():  # all are blocked since the function's end
             signal.sigtimedwait(pending, 0)
         _reap()
