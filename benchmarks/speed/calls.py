@@ -28,7 +28,7 @@ LIMITS: dict[str, Any] = {"memory": "1GiB", "cpu_time": 10, "wall_time": 10}
 NOTHING = os.getpid
 """What is called: of the standard library, so that nothing has to travel or be imported for it."""
 
-ONE_BY_ONE = "max_workers=1, one call after the other, turn by turn with what it is compared with"
+ONE_BY_ONE = "max_workers=1, one call after the other, a block of each in turn"
 
 
 # What runs, and whether it is the real thing ------------------------------------------------------

@@ -1,4 +1,4 @@
-"""Two ways of doing the same work, measured turn by turn."""
+"""Two ways of doing the same work, a block of each in turn."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def compare(
     rounds: int,
     calls: int = 1,
 ) -> Measured:
-    """Time both, turn by turn, `calls` of each in a round, whose ratio is that of the medians.
+    """Time both, `calls` of each in a round, whose ratio is that of the medians.
 
     In a round all of one, then all of the other: in between calls of the other, ours would have
     time to fork ahead, at that one's cost. Every other round begins with the other one: what runs
