@@ -221,7 +221,7 @@ class Monitor:
             return False
         if isinstance(error, ConnectionError) and item.tries < MOST_TRIES:
             # It has just died, and its end is about to be heard; a context's helper, without one.
-            item.tries += host is None or self._charges(host)
+            item.tries += self._charges(host)
             self._retry_at = time.monotonic() + END_HEARD_AFTER
             return False
         self._fail(item, f"no process could be started for the task: {error}", error)
@@ -320,10 +320,10 @@ class Monitor:
             slot.failure = error or slot.failure
             self._conclude_lost(slot, survivors)
 
-    def _conclude_lost(self, slot: Slot, survivors: list[int], *, charge: bool = True) -> None:
+    def _conclude_lost(self, slot: Slot, survivors: list[int], by: Host | None = None) -> None:
         """A task has lost its supervisor, or a slot never came up, which is a failure to start.
 
-        Whoever waits is charged with that as a try, unless another slot's failure was the same.
+        Whoever waits is charged with that as a try, unless another slot failed by the same host.
         """
         item, slot.item = slot.item, None
         came_up = slot.idle_since > 0
@@ -334,7 +334,7 @@ class Monitor:
             self._conclude(item, Ending(told, None, slot.failure))
         elif item is not None:
             self._fail(item, f"no process could be started for the task: {reason}", None)
-        elif not came_up and charge:
+        elif not came_up and self._charges(by):
             self._fail_next(reason, slot)
 
     def _fail_next(self, reason: str, slot: Slot) -> None:
@@ -362,11 +362,13 @@ class Monitor:
             slot.hear()
             waits = slot.item is None and slot.state != "closed"  # by its own last words
             if slot.state in ("starting", "lost") or waits:
-                self._conclude_lost(slot, [], charge=not slot.idle_since and self._charges(host))
+                self._conclude_lost(slot, [], by=host)
 
-    def _charges(self, host: Host) -> bool:
+    def _charges(self, host: Host | None) -> bool:
         """Whether nothing has failed by a host before: one host's end is one try."""
-        charged, host.charged = host.charged, True
+        charged = host is not None and host.charged
+        if host is not None:
+            host.charged = True
         return not charged
 
     def host_outdated(self, host: Host, *, trusted: bool) -> None:
@@ -411,7 +413,7 @@ class Monitor:
         slot.failure = slot.failure or "nothing came up within startup_time"
         if not any(each.idle_since for each in self._slots.of(slot.host)) or slot.state == "lost":
             slot.host.kill()  # it hangs in an import, or is stopped, and does not hear
-        self._conclude_lost(slot, [], charge=not slot.idle_since and self._charges(slot.host))
+        self._conclude_lost(slot, [], by=slot.host)
 
     def _next_due(self) -> float | None:
         times = [self._slots.next_due, self._retry_at, self._force_at, self._hosts.next_due]

@@ -191,7 +191,6 @@ class LimitedDaskExecutor(SearchExecutor):
         capture = options.capture
         if not isinstance(capture_output, Unset):
             capture = arguments.capture_bound(capture_output)
-        Limits().changed(**dict.fromkeys(limits))  # TypeError names what is no limit
         given = {"memory": UNSET} if options.shares_memory else {}
         changed = _options(
             {**options.limits, **given, **limits},
@@ -275,7 +274,7 @@ def _options(
         raise ValueError(msg)
     shares = isinstance(limits.get("memory"), Unset)
     given = {**limits, "memory": None} if shares else limits
-    checked = Limits(**given)  # what is no limit is told here
+    checked = Limits().changed(**given)  # what is no limit is told here
     plain = {
         name: value if isinstance(value, str) else getattr(checked, name)  # "50%" is of a worker's
         for name, value in given.items()

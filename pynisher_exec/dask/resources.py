@@ -52,10 +52,9 @@ class Taken:
         self._fits = any(not lacking for lacking in lacks)
         if self._fits or not there:
             return ""
-        for name, taken in self.resources.items():
-            most = max((each[name] for each in there if name in each), default=0)
-            if most < taken or not any(name in each for each in there):
-                return self._told(name, most)
+        for name in self.resources:
+            if all(name in lacking for lacking in lacks):
+                return self._told(name, max(each.get(name, 0) for each in there))
         return f"resources={self.resources!r}: no worker has as much of each ({_HINT})"
 
     def _lacking(self, there: Mapping[str, float]) -> list[str]:

@@ -254,9 +254,10 @@ def _is_harmless(error: BaseException) -> bool:
     if not isinstance(error, Exception) or isinstance(error, Reschedule):
         return False
     try:
-        return bool(f"{error!s}{error!r}") or True
+        _ = str(error), repr(error)
     except BaseException:  # noqa: BLE001  (SystemExit among them)
         return False
+    return True
 
 
 def is_small(value: object) -> bool:

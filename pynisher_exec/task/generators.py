@@ -35,9 +35,13 @@ def note() -> None:
 
 
 def _was_not_seeded(generator: Any) -> bool:
-    bits = getattr(generator, "bit_generator", None) or generator._bit_generator  # noqa: SLF001
-    entropy = getattr(getattr(bits, "_seed_seq", None), "entropy", None)
+    entropy = getattr(getattr(_bits_of(generator), "_seed_seq", None), "entropy", None)
     return isinstance(entropy, int) and entropy.bit_length() > _CHOSEN
+
+
+def _bits_of(generator: Any) -> Any:
+    """What makes its numbers; a `RandomState` has it under another name."""
+    return getattr(generator, "bit_generator", None) or generator._bit_generator  # noqa: SLF001
 
 
 def reseed() -> None:
@@ -48,7 +52,7 @@ def reseed() -> None:
     if torch_random is not None:
         torch_random.default_generator.seed()
     for each in _unseeded:
-        bits = getattr(each, "bit_generator", None) or each._bit_generator  # noqa: SLF001
+        bits = _bits_of(each)
         bits.state = type(bits)().state
 
 

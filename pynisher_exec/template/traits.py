@@ -51,7 +51,7 @@ def _open() -> frozenset[str]:
     for name in os.listdir("/proc/self/fd"):
         with contextlib.suppress(OSError):  # the descriptor of this very listing
             found.add(os.readlink(f"/proc/self/fd/{name}"))  # noqa: PTH115  (no path, often)
-    return frozenset(found.difference(_HARMLESS, {f"/proc/{os.getpid()}/fd"}))
+    return frozenset(found.difference(_HARMLESS))
 
 
 def _settings() -> tuple[object, ...]:
