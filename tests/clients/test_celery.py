@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from conftest import name_of, wait_until
+from trial_text import TRIAL
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -22,19 +23,11 @@ if TYPE_CHECKING:
 celery = pytest.importorskip("celery", reason="celery is not installed")
 
 PATIENCE = 60
-TRIALS = """
-import os, time
+TRIALS = (
+    TRIAL
+    + """
 from celery import Celery
-from pynisher_exec import limited
 
-def behave(how):
-    if how == "hang":
-        time.sleep(600)
-    if how == "eat":
-        bytearray(1 << 30)
-    return how
-
-safe = limited(behave, memory="200MiB", wall_time=1)
 endless = limited(behave, memory="200MiB", wall_time=600)
 folder = os.environ["FOLDER"]
 app = Celery("trials", broker="filesystem://", backend=f"file://{folder}/results")
@@ -54,6 +47,7 @@ def without_end():
         file.write(str(os.getpid()))
     endless("hang")
 """
+)
 
 
 @pytest.fixture

@@ -6,9 +6,9 @@ import os
 import shutil
 import subprocess
 import sys
-from textwrap import dedent
 
 import pytest
+from trial_text import TRIAL
 
 pytest.importorskip("pyspark", reason="pyspark is not installed: see tox's environment spark")
 pytestmark = [
@@ -18,19 +18,10 @@ pytestmark = [
     pytest.mark.timeout(120),
 ]
 
-SCRIPT = """
-import os, time
+SCRIPT = (
+    TRIAL
+    + """
 from pyspark.sql import SparkSession
-from pynisher_exec import limited
-
-def behave(how):
-    if how == "hang":
-        time.sleep(600)
-    if how == "eat":
-        bytearray(1 << 30)
-    return how
-
-safe = limited(behave, memory="200MiB", wall_time=1)
 
 def run(how):
     report = safe.report(how)
@@ -45,12 +36,13 @@ rows = session.sparkContext.parallelize(["a", "hang", "eat", "b"], 2).map(run).c
 print([row[:2] for row in rows], len({pid for *_, pid in rows}))
 session.stop()
 """
+)
 
 
 def test_limits_hold_and_workers_live() -> None:
     """What hangs or eats memory fails alone: both workers go on to their next item."""
     done = subprocess.run(
-        [sys.executable, "-c", dedent(SCRIPT)],
+        [sys.executable, "-c", SCRIPT],
         capture_output=True,
         text=True,
         timeout=100,
