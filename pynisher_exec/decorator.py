@@ -16,7 +16,7 @@ from pynisher_exec.caller.arguments import capture_bound, take_context
 from pynisher_exec.caller.future import AwaitedFuture, LimitedFuture
 from pynisher_exec.caller.inbox import ClosedError
 from pynisher_exec.caller.item import Item
-from pynisher_exec.caller.pool import Pool, PoolOptions, is_exiting
+from pynisher_exec.caller.pool import Pool, PoolOptions, all_pools
 from pynisher_exec.caller.support import LIMITS
 from pynisher_exec.errors import UnpicklableError
 from pynisher_exec.limits import Limits
@@ -77,7 +77,7 @@ def submit_hidden(item: Item, context: BaseContext | None) -> None:
         except ClosedError:  # the interpreter ends, and has closed it since
             submit_hidden(item, context)
             return
-        if is_exiting():  # this call comes from a thread that goes on, and nobody closes it later
+        if all_pools.has_come:  # this call comes from a thread that goes on: who else closes it?
             pool.close()
 
 

@@ -7,23 +7,20 @@ was submitted is still done.
 from __future__ import annotations
 
 import contextvars
-import os
 import signal
 import threading
-import weakref
 from typing import TYPE_CHECKING
 
+from pynisher_exec.caller.at_exit import ClosedAtExit
 from pynisher_exec.caller.inbox import ClosedError, Inbox, PoolOptions
 from pynisher_exec.caller.monitor import Monitor
 from pynisher_exec.caller.reactor import Reactor
 from pynisher_exec.kernel.signals import masked
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from pynisher_exec.caller.item import Item
 
-__all__ = ["Pool", "PoolOptions", "is_exiting"]
+__all__ = ["Pool", "PoolOptions", "all_pools"]
 
 
 class Pool:
@@ -50,7 +47,7 @@ class Pool:
         self._thread: threading.Thread | None = None
         self._done = threading.Event()
         self._forgotten = False
-        _pools.add(weakref.ref(self, _pools.discard))
+        all_pools.add(self)
 
     @property
     def is_open(self) -> bool:
@@ -129,6 +126,10 @@ class Pool:
                 return
         self._reactor.ring()
 
+    def kill(self) -> None:
+        """Take no more tasks, and end those that there are."""
+        self.close(cancel_queued=True, force="kill")
+
     @property
     def serves_here(self) -> bool:
         """Whether this is the thread that does everything, in a callback then."""
@@ -154,41 +155,4 @@ class Pool:
         self._reactor.forget()
 
 
-_pools: set[weakref.ref[Pool]] = set()
-_exiting = False
-
-
-def is_exiting() -> bool:
-    """Whether the interpreter ends: what is made from now on, nobody else closes."""
-    return _exiting
-
-
-def _each(action: Callable[[Pool], None]) -> None:
-    for reference in list(_pools):  # one step under the interpreter lock, whoever makes pools
-        pool = reference()
-        if pool is not None:
-            action(pool)
-
-
-def _at_exit() -> None:
-    """The interpreter ends: what was submitted is done first, as the stdlib's executors do.
-
-    After Ctrl-C it is ended.
-    """
-    global _exiting  # noqa: PLW0603  (once, and for good)
-    _exiting = True
-    _each(Pool.close)
-    try:
-        _each(Pool.join)
-    except KeyboardInterrupt:
-        _each(_kill)
-        _each(Pool.join)
-        raise
-
-
-def _kill(pool: Pool) -> None:
-    pool.close(cancel_queued=True, force="kill")
-
-
-threading._register_atexit(_at_exit)  # type: ignore[attr-defined]  # noqa: SLF001
-os.register_at_fork(after_in_child=lambda: _each(Pool.forget))
+all_pools = ClosedAtExit()

@@ -18,7 +18,7 @@ from pynisher_exec.caller.searching import SearchExecutor
 from pynisher_exec.dask import text
 from pynisher_exec.dask import worker as on_worker
 from pynisher_exec.dask.future import LimitedDaskFuture
-from pynisher_exec.dask.lines import Lines
+from pynisher_exec.dask.lines import FAREWELL, Lines
 from pynisher_exec.dask.resources import Taken
 from pynisher_exec.errors import UnpicklableError
 from pynisher_exec.limits import UNSET, Limits, Unset
@@ -116,7 +116,7 @@ class LimitedDaskExecutor(SearchExecutor):
         self._mine: set[LimitedDaskFuture[Any]] = set()
         self._shut = False
         self._pid = os.getpid()
-        weakref.finalize(self, self._lines.end).atexit = False
+        weakref.finalize(self, self._lines.close).atexit = False
 
     @property
     def max_workers(self) -> int:
@@ -164,7 +164,7 @@ class LimitedDaskExecutor(SearchExecutor):
             )
             self._lines.follow(key, future)
         except BaseException:  # a client that closes just now, an interrupt
-            self._lines.forget(key)
+            self._lines.drop(key)
             future.cancel_if_pending()
             raise
         return future
@@ -224,9 +224,9 @@ class LimitedDaskExecutor(SearchExecutor):
         self._end(wait=wait)
 
     def _end(self, *, wait: bool) -> None:
-        self._lines.end()
+        self._lines.close()
         if wait and self._client.status == "running":
-            self._lines.wait()
+            self._lines.join(FAREWELL)
 
     def terminate_workers(self) -> None:
         """As `kill_workers`: the cluster's workers are not ours to be told of it first."""

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import os
 import pickle
 import queue
 import secrets
 import threading
 import time
-import weakref
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pynisher_exec.caller.account import never_started
+from pynisher_exec.caller.at_exit import ClosedAtExit
 from pynisher_exec.caller.item import text_of
 from pynisher_exec.dask import text
 from pynisher_exec.errors import UnpicklableError
@@ -25,7 +24,7 @@ from pynisher_exec.task.outcome import line_of
 if TYPE_CHECKING:
     from pynisher_exec.dask.future import LimitedDaskFuture
 
-__all__ = ["Lines"]
+__all__ = ["FAREWELL", "Lines"]
 
 STOP_TIME = 10.0
 """Seconds that a worker may take to tell that a cancelled task has gone; it may be lost."""
@@ -57,11 +56,12 @@ class Lines:
         self._unheard: set[str] = set()
         self._news: queue.SimpleQueue[_News | None] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
+        self._done = threading.Event()
         self._lock = threading.RLock()  # a signal handler may submit in the midst of this
         self._has_ended = False
         self._connection: Any = None
         self._kept = 0
-        _living.add(self)
+        _all_lines.add(self)
 
     def expect(self, key: str, future: LimitedDaskFuture[Any]) -> None:
         """A call is about to be sent. RuntimeError once no more may come."""
@@ -84,7 +84,7 @@ class Lines:
             self._client.subscribe_topic(self.topic, functools.partial(_heard, self._news))
             self._connection = connection
 
-    def forget(self, key: str) -> None:
+    def drop(self, key: str) -> None:
         """It could not be sent, or somebody was interrupted who was about to."""
         self._open.pop(key, None)
         self._unheard.discard(key)
@@ -106,35 +106,43 @@ class Lines:
         if future.cancelled():
             future.let_go()
 
-    def end(self) -> None:
+    def close(self) -> None:
         """No more calls come; the thread ends with the last one."""
         with self._lock:
             self._has_ended = True
         self._news.put(None)
 
-    def wait(self) -> None:
-        """Let Dask say of all tasks that they have ended: after `end`, when all futures are done.
+    def join(self, timeout: float | None = None) -> None:
+        """Wait until all futures are done, and Dask has said so: after `close`.
 
-        An event of a worker's overtakes that. To a process that exits, or closes the client, in
-        between, Dask would tell it by a thread of its own that is gone, with a traceback.
+        An event of a worker's overtakes Dask's word. To a process that exits, or closes the client,
+        in between, Dask would tell it by a thread of its own that is gone, with a traceback.
         """
         thread = self._thread
-        if thread is not None and not self.serves_here:
-            thread.join(FAREWELL)
+        # By an event of our own: see `Pool.join`.
+        if thread is not None and not self.serves_here and self._done.wait(timeout):
+            thread.join()
 
-    def wait_for_all(self) -> None:
-        """Wait until all futures are done as well, however long that takes: after `end`."""
-        if self._thread is not None:
-            self._thread.join()
-
-    def cancel_all(self) -> None:
+    def kill(self) -> None:
         """Cancel what is not done yet."""
         for future in list(self._open.values()):
             future.cancel()
 
+    def forget(self) -> None:
+        """In a fork of this process: the executor refuses it there. Others may have held these."""
+        self._thread = None
+        self._lock = threading.RLock()
+        self._news = queue.SimpleQueue()
+
     # -- the thread ------------------------------------------------------------------------------
 
     def _tell(self) -> None:
+        try:
+            self._serve()
+        finally:
+            self._done.set()
+
+    def _serve(self) -> None:
         while self._goes_on():
             self._take_next(min(self._stopping.values(), default=None))
             self._give_up_late()
@@ -282,27 +290,4 @@ _REASONS = {
 }
 
 
-_living: weakref.WeakSet[Lines] = weakref.WeakSet()  # a thread holds those that are waited for
-
-
-def _at_exit() -> None:
-    """The interpreter ends: what was submitted is done first, as with the local executor.
-
-    After Ctrl-C it is cancelled.
-    """
-    lines = list(_living)
-    for each in lines:
-        each.end()
-    try:
-        for each in lines:
-            each.wait_for_all()
-    except KeyboardInterrupt:
-        for each in lines:
-            each.cancel_all()
-        for each in lines:
-            each.wait_for_all()
-        raise
-
-
-threading._register_atexit(_at_exit)  # type: ignore[attr-defined]  # noqa: SLF001
-os.register_at_fork(after_in_child=_living.clear)
+_all_lines = ClosedAtExit()
