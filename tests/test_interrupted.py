@@ -137,12 +137,14 @@ def test_call_that_is_interrupted_as_it_is_submitted_is_ended(
 ) -> None:
     """Nobody has its future, and it may have no limit."""
 
-    def interrupt() -> bool:
-        raise KeyboardInterrupt
+    class Interrupting:
+        @property
+        def has_come(self) -> bool:
+            raise KeyboardInterrupt
 
     began = time.monotonic()
     with monkeypatch.context() as patch:
-        patch.setattr(decorator, "is_exiting", interrupt)
+        patch.setattr(decorator, "all_pools", Interrupting())
         with pytest.raises(KeyboardInterrupt):
             limited(time.sleep)(40)
     shutdown()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from typing import TYPE_CHECKING
 
@@ -72,11 +71,14 @@ def test_bound_holds_beside_more_slots_than_fit(tmp_path: Path) -> None:
 
 
 def count_running(folder: Path, number: int) -> int:
-    """How many there are at this moment, this one included."""
-    mine = folder / str(number)
+    """How many there are at this moment, this one included; the first wait for another."""
+    mine = folder / f"{number}.here"
     mine.touch()
+    if number < 2:
+        wait_until(lambda: len(list(folder.iterdir())) >= 2, PATIENCE)
+        (folder / f"{number}.met").touch()  # who comes later finds two there, whoever has gone
     time.sleep(0.03)  # all four would meet, if they might
-    found = len(os.listdir(folder))
+    found = len(list(folder.glob("*.here")))
     mine.unlink()
     return found
 
