@@ -58,6 +58,13 @@ _PROBES = {
     if landlock.abi() < 6:
         absent(f"landlock ABI {landlock.abi()}, signals need 6")
 """,
+    "pinning": """
+    import ctypes, mmap
+    from pynisher_exec.kernel import memory_copy, pages
+    memory = mmap.mmap(-1, mmap.PAGESIZE, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    memory[0] = 1
+    pages.Pin().hold([memory_copy.address_of(memory)])
+""",
     "cgroup": """
     mounts = [line.split() for line in open("/proc/self/mounts")]
     roots = [fields[1] for fields in mounts if fields[2] == "cgroup2"]

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import resource
 import signal
 import sys
 import time
@@ -45,6 +46,13 @@ def write(text: str, then: float = 0) -> str:
     print(text, file=sys.stderr)  # noqa: T201
     time.sleep(then)
     return text
+
+
+def faults(then: float = 0) -> int:
+    """How many pages this process had to be given one by one; stay a while after that."""
+    found = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    time.sleep(then)
+    return found
 
 
 def burn_for(seconds: float) -> float:

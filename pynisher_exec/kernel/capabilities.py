@@ -8,7 +8,10 @@ import struct
 
 from pynisher_exec.kernel import libc
 
-__all__ = ["SYS_RESOURCE", "give_up"]
+__all__ = ["IPC_LOCK", "SYS_RESOURCE", "give_up", "has"]
+
+IPC_LOCK = 14
+"""Its holder may lock any amount of memory (CAP_IPC_LOCK)."""
 
 SYS_RESOURCE = 24
 """Its holder may raise hard rlimits, its own too (CAP_SYS_RESOURCE, linux/capability.h)."""
@@ -18,6 +21,11 @@ _SETS = struct.Struct("=6I")
 """Effective, permitted, inheritable; then the upper 32 of each (capget(2))."""
 
 _PR_CAPBSET_DROP = 24
+
+
+def has(capability: int) -> bool:
+    """Whether the calling thread has it in effect."""
+    return bool(_get()[capability // 32 * 3] >> capability % 32 & 1)
 
 
 def give_up(capability: int) -> None:

@@ -30,6 +30,8 @@ _NUMBERS: Final[dict[str, tuple[int | None, int | None]]] = {
     "process_vm_readv": (310, 270),
     "kcmp": (312, 272),
     "seccomp": (317, 277),
+    "io_uring_setup": (425, 425),
+    "io_uring_register": (427, 427),
     "clone3": (435, 435),
     "landlock_create_ruleset": (444, 444),
     "landlock_restrict_self": (446, 446),

@@ -1,0 +1,169 @@
+"""Pages of this process's memory: which its forks copy, and having them copied as they fork."""
+
+from __future__ import annotations
+
+import array
+import ctypes
+import errno
+import mmap
+import os
+import resource
+import struct
+from typing import TYPE_CHECKING, NamedTuple
+
+from pynisher_exec.kernel import capabilities, libc
+
+if TYPE_CHECKING:
+    import io
+    from collections.abc import Collection, Iterator
+
+__all__ = ["Pin", "copied_by", "may_lock"]
+
+SIZE = mmap.PAGESIZE
+MOST_MAPPED = 1 << 32
+"""Bytes of writable mappings that are looked through, at 1 ms a GiB where nothing is in them."""
+
+_ENTRY = 8
+_PIECE = 1 << 24
+_PRESENT, _OF_FILE, _EXCLUSIVE = 1 << 63, 1 << 61, 1 << 56
+_KIND = _PRESENT | _OF_FILE | _EXCLUSIVE
+"""Bits of an entry of /proc/PID/pagemap: a page is there, a file's, nobody else's as well."""
+
+_REGISTER_BUFFERS = 0
+_LONGEST_PARAMETERS = 256
+
+LOCKED_PART = 64
+"""What is pinned counts as locked: a process takes no more than this part of what its user may."""
+
+
+class _Span(NamedTuple):
+    """A mapping that is private and writable. `of_file`: what is not written to is a file's."""
+
+    begin: int
+    end: int
+    of_file: bool
+
+
+def _spans() -> list[_Span]:
+    found = []
+    with open("/proc/self/maps", encoding="utf-8", errors="replace") as file:
+        for line in file:
+            place, rights, _, _, inode = line.split(None, 5)[:5]
+            if rights[1] == "w" and rights[3] == "p":
+                begin, end = (int(each, 16) for each in place.split("-"))
+                found.append(_Span(begin, end, inode != "0"))
+    return found
+
+
+def copied_by(fork: int) -> list[int]:
+    """Addresses of this process's pages that a fork of it has written to, and so has copies of.
+
+    What it has not written to it shares: bit 56 of Documentation/admin-guide/mm/pagemap.rst.
+    OSError where it may not be looked at or has gone, MemoryError where there is too much to see.
+    """
+    spans = _spans()
+    if sum(span.end - span.begin for span in spans) > MOST_MAPPED:
+        raise MemoryError
+    found = []
+    with _open_map("self") as own, _open_map(fork) as theirs:
+        for begin, end, _ in spans:
+            for piece in range(begin, end, _PIECE):
+                length = (min(end, piece + _PIECE) - piece) // SIZE * _ENTRY
+                text = _read(theirs, piece, length)
+                if text.count(0) < len(text):
+                    pairs = zip(_entries(_read(own, piece, length)), _entries(text), strict=True)
+                    found += [piece + n * SIZE for n, pair in enumerate(pairs) if _is_copied(*pair)]
+    return found
+
+
+def _open_map(pid: int | str) -> io.FileIO:
+    return open(f"/proc/{pid}/pagemap", "rb", buffering=0)
+
+
+def _read(pagemap: io.FileIO, address: int, length: int) -> bytes:
+    return os.pread(pagemap.fileno(), length, address // SIZE * _ENTRY)
+
+
+def _entries(text: bytes) -> array.array[int]:
+    return array.array("Q", text)
+
+
+def _is_copied(own: int, theirs: int) -> bool:
+    return theirs & _KIND == _PRESENT | _EXCLUSIVE and own & _PRESENT != 0
+
+
+class Pin:
+    """Pages that each fork of this process gets as copies of its own, at the fork.
+
+    Else they are shared until either side writes to them, which is a fault for each, on both sides
+    when both do: twice what the copying costs. What is pinned for a device cannot be shared, for
+    that might write to it: so fork copies it, since Linux 5.10 (copy_present_page in mm/memory.c).
+    Here nothing is ever read or written; to register buffers is io_uring's way to pin them
+    (io_uring_register_buffers(3)).
+
+    OSError from the constructor where the kernel or a sandbox has no io_uring.
+    """
+
+    def __init__(self) -> None:
+        parameters = ctypes.create_string_buffer(_LONGEST_PARAMETERS)
+        call = libc.number("io_uring_setup")
+        self._descriptor = libc.syscall(call, 1, ctypes.addressof(parameters))
+
+    def hold(self, addresses: Collection[int]) -> None:
+        """Pin the pages there that are mapped and writable; once.
+
+        OSError where that cannot be, or is not wise: others may have to lock memory as well; of
+        pages that lie in a huge one, a fork would copy all.
+        """
+        if not may_lock(len(addresses) * SIZE) or _has_huge_pages():
+            raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
+        spans = _spans()
+        try:
+            self._register(_runs(addresses, spans))
+        except OSError as error:
+            if error.errno != errno.EOPNOTSUPP:  # Linux before 6.5
+                raise
+            self._register(_runs(addresses, [span for span in spans if not span.of_file]))
+
+    def _register(self, runs: list[tuple[int, int]]) -> None:
+        vector = ctypes.create_string_buffer(b"".join(struct.pack("PN", *run) for run in runs))
+        call, place = libc.number("io_uring_register"), ctypes.addressof(vector)
+        libc.syscall(call, self._descriptor, _REGISTER_BUFFERS, place, len(runs))
+
+    def close(self) -> None:
+        """Let go of them; in a fork, of a descriptor that stands for the parent's pages."""
+        os.close(self._descriptor)
+
+
+def may_lock(size: int) -> bool:
+    """Whether that many bytes are little of what this process's user may lock."""
+    most = resource.getrlimit(resource.RLIMIT_MEMLOCK)[0]
+    boundless = most == resource.RLIM_INFINITY or capabilities.has(capabilities.IPC_LOCK)
+    return boundless or size <= most // LOCKED_PART
+
+
+def _has_huge_pages() -> bool:
+    with open("/proc/self/smaps_rollup", "rb") as file:
+        return any(line.startswith(b"AnonHugePages:") and line.split()[1] != b"0" for line in file)
+
+
+def _runs(addresses: Collection[int], spans: list[_Span]) -> list[tuple[int, int]]:
+    """Beginning and length of what lies together, of those pages that are in a span."""
+    runs: list[tuple[int, int]] = []
+    for address in _within(sorted(set(addresses)), spans):
+        begin, length = runs[-1] if runs else (0, 0)
+        if begin + length == address:
+            runs[-1] = begin, length + SIZE
+        else:
+            runs.append((address, SIZE))
+    return runs
+
+
+def _within(addresses: list[int], spans: list[_Span]) -> Iterator[int]:
+    remaining = iter(spans)
+    span = next(remaining, None)
+    for address in addresses:
+        while span is not None and span.end <= address:
+            span = next(remaining, None)
+        if span is not None and span.begin <= address:
+            yield address

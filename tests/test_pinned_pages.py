@@ -1,0 +1,155 @@
+"""Pages that tasks write to are copied as they are forked, where the kernel has a way."""
+
+from __future__ import annotations
+
+import contextlib
+import mmap
+import os
+import resource
+import signal
+import time
+from typing import TYPE_CHECKING, Any
+
+import plain
+import pytest
+from capabilities import requires
+from conftest import wait_until
+
+from pynisher_exec import LimitedProcessExecutor
+from pynisher_exec.kernel import pages
+from pynisher_exec.kernel.memory_copy import address_of
+from pynisher_exec.supervisor import hot_pages
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+PATIENCE = 30
+SIZE = mmap.PAGESIZE
+COUNT = 50
+
+
+@pytest.fixture
+def memory() -> Iterator[mmap.mmap]:
+    """Some pages of private memory that have been written to."""
+    with mmap.mmap(-1, COUNT * SIZE, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS) as made:
+        for page in range(COUNT):
+            made[page * SIZE] = 1
+        yield made
+
+
+@contextlib.contextmanager
+def fork(action: Callable[[], object]) -> Iterator[int]:
+    """A fork of this process that has done something, and waits."""
+    reading, writing = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        try:
+            action()
+            os.write(writing, b".")
+            signal.pause()
+        finally:
+            os._exit(1)
+    try:
+        os.close(writing)
+        assert os.read(reading, 1)
+        yield pid
+    finally:
+        os.close(reading)
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+
+
+def copied(memory: mmap.mmap, pid: int) -> list[int]:
+    """Which of those pages the fork has copies of."""
+    first = address_of(memory)
+    places = [(address - first) // SIZE for address in pages.copied_by(pid)]
+    return [place for place in places if 0 <= place < COUNT]
+
+
+def test_copies_of_a_fork_are_what_it_has_written_to(memory: mmap.mmap) -> None:
+    """And nothing that it has read."""
+
+    def write_some() -> None:
+        for page in range(COUNT):
+            assert memory[page * SIZE] == 1
+        for page in (3, 4, 7):
+            memory[page * SIZE] = 2
+
+    with fork(write_some) as pid:
+        assert copied(memory, pid) == [3, 4, 7]
+
+
+@requires("pinning")
+def test_pinned_pages_are_copied_at_the_fork(memory: mmap.mmap) -> None:
+    """Though nobody writes to them; others are shared."""
+    pin, first = pages.Pin(), address_of(memory)
+    pin.hold([first + page * SIZE for page in (9, 5, 6, 5)])
+    try:
+        with fork(lambda: None) as pid:
+            assert copied(memory, pid) == [5, 6, 9]
+    finally:
+        pin.close()
+    wait_until(lambda: not copied_by_any(memory))  # the kernel lets go of them when it has time
+
+
+def copied_by_any(memory: mmap.mmap) -> list[int]:
+    """What is copied though nobody writes to it."""
+    with fork(lambda: None) as pid:
+        return copied(memory, pid)
+
+
+def test_too_much_to_look_through_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It would hold up calls."""
+    monkeypatch.setattr(pages, "MOST_MAPPED", 1)
+    with pytest.raises(MemoryError):
+        pages.copied_by(os.getpid())
+
+
+@pytest.mark.parametrize("uid", [0, 65534])
+def test_memory_that_others_may_want_to_lock_is_left_to_them(uid: int) -> None:
+    """A process takes a part of what its user may lock, unless that has no bound."""
+    if os.getuid() != 0:
+        pytest.skip("needs root: to be another user")
+    most = 16 * SIZE * pages.LOCKED_PART
+    pid = os.fork()
+    if pid == 0:
+        try:
+            resource.setrlimit(resource.RLIMIT_MEMLOCK, (most, most))
+            os.setresuid(uid, uid, uid)
+            enough, more = pages.may_lock(16 * SIZE), pages.may_lock(17 * SIZE)
+            os._exit(0 if (enough, more) == (True, uid == 0) else 1)
+        finally:
+            os._exit(2)
+    assert os.waitpid(pid, 0)[1] == 0
+
+
+def stop() -> None:
+    """Never come to an end."""
+    os.kill(os.getpid(), signal.SIGSTOP)
+
+
+@pytest.mark.parametrize("life", [lambda: 1 / 0, stop, lambda: os._exit(0)])
+def test_life_that_comes_to_nothing_pins_nothing(
+    life: Callable[[], Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And leaves no process."""
+    monkeypatch.setattr(hot_pages, "PATIENCE", 200)
+    began = time.monotonic()
+    assert hot_pages.pin(life) is None
+    assert time.monotonic() - began < PATIENCE
+
+
+@requires("pinning")
+def test_tasks_after_brief_ones_have_their_pages_already() -> None:
+    """The first of a slot is forked before it is known what they write to."""
+    with LimitedProcessExecutor(1, memory="1GiB", wall_time=60, preload=[]) as executor:
+        counts = [executor.submit(plain.faults).result(PATIENCE) for _ in range(12)]
+    assert max(counts[-4:]) < 0.75 * counts[0], counts
+
+
+@requires("pinning")
+def test_tasks_that_take_long_cost_no_memory_for_speed() -> None:
+    """Half a millisecond is nothing to them."""
+    with LimitedProcessExecutor(1, memory="1GiB", wall_time=60, preload=[]) as executor:
+        counts = [executor.submit(plain.faults, 0.15).result(PATIENCE) for _ in range(8)]
+    assert min(counts) > 0.75 * counts[0], counts
