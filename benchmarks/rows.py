@@ -70,11 +70,19 @@ def hold(kept: list[bytes], mebibytes: int) -> None:
 
 def environment(*peers: str) -> tuple[str, str]:
     """Where the numbers come from: machine, interpreter, versions of what is compared."""
-    machine = f"{platform.machine()}, {os.cpu_count()} cores, Linux {platform.release()}"
+    size = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / MEBIBYTE / 1024
+    kind = f"{_processor()}, {os.cpu_count()} cores, {size:.0f} GiB"
+    machine = f"{platform.machine()}, {kind}, Linux {platform.release()}"
     versions = [f"{name} {_version(name)}" for name in ("loky", *peers)]
     ours = f"pynisher_exec {pynisher_exec.__version__}"
     python = f"Python {platform.python_version()}, {ours}, {', '.join(versions)}"
     return f"{machine}, uid {os.getuid()}", python
+
+
+def _processor() -> str:
+    with open("/proc/cpuinfo") as file:
+        names = [line.partition(":")[2].strip() for line in file if line.startswith("model name")]
+    return names[0] if names else "processor unknown"
 
 
 def _version(name: str) -> str:

@@ -4,20 +4,38 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import statistics
 import subprocess
 import sys
+from importlib.metadata import distributions
+from importlib.util import find_spec
 from pathlib import Path
 from runpy import run_module
 from typing import TYPE_CHECKING, Any
 
 from benchmarks.rows import environment, percentile
 from benchmarks.speed import picture
+from benchmarks.speed.measure import ALL
 
 if TYPE_CHECKING:
     from benchmarks.speed.measure import Row
 
 ROUNDS, QUICK = 15, 3
+PACKAGES = (
+    "pynisher",
+    "pebble",
+    "billiard",
+    "joblib",
+    "deadpool-executor",
+    "distributed",
+    "numpy",
+    "scikit-learn",
+    "pandas",
+    "torch",
+)
+"""What rows use, besides the standard library."""
+
 PATIENCE = 300
 MODULES = {
     "calls": (
@@ -51,7 +69,17 @@ MODULES = {
         "pebble-pool-1",
         "pynisher-1",
     ),
-    "many": ("sleepers", "sleepers-all", "watched", "idle", "queue", "queue-time", "slots"),
+    "many": (
+        "sleepers",
+        "sleepers-all",
+        "watched",
+        "watched-near",
+        "idle",
+        "queue",
+        "queue-time",
+        "queue-growth",
+        "slots",
+    ),
 }
 LONG = (
     "dask-added",
@@ -65,6 +93,7 @@ LONG = (
     "billiard-1",
     "sleepers-all",
     "watched",
+    "watched-near",
     "idle",
     "slots",
 )
@@ -89,6 +118,9 @@ def measure(name: str, rounds: int) -> dict[str, Any]:
         "name": name,
         "what": row.what,
         "against": row.against,
+        "how": row.how,
+        "has": row.has,
+        "they_have": row.they_have,
         "unit": found.unit,
         "median": statistics.median(found.ours),
         "p95": percentile(found.ours, 95),
@@ -145,11 +177,30 @@ def show(found: dict[str, Any]) -> str:
     if "their_median" in found:
         lines.append(
             f"       {found['against']}: {found['their_median']:.3g} {found['unit']}"
-            f" (95 % {found['their_p95']:.3g})"
+            f" (95 % {found['their_p95']:.3g}); it has: {found['they_have']}"
         )
-    if found["note"]:
-        lines.append(f"       {found['note']}")
+    has = "" if found["has"] == ALL else f"; we have: {found['has']}"
+    note = f"; {found['note']}" if found["note"] else ""
+    lines.append(f"       {found['how']}{has}{note}")
     return "\n".join(lines)
+
+
+def _beside() -> list[str]:
+    """The other pynisher, which has a folder of its own: see `peers`."""
+    found = distributions(name="pynisher", path=[os.environ.get("PYNISHER_1", "")])
+    return [f"apart from these: pynisher {each.version}" for each in found]
+
+
+def _complaint(options: argparse.Namespace) -> str:
+    """What would fail only after all has been measured."""
+    if unknown := set(options.rows) - set(ROWS):
+        return f"unknown: {', '.join(sorted(unknown))}"
+    for path in (options.json, options.picture):
+        if path is not None and not Path(path).absolute().parent.is_dir():
+            return f"{path}: no such folder"
+    if options.picture and find_spec("matplotlib") is None:
+        return "a picture needs matplotlib: pip install 'pynisher_exec[charts]'"
+    return ""
 
 
 def main() -> int:
@@ -170,11 +221,10 @@ def main() -> int:
     if options.one:
         print(json.dumps(measure(options.one, QUICK if options.quick else ROUNDS)))
         return 0
-    unknown = set(options.rows) - set(ROWS)
-    if unknown:
-        parser.error(f"unknown: {', '.join(sorted(unknown))}")
-    where = environment("pynisher", "pebble", "billiard", "joblib", "deadpool-executor")
-    print(*where, sep="\n", flush=True)
+    if complaint := _complaint(options):
+        parser.error(complaint)
+    where = [*environment(*PACKAGES), *_beside()]
+    print(*where, f"Ours has, where nothing else is said: {ALL}.", sep="\n", flush=True)
     results = []
     usual = [name for name in ROWS if not (options.quick and name in LONG)]
     for name in options.rows or usual:

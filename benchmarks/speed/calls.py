@@ -3,88 +3,32 @@
 from __future__ import annotations
 
 import os
-import time
 from concurrent.futures import ProcessPoolExecutor
 from importlib import import_module
 from itertools import repeat
 from multiprocessing import get_context
-from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from benchmarks.rows import fork_and_wait, hold
-from benchmarks.speed.measure import Measured, Row, compare
-from pynisher_exec import CpuTimeoutException, LimitedProcessExecutor
+from benchmarks.speed.measure import ALL, Measured, Row, compare
+from benchmarks.speed.real import check_that_it_is_real, check_that_limits_hold
+from pynisher_exec import LimitedProcessExecutor
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["LIMITS", "NOTHING", "PATIENCE", "ROWS"]
+__all__ = ["LIMITS", "NOTHING", "PATIENCE", "POOL", "ROWS"]
 
 PATIENCE = 60
 CALLS = 40
-LIMITS: dict[str, Any] = {"memory": "1GiB", "cpu_time": 10, "wall_time": 10}
+LIMITS: dict[str, Any] = {"memory": 1 << 30, "cpu_time": 10, "wall_time": 10}
 
 NOTHING = os.getpid
 """What is called: of the standard library, so that nothing has to travel or be imported for it."""
 
-ONE_BY_ONE = "max_workers=1, one call after the other, a block of each in turn"
-
-
-# What runs, and whether it is the real thing ------------------------------------------------------
-
 
 def nothing() -> None:
     """Do nothing; travels by value."""
-
-
-def look() -> tuple[int, str]:
-    """Tell own pid and limits."""
-    return os.getpid(), Path("/proc/self/limits").read_text()
-
-
-def disown(path: str) -> None:
-    """Have a process that no longer descends from this one use a core; tell its pid in a file."""
-    if os.fork() == 0:
-        if os.fork() == 0:
-            os.setsid()
-            Path(path).write_text(str(os.getpid()))
-            while True:
-                pass
-        os._exit(0)
-    time.sleep(PATIENCE)
-
-
-def check_that_it_is_real(executor: LimitedProcessExecutor) -> None:
-    """What is timed has a process for every task, and the limits, on all that it starts.
-
-    Back to back and, where there are several workers, at once.
-    """
-    one_by_one = [executor.submit(look).result(PATIENCE) for _ in range(20)]
-    at_once = [future.result(PATIENCE) for future in [executor.submit(look) for _ in range(20)]]
-    for found in (one_by_one, at_once):
-        assert len({pid for pid, _ in found}) == len(found)
-    for pid, limits in one_by_one + at_once:
-        data, cpu_time = (
-            next(line for line in limits.splitlines() if line.startswith(name))
-            for name in ("Max data size", "Max cpu time")
-        )
-        assert "unlimited" not in data.split()[3]
-        assert "unlimited" not in cpu_time.split()[3]
-        assert not Path(f"/proc/{pid}").exists()
-    _check_that_a_disowned_process_counts(executor)
-
-
-def _check_that_a_disowned_process_counts(executor: LimitedProcessExecutor) -> None:
-    """It uses up its task's CPU time, and has gone by the time that the future resolves."""
-    with TemporaryDirectory() as folder:
-        path = Path(folder, "pid")
-        future = executor.limit(cpu_time=0.2).submit(disown, str(path))
-        assert isinstance(future.exception(PATIENCE), CpuTimeoutException)
-        assert not Path("/proc", path.read_text()).exists()
-
-
-# The rows ----------------------------------------------------------------------------------------
 
 
 def against_fork(rounds: int) -> Measured:
@@ -97,7 +41,7 @@ def against_fork_of_much(rounds: int) -> Measured:
     held: list[bytes] = []
     hold(held, 2048)
     measured = against_fork(max(2, rounds // 4))
-    return measured._replace(note=f"{len(held)} objects held; {ONE_BY_ONE}")
+    return measured._replace(note=f"{len(held)} objects held")
 
 
 def against_pynisher(rounds: int) -> Measured:
@@ -125,8 +69,8 @@ def against_fresh_workers(rounds: int) -> Measured:
 
 def _against_peer(theirs: Callable[[], object], rounds: int, calls: int = 10) -> Measured:
     with LimitedProcessExecutor(1, **LIMITS) as executor:
-        check_that_it_is_real(executor)
-        return _one_by_one(_calling(executor), theirs, rounds, calls)
+        check_that_it_is_real(executor, LIMITS)
+        return compare(_calling(executor), theirs, rounds, calls)
 
 
 def _calling(
@@ -135,16 +79,11 @@ def _calling(
     return lambda: executor.submit(function).result(PATIENCE)
 
 
-def _one_by_one(
-    ours: Callable[[], object], theirs: Callable[[], object], rounds: int, calls: int = CALLS
-) -> Measured:
-    return compare(ours, theirs, rounds, calls)._replace(note=ONE_BY_ONE)
-
-
 def by_value(rounds: int) -> Measured:
     """What it adds that a function of the caller's `__main__` has to travel itself."""
     with LimitedProcessExecutor(1, **LIMITS) as executor:
-        return _one_by_one(_calling(executor, nothing), _calling(executor), rounds)
+        check_that_it_is_real(executor, LIMITS)
+        return compare(_calling(executor, nothing), _calling(executor), rounds, CALLS)
 
 
 def reuse_against_loky(rounds: int) -> Measured:
@@ -167,8 +106,8 @@ def reuse_against_stdlib(rounds: int) -> Measured:
 def _reuse(theirs: Callable[[], object], rounds: int) -> Measured:
     theirs()
     with LimitedProcessExecutor(1, **LIMITS, max_tasks_per_child=None) as executor:
-        assert len({executor.submit(os.getpid).result(PATIENCE) for _ in range(20)}) == 1
-        return _one_by_one(_calling(executor), theirs, rounds)
+        check_that_limits_hold(executor, LIMITS)
+        return compare(_calling(executor), theirs, rounds, CALLS)
 
 
 def throughput(rounds: int) -> Measured:
@@ -180,14 +119,14 @@ def throughput(rounds: int) -> Measured:
             fork_and_wait()
 
     with LimitedProcessExecutor(2, **LIMITS) as executor:
-        check_that_it_is_real(executor)
+        check_that_it_is_real(executor, LIMITS)
 
         def map_all() -> None:
             assert len(list(executor.map(abs, repeat(-1, count)))) == count
 
         measured = compare(map_all, fork_all, max(2, rounds // 3))
     rates = [1 / ratio for ratio in measured.ratios]
-    return measured._replace(ratios=rates, note=f"ms for {count} by map, max_workers=2")
+    return measured._replace(ratios=rates, note=f"ms for {count}")
 
 
 def with_everything(rounds: int) -> Measured:
@@ -196,8 +135,9 @@ def with_everything(rounds: int) -> Measured:
         LimitedProcessExecutor(1, **LIMITS, processes=5, capture_output=True) as full,
         LimitedProcessExecutor(1, **LIMITS, no_new_privs=False) as bare,
     ):
-        check_that_it_is_real(full)
-        return _one_by_one(_calling(full), _calling(bare), rounds)
+        check_that_it_is_real(full, LIMITS)
+        check_that_it_is_real(bare, LIMITS)
+        return compare(_calling(full), _calling(bare), rounds, CALLS)
 
 
 def first_result(rounds: int) -> Measured:
@@ -206,24 +146,48 @@ def first_result(rounds: int) -> Measured:
 
     context = loky_context("loky")
 
+    made: list[LimitedProcessExecutor] = []
+
     def ours() -> None:
-        executor = LimitedProcessExecutor(1, **LIMITS)
-        executor.submit(NOTHING).result(PATIENCE)
-        executor.shutdown(wait=False)
+        made.append(LimitedProcessExecutor(1, **LIMITS))
+        made[-1].submit(NOTHING).result(PATIENCE)
+
+    def end() -> None:
+        while made:
+            with made.pop() as executor:
+                check_that_it_is_real(executor, LIMITS)
 
     def theirs() -> None:
         process = context.Process(target=NOTHING)
         process.start()
         process.join()
 
-    return compare(ours, theirs, max(5, rounds))
+    return compare(ours, theirs, max(5, rounds), after=end)
 
 
+REUSED = f"{ALL}; what a task leaves in the process is there for the next"
+POOL = "the cause by an exception; a crash breaks the pool"
 ROWS = (
     Row("fork", "no-op under three limits", "fork + wait", 1.2, 0.7, against_fork),
     Row("fork-2GiB", "the same, 2 GiB held", "fork + wait", 0.1, 0.03, against_fork_of_much),
-    Row("pynisher", "no-op under three limits", "pynisher 0.6", 0.4, 0.2, against_pynisher),
-    Row("pebble", "no-op under three limits", "pebble's process", 0.4, 0.2, against_pebble),
+    Row(
+        "pynisher",
+        "no-op under three limits",
+        "pynisher 0.6",
+        0.4,
+        0.2,
+        against_pynisher,
+        they_have="limits on one process, the cause as far as its exit tells it",
+    ),
+    Row(
+        "pebble",
+        "no-op under three limits",
+        "pebble's process",
+        0.4,
+        0.2,
+        against_pebble,
+        they_have="wall time of one process",
+    ),
     Row(
         "fresh",
         "no-op under three limits",
@@ -231,11 +195,56 @@ ROWS = (
         0.15,
         0.08,
         against_fresh_workers,
+        they_have=POOL,
     ),
-    Row("by-value", "no-op of the caller's own", "one of a module", None, None, by_value),
-    Row("reuse-loky", "no-op, reused process", "loky, reused", 1.0, 0.6, reuse_against_loky),
-    Row("reuse", "no-op, reused process", "the stdlib's pool", 1.5, 1.0, reuse_against_stdlib),
-    Row("throughput", "no-ops a second, 2 workers", "a serial forker", 0.7, 1.2, throughput, True),
-    Row("everything", "gate, capture, Landlock", "none of them", 1.3, 1.1, with_everything),
+    Row(
+        "by-value",
+        "no-op of the caller's own",
+        "one of a module",
+        None,
+        None,
+        by_value,
+        they_have=ALL,
+    ),
+    Row(
+        "reuse-loky",
+        "no-op, reused process",
+        "loky, reused",
+        1.0,
+        0.6,
+        reuse_against_loky,
+        has=REUSED,
+        they_have=POOL,
+    ),
+    Row(
+        "reuse",
+        "no-op, reused process",
+        "the stdlib's pool",
+        1.5,
+        1.0,
+        reuse_against_stdlib,
+        has=REUSED,
+        they_have=POOL,
+    ),
+    Row(
+        "throughput",
+        "no-ops a second",
+        "a serial forker",
+        0.7,
+        1.2,
+        throughput,
+        how="max_workers=2, by map",
+        at_least=True,
+    ),
+    Row(
+        "everything",
+        "gate, capture, Landlock",
+        "none of them",
+        1.3,
+        1.1,
+        with_everything,
+        has=f"{ALL}, processes, output, no signals to others",
+        they_have=ALL,
+    ),
     Row("first", "first result of an executor", "a LokyProcess", 1.5, 1.0, first_result),
 )

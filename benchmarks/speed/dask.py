@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from benchmarks.processes import descendants, name_of, pss
 from benchmarks.rows import MEBIBYTE
-from benchmarks.speed.measure import Measured, Row, compare
+from benchmarks.speed.measure import Measured, Row, compare, single
+from benchmarks.speed.real import check_that_it_is_real
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -18,11 +19,11 @@ if TYPE_CHECKING:
 __all__ = ["ROWS"]
 
 PATIENCE = 60
-LIMITS: dict[str, Any] = {"memory": "256MiB", "cpu_time": 10, "wall_time": 100}
+LIMITS: dict[str, Any] = {"memory": 1 << 28, "cpu_time": 10, "wall_time": 100}
 
 
 @contextmanager
-def _cluster() -> Iterator[tuple[Any, Any]]:
+def _cluster(*, check: bool = True) -> Iterator[tuple[Any, Any]]:
     """A client, and an executor over its cluster."""
     from distributed import Client, LocalCluster  # noqa: PLC0415 - only here
 
@@ -35,7 +36,8 @@ def _cluster() -> Iterator[tuple[Any, Any]]:
         Client(made) as client,  # type: ignore[no-untyped-call]
         LimitedDaskExecutor(client, **LIMITS) as executor,
     ):
-        executor.submit(os.getpid).result(PATIENCE)
+        if check:
+            check_that_it_is_real(executor, LIMITS)
         yield client, executor
 
 
@@ -59,7 +61,7 @@ def added(rounds: int) -> Measured:
     """What a no-op takes longer."""
     found = nothing(rounds)
     more = [ours - theirs for ours, theirs in zip(found.ours, found.theirs, strict=True)]
-    return Measured(more, [], more, "ms")
+    return single(more, "ms")
 
 
 def tenth(rounds: int) -> Measured:
@@ -79,16 +81,26 @@ def bulk(rounds: int) -> Measured:
     return Measured(ours, theirs, found.ratios, "ms")
 
 
-def template(_: int) -> Measured:
+def template(rounds: int) -> Measured:
     """What the worker's template and its supervisors take."""
-    with _cluster():
+    return single([_size_of_ours() for _ in range(max(1, rounds // 5))], "MiB")
+
+
+def _size_of_ours() -> float:
+    with _cluster(check=False) as (_, executor):
+        for future in [executor.submit(time.sleep, 0.2) for _ in range(2)]:
+            future.result(PATIENCE)
+        time.sleep(1)
         ours = [pid for pid in descendants(os.getpid()) if name_of(pid).startswith("limit-")]
-        size = sum(map(pss, ours)) / MEBIBYTE
-    return Measured([size], [], [size], "MiB", f"{len(ours)} processes")
+        return sum(map(pss, ours)) / MEBIBYTE
 
 
-def cancelled(_: int) -> Measured:
+def cancelled(rounds: int) -> Measured:
     """Milliseconds until 500 that were cancelled have gone, two of which ran."""
+    return single([_cancel_500() for _ in range(max(1, rounds // 5))], "ms")
+
+
+def _cancel_500() -> float:
     with _cluster() as (_, executor):
         futures = [executor.submit(time.sleep, 600) for _ in range(500)]
         while sum(future.running() for future in futures) < 2:
@@ -102,14 +114,44 @@ def cancelled(_: int) -> Measured:
         ran = [report.pid for report in reports if report is not None and report.pid]
         assert len(ran) >= 2
         assert not any(Path(f"/proc/{pid}").exists() for pid in ran)
-    return Measured([took], [], [took], "ms")
+    return took
 
 
+WORKER = "one worker of two threads, one call after the other"
+BULK = "one worker of two threads, all at once"
+BARE = "the cause by an exception; all else is the worker's"
 ROWS = (
-    Row("dask", "no-op with limits on Dask", "the same without", 1.3, None, nothing),
-    Row("dask-added", "a no-op takes longer by", "", 2, None, added),
-    Row("dask-100ms", "100 ms with limits on Dask", "the same without", 1.02, None, tenth),
-    Row("dask-bulk", "200 no-ops by map on Dask, each", "the same without", None, None, bulk),
-    Row("dask-template", "all our processes of a worker", "", 30, None, template),
-    Row("dask-cancel", "500 tasks cancelled at once", "", 2000, None, cancelled),
+    Row(
+        "dask",
+        "no-op with limits on Dask",
+        "the same without",
+        1.3,
+        None,
+        nothing,
+        how=WORKER,
+        they_have=BARE,
+    ),
+    Row("dask-added", "a no-op takes longer by", "", 2, None, added, how=WORKER),
+    Row(
+        "dask-100ms",
+        "100 ms with limits on Dask",
+        "the same without",
+        1.02,
+        None,
+        tenth,
+        how=WORKER,
+        they_have=BARE,
+    ),
+    Row(
+        "dask-bulk",
+        "200 no-ops by map on Dask, each",
+        "the same without",
+        None,
+        None,
+        bulk,
+        how=BULK,
+        they_have=BARE,
+    ),
+    Row("dask-template", "all our processes of a worker", "", 30, None, template, how=WORKER),
+    Row("dask-cancel", "500 tasks cancelled at once", "", 2000, None, cancelled, how=BULK),
 )

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from benchmarks.speed.measure import Measured, Row, compare
+from benchmarks.speed.real import check_that_it_is_real
 from pynisher_exec import LimitedProcessExecutor
 
 if TYPE_CHECKING:
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 __all__ = ["ROWS"]
 
 PATIENCE = 60
+LIMITS: dict[str, Any] = {"memory": 1 << 31, "cpu_time": 60, "wall_time": 60}
 LENGTH = (256 << 20) // 8
 
 
@@ -44,8 +46,9 @@ def argument(rounds: int) -> Measured:
 def _in_copies(
     array: NDArray[Any], rounds: int, function: Callable[..., Any], given: Any
 ) -> Measured:
-    with LimitedProcessExecutor(1, memory="2GiB", wall_time=60, preload=["numpy"]) as executor:
+    with LimitedProcessExecutor(1, **LIMITS, preload=["numpy"]) as executor:
         executor.submit(make, 10).result(PATIENCE)
+        check_that_it_is_real(executor, LIMITS)
         return compare(
             lambda: executor.submit(function, given).result(PATIENCE),
             array.copy,

@@ -7,13 +7,16 @@ import time
 from functools import partial
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 from benchmarks.speed.measure import Measured, Row, compare
+from benchmarks.speed.real import check_that_it_is_real
 from pynisher_exec import LimitedProcessExecutor
 
 __all__ = ["ROWS"]
 
 PATIENCE = 60
+LIMITS: dict[str, Any] = {"memory": 1 << 31, "cpu_time": 60, "wall_time": 60}
 SIZE = 3
 
 
@@ -26,12 +29,13 @@ def call(library: str, rounds: int) -> Measured:
     """A function of a module that imports it, against the same call in this process, warm."""
     work = import_module(f"benchmarks.speed.users.with_{library}").work
     work(SIZE)
-    with LimitedProcessExecutor(1, memory="2GiB", wall_time=60) as executor:
+    with LimitedProcessExecutor(1, **LIMITS) as executor:
         deadline = time.monotonic() + PATIENCE
         executor.submit(work, SIZE).result(PATIENCE)
         while not executor.submit(was_imported_ahead, library).result(PATIENCE):
             assert time.monotonic() < deadline
             executor.submit(work, SIZE).result(PATIENCE)
+        check_that_it_is_real(executor, LIMITS)
         return compare(
             lambda: executor.submit(work, SIZE).result(PATIENCE),
             lambda: work(SIZE),

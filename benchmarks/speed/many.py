@@ -6,6 +6,7 @@ import gc
 import os
 import resource
 import sys
+import threading
 import time
 import tracemalloc
 from functools import partial
@@ -14,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 from benchmarks.processes import cpu_time_of, descendants, name_of, pss
 from benchmarks.rows import MEBIBYTE, timed
-from benchmarks.speed.measure import Measured, Row
+from benchmarks.speed.measure import ALL, Measured, Row, single
+from benchmarks.speed.real import check_that_it_is_real
 from pynisher_exec import LimitedProcessExecutor
 
 if TYPE_CHECKING:
@@ -23,7 +25,9 @@ if TYPE_CHECKING:
 __all__ = ["ROWS"]
 
 PATIENCE = 60
-LIMITS: dict[str, Any] = {"memory": "1GiB", "cpu_time": 100, "wall_time": 100}
+LIMITS: dict[str, Any] = {"memory": 1 << 30, "cpu_time": 100, "wall_time": 100}
+SUBMITS = 100_000
+QUEUED = f"max_workers=1, which is busy; {SUBMITS:,} submits"
 
 
 def nothing() -> None:
@@ -62,7 +66,7 @@ def _sleepers(rounds: int, used: Callable[[], float]) -> Measured:
         _sleep_in(executor, 100)
         shares = [_share(used, rounds) for _ in range(max(3, rounds // 3))]
         executor.kill_workers()
-    return Measured(shares, [], shares, "% of a core")
+    return single(shares, "% of a core")
 
 
 def _share(used: Callable[[], float], rounds: int) -> float:
@@ -87,7 +91,16 @@ def fork_sleepers(count: int) -> None:
 
 def watched(rounds: int) -> Measured:
     """Share of a core that the supervisor of one task with 200 processes uses."""
-    with LimitedProcessExecutor(1, **LIMITS) as executor:
+    return _watched(rounds, 8 << 30)
+
+
+def watched_near(rounds: int) -> Measured:
+    """The same where what they have mapped passes the limit, but for what they share."""
+    return _watched(rounds, 1 << 30)
+
+
+def _watched(rounds: int, memory: int) -> Measured:
+    with LimitedProcessExecutor(1, **{**LIMITS, "memory": memory}) as executor:
         executor.submit(fork_sleepers, 199)
         while len(descendants(os.getpid())) < 200:
             time.sleep(0.1)
@@ -96,7 +109,7 @@ def watched(rounds: int) -> Measured:
         used = partial(cpu_time_of, supervisor)
         shares = [_share(used, rounds) for _ in range(max(3, rounds // 3))]
         executor.kill_workers()
-    return Measured(shares, [], shares, "% of a core")
+    return single(shares, "% of a core")
 
 
 def idle_memory(rounds: int) -> Measured:
@@ -109,75 +122,132 @@ def idle_memory(rounds: int) -> Measured:
                 future.result(PATIENCE)
             time.sleep(1)
             sizes.append(sum(map(pss, descendants(os.getpid()))) / MEBIBYTE)
-    return Measured(sizes, [], sizes, "MiB")
+    return single(sizes, "MiB")
 
 
-def queued_memory(_: int) -> Measured:
+def queued_memory(rounds: int) -> Measured:
     """Bytes of a queued submit in the caller."""
-    count = 100_000
-    with LimitedProcessExecutor(1) as executor:
-        executor.submit(time.sleep, 600)
-        tracemalloc.start()
-        before = tracemalloc.get_traced_memory()[0]
-        futures = [executor.submit(nothing) for _ in range(count)]
-        size = (tracemalloc.get_traced_memory()[0] - before) / count / 1024
-        tracemalloc.stop()
-        size -= sys.getsizeof(futures) / count / 1024
-        executor.kill_workers()
-    return Measured([size], [], [size], "KiB")
+    sizes = []
+    for _ in range(max(1, rounds // 5)):
+        with LimitedProcessExecutor(1, **LIMITS) as executor:
+            executor.submit(time.sleep, 600)
+            tracemalloc.start()
+            before = tracemalloc.get_traced_memory()[0]
+            futures = [executor.submit(nothing) for _ in range(SUBMITS)]
+            size = tracemalloc.get_traced_memory()[0] - before - sys.getsizeof(futures)
+            tracemalloc.stop()
+            sizes.append(size / SUBMITS / 1024)
+            executor.kill_workers()
+            del futures
+    return single(sizes, "KiB")
 
 
-def queued_time(_: int) -> Measured:
-    """Microseconds of a queued submit, for each 10,000 of a queue that grows to 100,000.
+def queued_time(rounds: int) -> Measured:
+    """Microseconds of a queued submit, for each tenth of a queue that grows."""
+    times = [time for _ in range(max(1, rounds // 5)) for time in _submits()]
+    return single(times, "us")
 
-    How it grows is measured without the interpreter's collector, which looks through all objects
-    now and then, the more of them the longer: so it does for a list of any others.
+
+def queued_growth(rounds: int) -> Measured:
+    """What a submit costs at the end of a queue, against the beginning: the median of 30,000.
+
+    It is measured without the interpreter's collector, which looks through all objects now and
+    then, the more of them the longer: so it does for a list of any others.
     """
-    times = _submits()
+    first, last = [], []
     gc.disable()
     try:
-        bare = _submits()
+        for _ in range(max(1, rounds // 3)):
+            times = _submits()
+            first.append(median(times[:3]))
+            last.append(median(times[-3:]))
+            gc.collect()
     finally:
         gc.enable()
-    growth = f"without the collector {median(bare):.3g}, the last to the first as"
-    return Measured(
-        times, [], times, "us", f"{growth} {median(bare[-3:]) / median(bare[:3]):.2f} to 1"
-    )
+    ratios = [late / early for late, early in zip(last, first, strict=True)]
+    return Measured(last, first, ratios, "us")
 
 
 def _submits() -> list[float]:
     kept: list[Any] = []
-    with LimitedProcessExecutor(1) as executor:
+    tenth = SUBMITS // 10
+    with LimitedProcessExecutor(1, **LIMITS) as executor:
         executor.submit(time.sleep, 600)
 
         def submit() -> None:
-            kept.extend(executor.submit(nothing) for _ in range(10_000))
+            kept.extend(executor.submit(nothing) for _ in range(tenth))
 
-        times = [timed(submit) / 10 for _ in range(10)]
+        times = [timed(submit) * 1000 / tenth for _ in range(10)]
         executor.kill_workers()
     return times
 
 
 def slots(rounds: int) -> Measured:
-    """CPU time of the caller for a task, 64 slots against 1."""
+    """CPU time of the monitor thread for a task, 64 slots against 1."""
     times: dict[int, list[float]] = {1: [], 64: []}
     for _ in range(max(3, rounds // 3)):
         for count, kept in times.items():
-            with LimitedProcessExecutor(count, wall_time=100) as executor:
+            with LimitedProcessExecutor(count, **LIMITS) as executor:
+                check_that_it_is_real(executor, LIMITS)
                 list(executor.map(time.sleep, [0.01] * count))
-                before = _own()
+                clock = _clock_of_the_monitor()
+                before = time.clock_gettime(clock)
                 list(executor.map(abs, range(300)))
-                kept.append((_own() - before) / 300 * 1e6)
+                kept.append((time.clock_gettime(clock) - before) / 300 * 1e6)
     ratios = [many / one for many, one in zip(times[64], times[1], strict=True)]
     return Measured(times[64], times[1], ratios, "us")
 
 
+def _clock_of_the_monitor() -> int:
+    (ident,) = [each.ident for each in threading.enumerate() if "monitor" in each.name]
+    assert ident is not None
+    return time.pthread_getcpuclockid(ident)
+
+
 ROWS = (
-    Row("sleepers", "100 sleeping tasks: the caller", "", 0.5, 0, sleepers_caller),
-    Row("sleepers-all", "100 sleeping tasks: all supervisors", "", 5, 1, sleepers_supervisors),
+    Row(
+        "sleepers",
+        "100 sleeping tasks: the caller",
+        "",
+        0.5,
+        0,
+        sleepers_caller,
+        how="max_workers=100",
+    ),
+    Row(
+        "sleepers-all",
+        "100 sleeping tasks: all supervisors",
+        "",
+        5,
+        1,
+        sleepers_supervisors,
+        how="max_workers=100",
+    ),
     Row("watched", "a task of 200 processes: its supervisor", "", 15, 5, watched),
-    Row("idle", "idle executor with 4 slots", "", 40, 25, idle_memory),
-    Row("queue", "a queued submit: memory", "", 3, 2, queued_memory),
-    Row("queue-time", "a queued submit: time", "", 20, 10, queued_time),
-    Row("slots", "CPU of the caller for a task, 64 slots", "1 slot", 1.2, 1, slots),
+    Row("watched-near", "the same, 2 GiB in view, limit 1 GiB", "", 15, 5, watched_near),
+    Row("idle", "idle executor with 4 slots", "", 40, 25, idle_memory, how="max_workers=4"),
+    Row("queue", "a queued submit: memory", "", 3, 2, queued_memory, how=QUEUED),
+    Row(
+        "queue-time", "a queued submit: time", "", 20, 10, queued_time, how=QUEUED, has="no limits"
+    ),
+    Row(
+        "queue-growth",
+        "a submit behind 70,000 and more",
+        "up to 30,000",
+        1.2,
+        1,
+        queued_growth,
+        how=QUEUED,
+        they_have=ALL,
+    ),
+    Row(
+        "slots",
+        "the monitor thread for a task, 64 slots",
+        "1 slot",
+        1.2,
+        1,
+        slots,
+        how="max_workers=64 and 1, by map",
+        they_have=ALL,
+    ),
 )

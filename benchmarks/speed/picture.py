@@ -16,17 +16,16 @@ LEAST = 0.05
 
 
 def draw(results: Sequence[dict[str, Any]], path: Path) -> None:
-    """Write it, in the format that the path's suffix names; ModuleNotFoundError says what lacks."""
-    try:
-        from matplotlib import rc_context  # noqa: PLC0415 - only some want a picture
-        from matplotlib.figure import Figure  # noqa: PLC0415
-    except ModuleNotFoundError as error:
-        msg = "a picture needs matplotlib: pip install 'pynisher_exec[charts]'"
-        raise ModuleNotFoundError(msg) from error
-    rows = [row for row in reversed(results) if row.get("must")]
+    """Write it, in the format that the path's suffix names. It needs matplotlib."""
+    from matplotlib import rc_context  # noqa: PLC0415 - only some want a picture
+    from matplotlib.figure import Figure  # noqa: PLC0415
+
+    rows = [row for row in reversed(results) if row.get("must") or not row["kept"]]
     figure = Figure(figsize=(8, 0.32 * len(rows) + 1.2), layout="constrained")
     axes = figure.subplots()
     for place, row in enumerate(rows):
+        if "spread" not in row:
+            continue
         low, high = (_share(row, each) for each in row["spread"])
         share = _share(row, row["ratio"])
         colour = KEPT if row["kept"] else MISSED
@@ -54,6 +53,8 @@ def _share(row: dict[str, Any], ratio: float) -> float:
 
 
 def _label(row: dict[str, Any]) -> str:
+    if "spread" not in row:
+        return f"{row['name']}: not measured"
     sign = ">=" if row["at_least"] else "<="
     against = f" / {row['against']}" if row["against"] else f", {row['unit']}"
     return f"{row['what']}{against}: {row['ratio']:.3g} ({sign} {row['must']:g})"

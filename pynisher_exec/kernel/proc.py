@@ -134,6 +134,20 @@ def descendants(pid: int) -> list[int]:
     return found
 
 
+def last_started() -> int | None:
+    """The pid or thread id that was given last in this pid namespace (proc_loadavg(5)).
+
+    None where another filesystem stands in for the kernel's own file, as in containers that are
+    shown a load of their own.
+    """
+    try:
+        if os.stat("/proc/loadavg").st_dev != os.stat("/proc/self").st_dev:
+            return None
+        return int(_content("/proc/loadavg").split()[4])
+    except (OSError, ValueError, IndexError):
+        return None
+
+
 def stat(pid: int) -> Stat | None:
     """State and parent of a process, and more, or None when it has gone."""
     fields = _stat_fields(pid)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 from pynisher_exec.kernel.proc import PAGE
 from pynisher_exec.supervisor.cpu import LivingClocks, own_clock
 from pynisher_exec.supervisor.memory import MemoryGauge
+from pynisher_exec.supervisor.tree import Tree
 
 if TYPE_CHECKING:
     from collections.abc import Collection
@@ -66,6 +67,7 @@ class Account:
     ) -> None:
         self.gauge = MemoryGauge(0, pid, shares)
         self.living = LivingClocks()
+        self.tree = Tree(pid)
         self.peak_processes = 0
         self.struck = False
         self._pid = pid

@@ -15,11 +15,12 @@ from queue import SimpleQueue
 from typing import TYPE_CHECKING
 
 from pynisher_exec.kernel import libc, proc
+from pynisher_exec.supervisor import tree
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
 
-__all__ = ["FairReader", "FairReading", "tree"]
+__all__ = ["FairReader", "FairReading"]
 
 _KCMP_VM = 1
 _ALIKE = 4 << 20
@@ -31,11 +32,6 @@ _LOOKS = 3
 
 _END_TIME = 5.0
 """Seconds to wait for the thread's end: it has been told, and reads one process at most."""
-
-
-def tree() -> list[int]:
-    """The processes below this supervisor, parents first."""
-    return proc.descendants(os.getpid())
 
 
 class FairReading:
@@ -74,7 +70,7 @@ class FairReading:
 
         What one had shared when it ended may have been counted for it, and again for others.
         """
-        found = set(tree())
+        found = set(tree.walk())
         if not found.issuperset(self.pids):  # it may have missed others, too
             return False
         if any(proc.is_alive(pid) for pid in found - self._present):

@@ -29,7 +29,7 @@ GROWTH_RATE = 3 << 30
 """Bytes that one core can touch in a second (measured): bounds how far memory can have grown."""
 
 SHORTEST_LOOK = 0.005
-LONGEST_LOOK = 0.1
+LONGEST_LOOK = 0.05
 IDLE_LOOK = 0.5
 """Seconds between two looks: near a limit, far from it, and at a lone process that sleeps."""
 

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from pynisher_exec.kernel import pidfd, proc
 from pynisher_exec.limits import Limits
 from pynisher_exec.protocol import messages
-from pynisher_exec.supervisor import fair, kill, output
+from pynisher_exec.supervisor import kill, output
 from pynisher_exec.supervisor.cpu import SummedClocks
 from pynisher_exec.supervisor.evidence import Account, number_in
 from pynisher_exec.supervisor.gate import Gate
@@ -212,7 +212,7 @@ class Watching:
         self._rung = False
         began = time.monotonic()
         account = self._account
-        pids = fair.tree()
+        pids = account.tree.pids()
         account.living.note(pids)
         gone = kill.reap_orphans(self._child.pid, account.reaped, len(pids))  # clocks are noted
         pids = [pid for pid in pids if pid not in gone]  # may be others' from now on
