@@ -8,6 +8,7 @@ import os
 import statistics
 import subprocess
 import sys
+import time
 from importlib.metadata import distributions
 from importlib.util import find_spec
 from pathlib import Path
@@ -82,19 +83,30 @@ MODULES = {
     ),
 }
 LONG = (
+    "dask",
     "dask-added",
     "dask-100ms",
     "dask-bulk",
     "dask-template",
     "dask-cancel",
     "fork-2GiB",
+    "wall-95",
     "wall-locked",
+    "pandas",
+    "torch",
     "share-memory",
+    "share-attach",
+    "share-read",
+    "loky-process",
+    "joblib",
     "billiard-1",
+    "pebble-pool-1",
+    "sleepers",
     "sleepers-all",
     "watched",
     "watched-near",
     "idle",
+    "queue",
     "slots",
 )
 """Rows that a quick run leaves out unless they are named."""
@@ -177,12 +189,16 @@ def show(found: dict[str, Any]) -> str:
     if "their_median" in found:
         lines.append(
             f"       {found['against']}: {found['their_median']:.3g} {found['unit']}"
-            f" (95 % {found['their_p95']:.3g}); it has: {found['they_have']}"
+            f" (95 % {found['their_p95']:.3g}); it has: {_shortened(found['they_have'])}"
         )
-    has = "" if found["has"] == ALL else f"; we have: {found['has']}"
+    has = "" if found["has"] == ALL else f"; ours has: {found['has']}"
     note = f"; {found['note']}" if found["note"] else ""
     lines.append(f"       {found['how']}{has}{note}")
     return "\n".join(lines)
+
+
+def _shortened(guarantees: str) -> str:
+    return "the same" if guarantees == ALL else guarantees.replace(f"{ALL}, ", "the same, and ")
 
 
 def _beside() -> list[str]:
@@ -228,7 +244,9 @@ def main() -> int:
     results = []
     usual = [name for name in ROWS if not (options.quick and name in LONG)]
     for name in options.rows or usual:
-        results.append(in_a_process(name, quick=options.quick))
+        began = time.monotonic()
+        found = in_a_process(name, quick=options.quick)
+        results.append({**found, "seconds": time.monotonic() - began})
         print(show(results[-1]), flush=True)
         if options.json:  # after each: a run that is broken off has measured something, too
             run = {"environment": where, "quick": options.quick, "rows": results}
