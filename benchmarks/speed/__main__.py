@@ -191,14 +191,14 @@ def show(found: dict[str, Any]) -> str:
             f"       {found['against']}: {found['their_median']:.3g} {found['unit']}"
             f" (95 % {found['their_p95']:.3g}); it has: {_shortened(found['they_have'])}"
         )
-    has = "" if found["has"] == ALL else f"; ours has: {found['has']}"
+    has = "" if found["has"] == ALL else f"; ours has: {_shortened(found['has'])}"
     note = f"; {found['note']}" if found["note"] else ""
     lines.append(f"       {found['how']}{has}{note}")
     return "\n".join(lines)
 
 
 def _shortened(guarantees: str) -> str:
-    return "the same" if guarantees == ALL else guarantees.replace(f"{ALL}, ", "the same, and ")
+    return guarantees.replace(ALL, "the same")
 
 
 def _beside() -> list[str]:
