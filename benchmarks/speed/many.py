@@ -227,9 +227,7 @@ ROWS = (
     Row("watched-near", "the same, 2 GiB in view, limit 1 GiB", "", 15, 5, watched_near),
     Row("idle", "idle executor with 4 slots", "", 40, 25, idle_memory, how="max_workers=4"),
     Row("queue", "a queued submit: memory", "", 3, 2, queued_memory, how=QUEUED),
-    Row(
-        "queue-time", "a queued submit: time", "", 20, 10, queued_time, how=QUEUED, has="no limits"
-    ),
+    Row("queue-time", "a queued submit: time", "", 20, 10, queued_time, how=QUEUED),
     Row(
         "queue-growth",
         "a submit behind 70,000 and more",
