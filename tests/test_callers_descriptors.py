@@ -12,7 +12,7 @@ from textwrap import dedent
 
 import pytest
 
-from pynisher_exec.caller.fetch import Fetch
+from pynisher_exec.caller.copying import Fetch
 from pynisher_exec.caller.reactor import Reactor
 from pynisher_exec.kernel.descriptors import above_standard
 from pynisher_exec.kernel.memory_copy import address_of

@@ -120,19 +120,6 @@ def test_shutdown_and_cancel_while_parts_are_copied(monkeypatch: pytest.MonkeyPa
     assert futures[0].cancelled()
 
 
-def test_large_arguments_arrive_as_they_were() -> None:
-    """They are charged to nobody, and the task may write to its copy."""
-
-    def double(array: np.ndarray[tuple[int], np.dtype[np.float64]]) -> float:
-        array *= 2
-        return float(array.sum())
-
-    given = np.ones(8 << 20)
-    with LimitedProcessExecutor(1, memory="16MiB") as executor:
-        assert executor.submit(double, given).result(PATIENCE) == 2 * len(given)
-    assert given.sum() == len(given)
-
-
 def test_arguments_go_with_their_call() -> None:
     """They wait for no collection, which large arrays do not bring about."""
     gc.disable()

@@ -189,7 +189,7 @@ class Claimant(_Sleeper):
         near, far = socket.socketpair()
         far.setblocking(False)
         reactor = Reactor()
-        exchange = Exchange(far, reactor, item, [], self._pid)
+        exchange = Exchange(far, reactor, item, [], self._pid, os.getpid())
         try:
             near.sendall(data)
             exchange.begin_to_read()

@@ -21,8 +21,8 @@ from hypothesis.stateful import (
 )
 
 from pynisher_exec.caller import exchange
+from pynisher_exec.caller.copying import Fetch
 from pynisher_exec.caller.exchange import TRANSFER_TIME
-from pynisher_exec.caller.fetch import Fetch
 from pynisher_exec.caller.future import LimitedFuture
 from pynisher_exec.caller.inbox import Inbox, PoolOptions
 from pynisher_exec.caller.item import Item
@@ -38,7 +38,6 @@ from pynisher_exec.report import Status
 from pynisher_exec.task.run import Call
 
 if TYPE_CHECKING:
-    import mmap
     from collections.abc import Callable
 
     from pynisher_exec.caller.account import Ending
@@ -359,9 +358,9 @@ class _HeldFetch(Fetch):
         self.go = threading.Event()
         super().__init__(*args)
 
-    def _copy(self, length: int, address: int) -> mmap.mmap:
+    def _copy(self) -> None:
         self.go.wait(COPIED_WITHIN)
-        return super()._copy(length, address)
+        super()._copy()
 
     def close(self) -> None:
         self.go.set()

@@ -7,10 +7,10 @@ import os
 import time
 from typing import TYPE_CHECKING
 
-from pynisher_exec.caller.fetch import Fetch
+from pynisher_exec.caller.copying import Fetch, Gift
 from pynisher_exec.caller.item import CallWriter
 from pynisher_exec.caller.reactor import READ, WRITE, Reactor
-from pynisher_exec.protocol.frames import TAKEN, FrameError, FrameReader
+from pynisher_exec.protocol.frames import ADDRESS, TAKEN, FrameError, FrameReader, FrameWriter
 
 if TYPE_CHECKING:
     import mmap
@@ -50,10 +50,19 @@ _MAX_OUTCOME = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 class Exchange:
-    """One task's stream, from the call to the outcome; made for each task, and gone with it."""
+    """One task's stream, from the call to the outcome; made for each task, and gone with it.
+
+    `pid` is the task's, `supervisor` that of its parent.
+    """
 
     def __init__(
-        self, stream: socket.socket, reactor: Reactor, item: Item, segments: Segments, pid: int
+        self,
+        stream: socket.socket,
+        reactor: Reactor,
+        item: Item,
+        segments: Segments,
+        pid: int,
+        supervisor: int,
     ) -> None:
         self.outcome: list[Segment] | None = None
         self.trouble = ""
@@ -61,7 +70,12 @@ class Exchange:
         self._stream = stream
         self._reactor = reactor
         self._pid = pid
-        self._writer: CallWriter | None = CallWriter(item, segments)
+        self._supervisor = supervisor
+        call = CallWriter(item, segments)
+        self._writer: CallWriter | FrameWriter | None = call
+        self._kept = call.kept
+        self._places_told = b""
+        self._gift: Gift | None = None
         self._reader: FrameReader | None = None
         self._frame: list[Segment] = []  # whole, but for what stayed in the task
         self._places: list[int] = []  # of what stayed, once the task has been asked to send it
@@ -79,16 +93,67 @@ class Exchange:
         except OSError as error:  # no descriptor is free here
             self.trouble, self.deadline = str(error), time.monotonic()
             done = True
-        if done:
-            self._writer = None
-            self._reactor.ignore(self._stream.fileno())
-        else:
+        if not done:
             self._listen(self.write, WRITE)
+            return
+        self._writer = None
+        if self._kept and not self.trouble:
+            self._listen(self._hear_places, READ)
+        else:
+            self._reactor.ignore(self._stream.fileno())
+
+    def _hear_places(self) -> None:
+        """The task has room for what was kept, and tells where: copy it there."""
+        wanted = ADDRESS.size * len(self._kept)
+        try:
+            told = self._stream.recv(wanted - len(self._places_told))
+        except BlockingIOError:
+            return
+        except ConnectionError:
+            told = b""
+        self._places_told += told
+        if told and len(self._places_told) < wanted:
+            return
+        self._reactor.ignore(self._stream.fileno())
+        if not told:  # it has ended, and why is about to be told
+            return
+        places = [place for (place,) in ADDRESS.iter_unpack(self._places_told)]
+        try:
+            self._gift = Gift(self._pid, self._supervisor, self._kept, places)
+            self._reactor.listen(self._gift.bell, self._take_given)
+        except (OSError, RuntimeError):  # no descriptor is free here, or no thread to be had
+            self._end_gift()
+            self._send_kept()
+
+    def _take_given(self) -> None:
+        """It has been copied, or cannot be: then it is sent."""
+        gift = self._end_gift()
+        if gift is None or gift.failed:
+            self._send_kept()
+            return
+        self._kept = []
+        with contextlib.suppress(OSError):  # it has gone
+            self._stream.send(TAKEN)
+
+    def _send_kept(self) -> None:
+        kept, self._kept = self._kept, []
+        with contextlib.suppress(OSError):  # it has gone
+            self._stream.send(b"S")
+        self._writer = FrameWriter(kept)
+        self.write()
+
+    def _end_gift(self) -> Gift | None:
+        gift, self._gift = self._gift, None
+        if gift is not None:
+            self._reactor.ignore(gift.bell)
+            gift.close()
+        return gift
 
     def begin_to_read(self) -> None:
         """The task has returned: take its outcome as it arrives."""
         self.deadline = time.monotonic() + TRANSFER_TIME
         self._writer = None
+        self._end_gift()
         self._listen(self._take, READ)
         self._take()
 
@@ -102,6 +167,7 @@ class Exchange:
     def read_rest(self) -> None:
         """The task has gone: what it sent is in the socket, and no more will come."""
         self.deadline = None
+        self._end_gift()
         if self._fetch is not None:
             self._end_fetch()
             self.trouble = "the task ended while its outcome was copied"
@@ -219,6 +285,7 @@ class Exchange:
 
     def close(self) -> None:
         """Close the stream."""
+        self._end_gift()
         if self._fetch is not None:
             self._end_fetch()
         if self._stream.fileno() >= 0:

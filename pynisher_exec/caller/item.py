@@ -20,7 +20,7 @@ from pynisher_exec.caller.future import is_interrupt
 from pynisher_exec.caller.shared import references
 from pynisher_exec.errors import UnpicklableError
 from pynisher_exec.protocol import payload
-from pynisher_exec.protocol.frames import FrameWriter
+from pynisher_exec.protocol.frames import FrameWriter, Left
 from pynisher_exec.task import surroundings
 from pynisher_exec.task.run import Call, Header, Inherited
 
@@ -48,6 +48,9 @@ __all__ = [
 
 CAPTURE_BOUND = 1 << 20
 """Bytes kept of each captured stream unless told otherwise."""
+
+LEAST_KEPT = 1 << 22
+"""Bytes from which on a part of a call is copied into the task: it takes a thread and a turn."""
 
 _PREFIXES = (b"LD_", b"PYTHON", b"MKL_", b"OMP_")
 _SUFFIX = b"_NUM_THREADS"
@@ -198,10 +201,15 @@ def refuse_unfit(function: object) -> None:
 
 
 class CallWriter:
-    """Sends an item's frame to the task, in as many turns as the socket needs."""
+    """Sends an item's frame to the task, in as many turns as the socket needs.
+
+    `kept` is what of it stays here, until the task tells where it shall be copied to.
+    """
 
     def __init__(self, item: Item, segments: Segments) -> None:
-        self._frame = FrameWriter(segments)
+        self.kept = [part for part in segments if len(part) >= LEAST_KEPT]
+        parts = [Left(len(part), 0) if len(part) >= LEAST_KEPT else part for part in segments]
+        self._frame = FrameWriter(parts if self.kept else segments)
         self._streams = () if item.capture else item.streams or (1, 2)
         self._shared = item.shared
 

@@ -127,7 +127,8 @@ class Slot:
         stream, self._stream = self._stream, None
         assert stream is not None  # noqa: S101  (a slot becomes idle by READY, which brings one)
         self.killing = self.tidying = False
-        self._exchange = Exchange(stream, self._reactor, item, segments, self._pid or 0)
+        pids = self._pid or 0, self._supervisor_pid or 0
+        self._exchange = Exchange(stream, self._reactor, item, segments, *pids)
         self._exchange.write()
 
     def _next_check(self, item: Item, now: float) -> float:

@@ -28,6 +28,7 @@ _NUMBERS: Final[dict[str, tuple[int | None, int | None]]] = {
     "prctl": (157, 167),
     "perf_event_open": (298, 241),
     "process_vm_readv": (310, 270),
+    "process_vm_writev": (311, 271),
     "kcmp": (312, 272),
     "seccomp": (317, 277),
     "io_uring_setup": (425, 425),

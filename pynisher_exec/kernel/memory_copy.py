@@ -1,4 +1,4 @@
-"""Memory of another process, copied straight into this one's: process_vm_readv(2)."""
+"""Memory of another process, copied straight into this one's or from it: process_vm_readv(2)."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pynisher_exec.kernel import libc
 if TYPE_CHECKING:
     Buffer = bytes | bytearray | memoryview | mmap.mmap
 
-__all__ = ["HUGE_PAGE", "PIECE", "address_of", "copy_from", "room"]
+__all__ = ["HUGE_PAGE", "PIECE", "address_of", "copy_from", "copy_to", "room"]
 
 PIECE = 1 << 26
 """Bytes copied by one call, so that a signal or an end is met before too long."""
@@ -64,8 +64,18 @@ def copy_from(pid: int, address: int, into: mmap.mmap, at: int) -> int:
     Gives how much: a piece, or what was left. The interpreter lock is free meanwhile. OSError where
     this process may not trace that one, where it has gone, and where nothing is there.
     """
-    length = min(PIECE, len(into) - at)
-    here = ctypes.create_string_buffer(struct.pack("PN", address_of(into) + at, length))
-    there = ctypes.create_string_buffer(struct.pack("PN", address, length))
-    number = libc.number("process_vm_readv")
-    return libc.syscall(number, pid, ctypes.addressof(here), 1, ctypes.addressof(there), 1)
+    return _copy("process_vm_readv", pid, into, at, address)
+
+
+def copy_to(pid: int, address: int, source: Buffer, at: int) -> int:
+    """Copy a buffer, from its byte `at` on, to an address of another process; as `copy_from`."""
+    return _copy("process_vm_writev", pid, source, at, address)
+
+
+def _copy(call: str, pid: int, own: Buffer, at: int, address: int) -> int:
+    with memoryview(own) as view:
+        length = min(PIECE, view.nbytes - at)
+        here = ctypes.create_string_buffer(struct.pack("PN", address_of(view) + at, length))
+        there = ctypes.create_string_buffer(struct.pack("PN", address, length))
+        places = ctypes.addressof(here), 1, ctypes.addressof(there), 1
+        return libc.syscall(libc.number(call), pid, *places)

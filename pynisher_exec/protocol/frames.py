@@ -7,7 +7,8 @@ allocates on a mere claim: memory grows with the bytes that have arrived, and a 
 more than its bound is refused at its header.
 
 A segment whose length has its highest bit set stayed where it was made: in its place is its address
-in the sender, who lets it lie there until it is told otherwise.
+in the sender, who lets it lie there until it is told otherwise. Of a call it is 0: the task answers
+with addresses of its own, to which the caller copies it.
 """
 
 from __future__ import annotations
@@ -27,18 +28,20 @@ if TYPE_CHECKING:
     Buffer = bytes | bytearray | memoryview
     Segment = bytearray | mmap.mmap
 
-__all__ = ["LEAST_LEFT", "TAKEN", "FrameError", "FrameReader", "FrameWriter", "Left"]
+__all__ = ["ADDRESS", "LEAST_LEFT", "TAKEN", "FrameError", "FrameReader", "FrameWriter", "Left"]
 
 TAKEN = b"T"
 """What a reader says once it has copied what stayed, and the sender after it; the reader says
 anything else to have it sent: a frame of those segments."""
+
+ADDRESS = struct.Struct("!Q")
+"""How an address travels."""
 
 LEAST_LEFT = 1 << 20
 """Bytes from which on a segment may stay: each that is copied takes whole pages."""
 
 _MAGIC = b"PXF1"
 _HEAD = struct.Struct("!4sI")
-_ADDRESS = struct.Struct("!Q")
 _STAYED = 1 << 63
 _MAX_SEGMENTS = 1 << 16
 _CHUNK = 1 << 24
@@ -67,7 +70,7 @@ class FrameWriter:
 
     def __init__(self, segments: Sequence[Buffer | Left]) -> None:
         views = [
-            memoryview(_ADDRESS.pack(each.address) if isinstance(each, Left) else each).cast("B")
+            memoryview(ADDRESS.pack(each.address) if isinstance(each, Left) else each).cast("B")
             for each in segments
         ]
         lengths = [
@@ -127,7 +130,7 @@ class FrameReader:
     def left(self) -> dict[int, Left]:
         """Of a whole frame, the segments that stayed in the sender, by their places."""
         return {
-            place: Left(length, _ADDRESS.unpack(self._segments[place])[0])
+            place: Left(length, ADDRESS.unpack(self._segments[place])[0])
             for place, length in self._left.items()
         }
 
@@ -183,7 +186,7 @@ class FrameReader:
         if any(length < LEAST_LEFT for length in self._left.values()):
             msg = "a frame claims that small segments stayed"
             raise FrameError(msg)
-        self._lengths = [_ADDRESS.size if each & _STAYED else each for each in lengths]
+        self._lengths = [ADDRESS.size if each & _STAYED else each for each in lengths]
         self._at = end
         return True
 

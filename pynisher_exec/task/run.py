@@ -32,10 +32,10 @@ from pynisher_exec.kernel import clock, landlock, prctl, signals
 from pynisher_exec.kernel.descriptors import above_standard
 from pynisher_exec.limits import Limits
 from pynisher_exec.protocol import messages, payload
-from pynisher_exec.protocol.frames import FrameReader
 from pynisher_exec.task import (
     generators,
     imports,
+    incoming,
     offspring,
     outcome,
     private_tmp,
@@ -62,7 +62,6 @@ __all__ = [
     "prepare",
 ]
 
-_BOUNDLESS = 1 << 62  # what the caller sends is as large as it is; the task's own memory bounds it
 _HEARD_OF = (MemoryError, CpuTimeoutException, TimeoutException, SignalException)
 """Exceptions that pynisher 0.6 takes for an ending of that name, whoever raised them."""
 
@@ -221,7 +220,7 @@ class Task:
             given.frombytes(content)
         self._given = list(map(above_standard, given))
         self._lacks = bool(flags & socket.MSG_CTRUNC)
-        return FrameReader(_BOUNDLESS, first, trusted=True).read(stream)
+        return incoming.receive(stream, first)
 
     def _redirect(self, given: list[int]) -> None:
         """Output goes to the caller's own descriptors, or else to the pipes of the supervisor.
