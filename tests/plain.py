@@ -12,6 +12,7 @@ import resource
 import signal
 import sys
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from pynisher_exec import CpuTimeoutException, TimeoutException
@@ -53,6 +54,12 @@ def faults(then: float = 0) -> int:
     found = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     time.sleep(then)
     return found
+
+
+def open_files() -> list[str]:
+    """What the descriptors of this process are open on."""
+    places = list(Path("/proc/self/fd").iterdir())
+    return [str(place.readlink()) for place in places if place.is_symlink()]
 
 
 def burn_for(seconds: float) -> float:

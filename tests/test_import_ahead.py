@@ -29,7 +29,8 @@ PATIENCE = 40
 PACKAGES = {
     "probe_plain": """
         import os
-        PID, THREADS = os.getpid(), os.environ.get("OMP_NUM_THREADS")
+        PID = os.getpid()
+        THREADS = {k: v for k, v in os.environ.items() if k.endswith("_NUM_THREADS")}
         os.environ.setdefault("PROBE_PLAIN", "set by its import")
         """,
     "probe_thread": """
@@ -196,15 +197,19 @@ def test_an_edit_to_the_users_module_is_seen_by_the_next_task(python: Path, tmp_
     assert output(python, tmp_path, AHEAD, code) == expected
 
 
-def test_thread_variables_reach_what_is_imported_ahead(python: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"])
+def test_thread_variables_reach_what_is_imported_ahead(
+    python: Path, tmp_path: Path, name: str
+) -> None:
     """Libraries read them when they are loaded: another value means another template."""
-    code = """
+    code = f"""
     with LimitedProcessExecutor(1) as executor:
         for number in "35":
-            os.environ["OMP_NUM_THREADS"] = number
-            print(executor.submit(mine.threads).result()[0], until(lambda f: f[1], mine.threads))
+            os.environ[{name!r}] = number
+            found = executor.submit(mine.threads).result(), until(lambda f: f[1], mine.threads)
+            print(found[0][0][{name!r}], found[1][0][{name!r}], found[1][1])
     """
-    assert output(python, tmp_path, AHEAD, code) == "3 ('3', True)\n5 ('5', True)\n"
+    assert output(python, tmp_path, AHEAD, code) == "3 3 True\n5 5 True\n"
 
 
 def test_variables_set_by_an_import_are_there_in_tasks(python: Path, tmp_path: Path) -> None:

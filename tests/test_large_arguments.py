@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import _thread
 import errno
 import os
 import select
 import signal
-import threading
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -22,6 +22,10 @@ if TYPE_CHECKING:
 
 PATIENCE = 40
 Arrays = dict[str, Any]
+
+
+class UnforeseenError(Exception):
+    """Nobody has thought of it."""
 
 
 def arrays() -> Arrays:
@@ -76,9 +80,11 @@ def test_large_arguments_are_charged_to_nobody() -> None:
     assert given.sum() == len(given)
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.parametrize("error", [PermissionError(errno.EPERM, "refused"), UnforeseenError()])
 @pytest.mark.parametrize("after", [0, 1, 2])
 def test_large_parts_are_sent_where_they_cannot_be_copied(
-    monkeypatch: pytest.MonkeyPatch, after: int
+    monkeypatch: pytest.MonkeyPatch, after: int, error: Exception
 ) -> None:
     """A container may refuse process_vm_writev(2), from the first piece on or later."""
     kernel, calls = memory_copy.copy_to, 0
@@ -87,7 +93,7 @@ def test_large_parts_are_sent_where_they_cannot_be_copied(
         nonlocal calls
         calls += 1
         if calls > after:
-            raise OSError(errno.EPERM, os.strerror(errno.EPERM))
+            raise error
         return kernel(pid, address, source, at)
 
     monkeypatch.setattr(memory_copy, "copy_to", refuse)
@@ -103,12 +109,12 @@ def test_large_parts_are_sent_where_there_can_be_no_thread(
     with LimitedProcessExecutor(1) as executor:
         executor.submit(int).result(PATIENCE)  # the monitor has been started
 
-        def refuse(_: object) -> None:
+        def refuse(*_: object) -> None:
             msg = "can't start new thread"
             raise RuntimeError(msg)
 
         with monkeypatch.context() as patched:
-            patched.setattr(threading.Thread, "start", refuse)
+            patched.setattr(_thread, "start_new_thread", refuse)
             assert all(executor.submit(are_right, arrays()).result(PATIENCE))
 
 

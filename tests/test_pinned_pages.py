@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import plain
@@ -18,8 +19,8 @@ from capabilities import requires
 from conftest import wait_until
 
 from pynisher_exec import LimitedProcessExecutor
-from pynisher_exec.kernel import pages
-from pynisher_exec.kernel.memory_copy import address_of
+from pynisher_exec.kernel import capabilities, pages
+from pynisher_exec.kernel.memory_copy import HUGE_PAGE, address_of, room
 from pynisher_exec.supervisor import hot_pages
 
 if TYPE_CHECKING:
@@ -88,7 +89,7 @@ def test_pinned_pages_are_copied_at_the_fork() -> None:
 
 
 def main() -> None:
-    """Pin some pages, and no more."""
+    """Pin some pages, and no more; not beside huge pages, nor where memory to lock is short."""
     with mmap.mmap(-1, COUNT * SIZE, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS) as memory:
         memory[:] = b"." * len(memory)
         pin, first = pages.Pin(), address_of(memory)
@@ -96,6 +97,28 @@ def main() -> None:
         assert copied_by_any(memory) == [5, 6, 9]
         pin.close()
         wait_until(lambda: not copied_by_any(memory))  # the kernel lets go when it has time
+        if "[never]" not in Path("/sys/kernel/mm/transparent_hugepage/enabled").read_text():
+            with room(2 * HUGE_PAGE) as huge:
+                huge[:] = b"." * len(huge)
+                assert is_refused([first])
+        assert not is_refused([first])
+        most = pages.LOCKED_PART * SIZE
+        resource.setrlimit(resource.RLIMIT_MEMLOCK, (most, most))
+        capabilities.give_up(capabilities.IPC_LOCK)
+        assert not is_refused([first])
+        assert is_refused([first, first + SIZE])
+
+
+def is_refused(addresses: list[int]) -> bool:
+    """Whether these pages cannot be pinned."""
+    pin = pages.Pin()
+    try:
+        pin.hold(addresses)
+    except OSError:
+        return True
+    finally:
+        pin.close()
+    return False
 
 
 def copied_by_any(memory: mmap.mmap) -> list[int]:
@@ -150,7 +173,9 @@ def test_tasks_after_brief_ones_have_their_pages_already() -> None:
     """The first of a slot is forked before it is known what they write to."""
     with LimitedProcessExecutor(1, memory="1GiB", wall_time=60, preload=[]) as executor:
         counts = [executor.submit(plain.faults).result(PATIENCE) for _ in range(12)]
+        held = executor.submit(plain.open_files).result(PATIENCE)
     assert max(counts[-4:]) < 0.75 * counts[0], counts
+    assert not any("io_uring" in name for name in held), held
 
 
 @requires("pinning")

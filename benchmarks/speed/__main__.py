@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from benchmarks.speed.measure import Row
 
 ROUNDS, QUICK = 15, 3
+SUFFIXES = (".svg", ".png", ".pdf")
 PACKAGES = (
     "pynisher",
     "pebble",
@@ -214,6 +215,10 @@ def _complaint(options: argparse.Namespace) -> str:
     for path in (options.json, options.picture):
         if path is not None and not Path(path).absolute().parent.is_dir():
             return f"{path}: no such folder"
+        if path is not None and Path(path).is_dir():
+            return f"{path}: is a folder"
+    if options.picture and Path(options.picture).suffix not in SUFFIXES:
+        return f"a picture is one of {', '.join(SUFFIXES)}"
     if options.picture and find_spec("matplotlib") is None:
         return "a picture needs matplotlib: pip install 'pynisher_exec[charts]'"
     return ""

@@ -11,7 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 from benchmarks.rows import fork_and_wait, hold
 from benchmarks.speed.measure import ALL, Measured, Row, compare
-from benchmarks.speed.real import check_that_it_is_real, check_that_limits_hold
+from benchmarks.speed.real import (
+    check_that_all_is_on,
+    check_that_it_is_real,
+    check_that_limits_hold,
+)
 from pynisher_exec import LimitedProcessExecutor
 
 if TYPE_CHECKING:
@@ -136,6 +140,7 @@ def with_everything(rounds: int) -> Measured:
         LimitedProcessExecutor(1, **LIMITS, no_new_privs=False) as bare,
     ):
         check_that_it_is_real(full, LIMITS)
+        check_that_all_is_on(full, processes=5)
         check_that_it_is_real(bare, LIMITS)
         return compare(_calling(full), _calling(bare), rounds, CALLS)
 
@@ -228,7 +233,7 @@ ROWS = (
     ),
     Row(
         "throughput",
-        "no-ops a second",
+        "rate of 1,000 no-ops",
         "a serial forker",
         0.7,
         1.2,

@@ -27,6 +27,7 @@ __all__ = ["ROWS"]
 PATIENCE = 60
 LIMITS: dict[str, Any] = {"memory": 1 << 30, "cpu_time": 100, "wall_time": 100}
 SUBMITS = 100_000
+ONE = "max_workers=1, one call; nothing else is started on the machine"
 QUEUED = f"max_workers=1, which is busy; {SUBMITS:,} submits"
 
 
@@ -113,13 +114,11 @@ def _watched(rounds: int, memory: int) -> Measured:
 
 
 def idle_memory(rounds: int) -> Measured:
-    """PSS of all our processes but the caller, 4 idle slots."""
+    """PSS of all our processes but the caller, 4 idle slots that have served brief tasks."""
     sizes = []
     for _ in range(max(3, rounds // 5)):
         with LimitedProcessExecutor(4, **LIMITS) as executor:
-            futures = [executor.submit(time.sleep, 0.2) for _ in range(4)]
-            for future in futures:
-                future.result(PATIENCE)
+            list(executor.map(time.sleep, [0.02] * 200))
             time.sleep(1)
             sizes.append(sum(map(pss, descendants(os.getpid()))) / MEBIBYTE)
     return single(sizes, "MiB")
@@ -223,8 +222,8 @@ ROWS = (
         sleepers_supervisors,
         how="max_workers=100",
     ),
-    Row("watched", "a task of 200 processes: its supervisor", "", 15, 5, watched),
-    Row("watched-near", "the same, 2 GiB in view, limit 1 GiB", "", 15, 5, watched_near),
+    Row("watched", "a task of 200 processes: its supervisor", "", 15, 5, watched, how=ONE),
+    Row("watched-near", "the same, 2 GiB in view, limit 1 GiB", "", 15, 5, watched_near, how=ONE),
     Row("idle", "idle executor with 4 slots", "", 40, 25, idle_memory, how="max_workers=4"),
     Row("queue", "a queued submit: memory", "", 3, 2, queued_memory, how=QUEUED),
     Row("queue-time", "a queued submit: time", "", 20, 10, queued_time, how=QUEUED),

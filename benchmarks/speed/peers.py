@@ -16,7 +16,7 @@ from multiprocessing import get_context
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from benchmarks.speed.calls import LIMITS, NOTHING, PATIENCE
-from benchmarks.speed.measure import Measured, Row, compare
+from benchmarks.speed.measure import ALONE, Measured, Row, compare
 from benchmarks.speed.real import check_that_it_is_real
 from pynisher_exec import LimitedProcessExecutor
 
@@ -161,7 +161,7 @@ PEERS = (
     Peer(
         "pynisher-1",
         "pynisher 1.0's limit",
-        "address space, CPU and wall time of each process; the cause by an exception; no tree",
+        "address space, CPU and wall time of each process, the tree of living children; the cause",
         _pynisher_1,
     ),
 )
@@ -183,7 +183,8 @@ def _measure(peer: Peer, rounds: int) -> Measured:
 def _row(peer: Peer) -> Row:
     measure = partial(_measure, peer)
     what = "no-op under three limits" if peer.batch == 1 else f"{peer.batch} of them, one by one"
-    return Row(peer.name, what, peer.what, None, None, measure, they_have=peer.guarantees)
+    how = ALONE if peer.batch == 1 else f"max_workers=1, {peer.batch} calls one after the other"
+    return Row(peer.name, what, peer.what, None, None, measure, how, they_have=peer.guarantees)
 
 
 ROWS = tuple(map(_row, PEERS))

@@ -23,7 +23,7 @@ class Closable(Protocol):
         """Wait for that; once more after an interrupt."""
 
     def kill(self) -> None:
-        """End those that are not done."""
+        """As `close`, and end those that are not done."""
 
     def forget(self) -> None:
         """In a fork of this process: it is the parent's."""
@@ -55,8 +55,8 @@ class ClosedAtExit:
 
     def _close_all(self) -> None:
         self.has_come = True
-        self._each(lambda member: member.close())
         try:
+            self._each(lambda member: member.close())
             self._each(lambda member: member.join())
         except KeyboardInterrupt:
             self._each(lambda member: member.kill())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import _thread
 import errno
 import os
 import threading
@@ -26,19 +27,20 @@ _PATIENCE = 1.0
 
 
 class _Copying:
-    """A copy that goes on. `bell` rings at its end: then all is done, or it `failed`.
+    """A copy that goes on. `bell` rings at its end: then all is done, unless it `failed`.
 
     Raises OSError or RuntimeError where there is no descriptor or thread for it.
     """
 
     def __init__(self) -> None:
-        self.failed = False
+        self.failed = True  # until all has been copied
         self._stopped = self._ended = self._given_up = False
         self._lock = threading.Lock()
+        self._over = threading.Event()
         self.bell = above_standard(os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK))
-        self._thread = threading.Thread(target=self._run, daemon=True)
         try:
-            self._thread.start()
+            # One of `threading` is waited for to begin, for ever where it lacks memory for that.
+            _thread.start_new_thread(self._run, ())
         except BaseException:
             os.close(self.bell)
             raise
@@ -46,14 +48,16 @@ class _Copying:
     def _run(self) -> None:
         try:
             self._copy()
+            self.failed = False
         except (OSError, ValueError, MemoryError, OverflowError):  # refused, gone, or no such place
-            self.failed = True
+            pass
         finally:
             with self._lock:
                 os.eventfd_write(self.bell, 1)
                 self._ended = True
                 if self._given_up:
                     os.close(self.bell)
+            self._over.set()
 
     def _copy(self) -> None:
         raise NotImplementedError
@@ -68,7 +72,7 @@ class _Copying:
     def close(self) -> None:
         """End it."""
         self._stopped = True
-        self._thread.join(_PATIENCE)
+        self._over.wait(_PATIENCE)
         with self._lock:
             self._given_up = not self._ended  # the thread closes it then, whenever it gets there
             if self._ended:

@@ -120,6 +120,8 @@ class Exchange:
         places = [place for (place,) in ADDRESS.iter_unpack(self._places_told)]
         try:
             self._gift = Gift(self._pid, self._supervisor, self._kept, places)
+            whole = sum(map(len, self._kept))
+            self.deadline = time.monotonic() + TRANSFER_TIME + whole / SLOWEST_COPY
             self._reactor.listen(self._gift.bell, self._take_given)
         except (OSError, RuntimeError):  # no descriptor is free here, or no thread to be had
             self._end_gift()
@@ -145,15 +147,16 @@ class Exchange:
     def _end_gift(self) -> Gift | None:
         gift, self._gift = self._gift, None
         if gift is not None:
+            self.deadline = None
             self._reactor.ignore(gift.bell)
             gift.close()
         return gift
 
     def begin_to_read(self) -> None:
         """The task has returned: take its outcome as it arrives."""
+        self._end_gift()
         self.deadline = time.monotonic() + TRANSFER_TIME
         self._writer = None
-        self._end_gift()
         self._listen(self._take, READ)
         self._take()
 

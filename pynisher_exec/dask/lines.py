@@ -124,7 +124,8 @@ class Lines:
             thread.join()
 
     def kill(self) -> None:
-        """Cancel what is not done yet."""
+        """Take no more, and cancel what is not done yet."""
+        self.close()
         for future in list(self._open.values()):
             future.cancel()
 

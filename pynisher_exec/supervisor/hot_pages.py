@@ -54,6 +54,7 @@ def _written_to_by(live: Callable[[], object]) -> list[int]:
         try:
             pid = os.fork()
             if pid == 0:
+                os.close(reading)
                 _be(live, writing)
         finally:
             os.close(writing)
@@ -67,11 +68,13 @@ def _written_to_by(live: Callable[[], object]) -> list[int]:
 
 
 def _be(live: Callable[[], object], done: int) -> None:
-    """In the fork, until it is killed."""
+    """In the fork, until it is killed, or the supervisor has been."""
     try:
         with contextlib.suppress(BaseException):  # what fails here is told by its silence
             live()
             os.write(done, b".")
-            signal.pause()
+            poll = select.poll()
+            poll.register(done, 0)
+            poll.poll()  # its end: nobody reads there any more
     finally:  # it must not go on as a second supervisor
         os._exit(1)

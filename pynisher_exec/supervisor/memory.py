@@ -128,7 +128,7 @@ class MemoryGauge:
         """RssAnon + RssShmem of all. How much of what is shared is no file's is read as it changes.
 
         Resident memory and what of it is shared come from a quick look; the rest is slow to read,
-        and 200 processes are looked at ten times a second.
+        and 200 processes are looked at twenty times a second.
         """
         total, known = 0, self._no_files
         self._no_files = {}

@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import os
+import time
 
 from pynisher_exec.kernel import proc
 
 __all__ = ["Tree", "walk"]
+
+LONGEST = 1.0
+"""Seconds between two walks, whatever is known: root can set the kernel's count back."""
+
+_AT_IMPORT = proc.last_started()
 
 
 def walk() -> list[int]:
@@ -19,21 +25,25 @@ class Tree:
 
     Two walks that have found the same have missed nobody. After those, as long as nothing on the
     machine has started a process or thread, nobody has come; who has gone is for others to see.
-    `child` is one of them, forked just now: the kernel's count has to know of it.
+    `child` is one of them, forked since this module was imported: the kernel's count has to know of
+    it. A sandbox may give a constant.
     """
 
     def __init__(self, child: int) -> None:
         started = proc.last_started()
-        self._knows = started is not None and started >= child
+        self._knows = started is not None and started != _AT_IMPORT and started >= child
         self._started: int | None = None
         self._pids: list[int] = []
         self._is_sure = False
+        self._walked = 0.0
 
     def pids(self) -> list[int]:
         """Those there are, or were when one was started last."""
         started = proc.last_started() if self._knows else None
         unchanged = started is not None and started == self._started
-        if not (unchanged and self._is_sure):
+        now = time.monotonic()
+        if not (unchanged and self._is_sure and now < self._walked + LONGEST):
+            self._walked = now
             found = walk()
             self._is_sure = unchanged and found == self._pids
             self._started, self._pids = started, found
