@@ -1,4 +1,4 @@
-"""Whether what is timed is the real thing: each row asks, in its own process, before it times."""
+"""Whether what is timed is the real thing: rows that time calls ask that first, each for itself."""
 
 from __future__ import annotations
 

@@ -24,7 +24,8 @@ class Tree:
     """The same, walked only where that may find others: 200 processes take milliseconds.
 
     Two walks that have found the same have missed nobody. After those, as long as nothing on the
-    machine has started a process or thread, nobody has come; who has gone is for others to see.
+    machine has started a process or thread, nobody has come, if the kernel is to be believed, which
+    is asked again after a while; who has gone is for others to see.
     `child` is one of them, forked since this module was imported: the kernel's count has to know of
     it. A sandbox may give a constant.
     """
