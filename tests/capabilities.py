@@ -59,7 +59,7 @@ _PROBES = {
         absent(f"landlock ABI {landlock.abi()}, signals need 6")
 """,
     "pinning": """
-    import ctypes, mmap
+    import mmap
     from pynisher_exec.kernel import memory_copy, pages
     memory = mmap.mmap(-1, mmap.PAGESIZE, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     memory[0] = 1

@@ -84,12 +84,7 @@ MODULES = {
     ),
 }
 LONG = (
-    "dask",
-    "dask-added",
-    "dask-100ms",
-    "dask-bulk",
-    "dask-template",
-    "dask-cancel",
+    *MODULES["dask"],
     "fork-2GiB",
     "wall-95",
     "wall-locked",

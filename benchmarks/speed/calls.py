@@ -21,7 +21,7 @@ from pynisher_exec import LimitedProcessExecutor
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["LIMITS", "NOTHING", "PATIENCE", "POOL", "ROWS"]
+__all__ = ["LIMITS", "NOTHING", "PATIENCE", "ROWS"]
 
 PATIENCE = 60
 CALLS = 40

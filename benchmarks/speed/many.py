@@ -143,7 +143,7 @@ def queued_memory(rounds: int) -> Measured:
 
 def queued_time(rounds: int) -> Measured:
     """Microseconds of a queued submit, for each tenth of a queue that grows."""
-    times = [time for _ in range(max(1, rounds // 5)) for time in _submits()]
+    times = [each for _ in range(max(1, rounds // 5)) for each in _submits()]
     return single(times, "us")
 
 

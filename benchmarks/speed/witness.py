@@ -9,10 +9,6 @@ import sys
 import time
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
 
 __all__ = ["Witness"]
 
@@ -44,16 +40,16 @@ class Witness:
         self._folder.cleanup()
 
 
-def main(path: str, wait: Callable[[int], object]) -> None:
+def main(path: str) -> None:
     """Be the witness."""
     with open(os.open(path, os.O_RDWR)) as lines:  # to write as well: so it never ends
         for line in lines:
             pid, begun = line.split()
             descriptor = os.pidfd_open(int(pid))
-            wait(descriptor)
+            select.select([descriptor], [], [])
             print(begun, time.monotonic(), flush=True)
             os.close(descriptor)
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], lambda descriptor: select.select([descriptor], [], []))
+    main(sys.argv[1])

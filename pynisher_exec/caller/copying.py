@@ -34,7 +34,7 @@ class _Copying:
 
     def __init__(self) -> None:
         self.failed = True  # until all has been copied
-        self._stopped = self._ended = self._given_up = False
+        self._stopped = self._given_up = False
         self._lock = threading.Lock()
         self._over = threading.Event()
         self.bell = above_standard(os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK))
@@ -54,10 +54,9 @@ class _Copying:
         finally:
             with self._lock:
                 os.eventfd_write(self.bell, 1)
-                self._ended = True
+                self._over.set()
                 if self._given_up:
                     os.close(self.bell)
-            self._over.set()
 
     def _copy(self) -> None:
         raise NotImplementedError
@@ -74,8 +73,8 @@ class _Copying:
         self._stopped = True
         self._over.wait(_PATIENCE)
         with self._lock:
-            self._given_up = not self._ended  # the thread closes it then, whenever it gets there
-            if self._ended:
+            self._given_up = not self._over.is_set()
+            if not self._given_up:  # else the thread closes it, whenever it gets there
                 os.close(self.bell)
 
 

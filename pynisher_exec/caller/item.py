@@ -209,7 +209,7 @@ class CallWriter:
     def __init__(self, item: Item, segments: Segments) -> None:
         self.kept = [part for part in segments if len(part) >= LEAST_KEPT]
         parts = [Left(len(part), 0) if len(part) >= LEAST_KEPT else part for part in segments]
-        self._frame = FrameWriter(parts if self.kept else segments)
+        self._frame = FrameWriter(parts)
         self._streams = () if item.capture else item.streams or (1, 2)
         self._shared = item.shared
 

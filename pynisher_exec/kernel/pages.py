@@ -15,7 +15,7 @@ from pynisher_exec.kernel import capabilities, libc
 
 if TYPE_CHECKING:
     import io
-    from collections.abc import Collection, Iterator
+    from collections.abc import Collection
 
 __all__ = ["Pin", "copied_by", "may_lock"]
 
@@ -110,22 +110,23 @@ class Pin:
         self._descriptor = libc.syscall(call, 1, ctypes.addressof(parameters))
 
     def hold(self, addresses: Collection[int]) -> None:
-        """Pin the pages there that are mapped and writable; once.
+        """Pin the pages there, which have to be writable; once.
 
         OSError where that cannot be, or is not wise: others may have to lock memory as well; of
         pages that lie in a huge one, a fork would copy all.
         """
         if not may_lock(len(addresses) * SIZE) or _has_huge_pages():
             raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
-        spans = _spans()
         try:
-            self._register(_runs(addresses, spans))
+            self._register(addresses)
         except OSError as error:
-            if error.errno != errno.EOPNOTSUPP:  # Linux before 6.5
+            if error.errno != errno.EOPNOTSUPP:  # Linux before 6.5 pins nothing of a file's mapping
                 raise
-            self._register(_runs(addresses, [span for span in spans if not span.of_file]))
+            spans = [span for span in _spans() if not span.of_file]
+            self._register([at for at in addresses if any(s.begin <= at < s.end for s in spans)])
 
-    def _register(self, runs: list[tuple[int, int]]) -> None:
+    def _register(self, addresses: Collection[int]) -> None:
+        runs = _runs(addresses)
         vector = ctypes.create_string_buffer(b"".join(struct.pack("PN", *run) for run in runs))
         call, place = libc.number("io_uring_register"), ctypes.addressof(vector)
         libc.syscall(call, self._descriptor, _REGISTER_BUFFERS, place, len(runs))
@@ -147,23 +148,13 @@ def _has_huge_pages() -> bool:
         return any(line.startswith(b"AnonHugePages:") and line.split()[1] != b"0" for line in file)
 
 
-def _runs(addresses: Collection[int], spans: list[_Span]) -> list[tuple[int, int]]:
-    """Beginning and length of what lies together, of those pages that are in a span."""
+def _runs(addresses: Collection[int]) -> list[tuple[int, int]]:
+    """Beginning and length of what lies together."""
     runs: list[tuple[int, int]] = []
-    for address in _within(sorted(set(addresses)), spans):
+    for address in sorted(set(addresses)):
         begin, length = runs[-1] if runs else (0, 0)
         if begin + length == address:
             runs[-1] = begin, length + SIZE
         else:
             runs.append((address, SIZE))
     return runs
-
-
-def _within(addresses: list[int], spans: list[_Span]) -> Iterator[int]:
-    remaining = iter(spans)
-    span = next(remaining, None)
-    for address in addresses:
-        while span is not None and span.end <= address:
-            span = next(remaining, None)
-        if span is not None and span.begin <= address:
-            yield address

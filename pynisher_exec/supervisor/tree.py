@@ -31,8 +31,7 @@ class Tree:
     """
 
     def __init__(self, child: int) -> None:
-        started = proc.last_started()
-        self._knows = started is not None and started != _AT_IMPORT and started >= child
+        self._child = child
         self._started: int | None = None
         self._pids: list[int] = []
         self._is_sure = False
@@ -40,8 +39,9 @@ class Tree:
 
     def pids(self) -> list[int]:
         """Those there are, or were when one was started last."""
-        started = proc.last_started() if self._knows else None
-        unchanged = started is not None and started == self._started
+        started = proc.last_started()
+        known = started is not None and started != _AT_IMPORT and started >= self._child
+        unchanged = known and started == self._started
         now = time.monotonic()
         if not (unchanged and self._is_sure and now < self._walked + LONGEST):
             self._walked = now
