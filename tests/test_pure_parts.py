@@ -260,7 +260,7 @@ def test_any_order_of_events_keeps_the_promises(
         assert STAGES.index(watch.stage) >= stage
         stage = STAGES.index(watch.stage)
         deadline = watch.deadline()
-        assert deadline is None or deadline >= 0
+        assert deadline >= 0
     assert sum(isinstance(action, Kill) for action in actions) <= 1
     assert sum(isinstance(action, Soft) for action in actions) <= (grace is not None)
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import os
+import select
 import signal
 import socket
 import subprocess
@@ -16,6 +18,7 @@ import pytest
 from conftest import wait_until
 
 from pynisher_exec import LimitedProcessExecutor, TimeoutException
+from pynisher_exec.supervisor import on_time
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -184,3 +187,21 @@ def test_kill_from_outside_before_the_limit_is_the_cause(tmp_path: Path) -> None
             assert (report.status, report.signal) == ("signal", signal.SIGKILL), report
             late = late or report.wall_time >= 0.6
     assert late, "it always died before the limit"
+
+
+@pytest.mark.parametrize("wait", [0.0, 0.0004, 0.0019, 0.0137, 0.1])
+def test_wait_for_a_limit_is_slept_to_its_end_but_never_ends_early(wait: float) -> None:
+    """Polls of whole milliseconds stop short of the moment, and a sleep does the rest."""
+    due = time.monotonic() + wait
+    polled = 0.0
+    while pause := on_time.until(due, sharp=True):
+        polled += pause
+        select.poll().poll(pause)
+    assert time.monotonic() >= due
+    assert (polled > 0) == (wait > on_time.FINE)
+
+
+def test_nothing_due_is_waited_for_without_end() -> None:
+    """And what is far off for as long as poll(2) can."""
+    assert on_time.until(math.inf, sharp=False) is None
+    assert on_time.until(1e12, sharp=False) == on_time.LONGEST_WAIT * 1000

@@ -308,7 +308,7 @@ class Supervisor(_Sleeper):
 def _check_that_it_sleeps(watching: Watching, since: float) -> None:
     watch = watching._watch  # noqa: SLF001
     due = watch.deadline()
-    assert watch.killed or due is None or due > since
+    assert watch.killed or due > since
 
 
 def _send(line: socket.socket, datagram: bytes, descriptor: int | None) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from itertools import product
 from typing import Any
 
@@ -129,7 +130,7 @@ class WatchModel(RuleBasedStateMachine):
     def wait_until_due(self) -> None:
         """What is due is done, or is due later: a loop that sleeps until then never spins."""
         due = self.watch.deadline()
-        if due is None:
+        if due == math.inf:
             assert self._nothing_can_be_due()
             return
         self.now = max(self.now, due)
@@ -137,7 +138,7 @@ class WatchModel(RuleBasedStateMachine):
             self._read(self.watch.last)
         self._tick()
         later = self.watch.deadline()
-        assert self.watch.killed is not None or later is None or later > self.now
+        assert self.watch.killed is not None or later > self.now
 
     @rule(reading=readings)
     def look(self, reading: Reading) -> None:

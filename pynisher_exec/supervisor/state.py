@@ -233,16 +233,22 @@ class Watch:
         """Whether it is time for a reading."""
         return self._watched() and self._look_at is not None and now >= self._look_at
 
-    def deadline(self) -> float | None:
-        """When `tick` or a reading is due next; None: only an event can change anything."""
-        times = [self._look_at if self._watched() else None]
-        if self.killed is None:
-            times.append(None if self._kill_at is None else self._grace_due())
-            if self._starts() and self.limits.startup_time is not None:
-                times.append(self._since + self.limits.startup_time)
-            if self._kill_at is None and self._bounded() and self.limits.wall_time is not None:
-                times.append(self._wall_due())
-        return min((each for each in times if each is not None), default=None)
+    def deadline(self) -> float:
+        """When `tick` or a reading is due next; never: only an event can change anything."""
+        due = self.end_due()
+        if self._look_at is not None and self._watched():
+            due = min(due, self._look_at)
+        return due
+
+    def end_due(self) -> float:
+        """When the time will be up that the task may take for what it is at."""
+        if self.killed is not None:
+            return math.inf
+        if self._kill_at is not None:
+            return self._grace_due()
+        if self._starts() and self.limits.startup_time is not None:
+            return self._since + self.limits.startup_time
+        return self._wall_due() if self._bounded() else math.inf
 
     def _starts(self) -> bool:
         """Whether `startup_time` runs: until the call is there, and anew until it is loaded."""

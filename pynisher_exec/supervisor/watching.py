@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from pynisher_exec.kernel import pidfd, proc
 from pynisher_exec.limits import Limits
 from pynisher_exec.protocol import messages
-from pynisher_exec.supervisor import kill, output
+from pynisher_exec.supervisor import kill, on_time, output
 from pynisher_exec.supervisor.cpu import SummedClocks
 from pynisher_exec.supervisor.evidence import Account, number_in
 from pynisher_exec.supervisor.gate import Gate
@@ -43,9 +43,6 @@ WORDS_AT_ONCE, MOST_WORDS = 16, 64
 
 What floods its line shall not keep this process from its clocks.
 """
-
-LONGEST_WAIT = 86400.0
-"""Seconds: poll(2) counts milliseconds in an int."""
 
 LINGER = 0.2
 """Seconds after RETURNED at which the caller is asked to read, whatever the outcome's size."""
@@ -164,14 +161,11 @@ class Watching:
         return self._rests or self._child.pidfd in ready
 
     def _timeout(self) -> float | None:
-        """Milliseconds until something is due; poll(2) rounds up, so nothing happens early."""
-        due = [self._watch.deadline(), self._read_at]
+        """Milliseconds until something is due."""
+        due = min(self._watch.deadline(), self._read_at or math.inf)
         if self._gate is not None and self._gate.pending is not None:
-            due.append(time.monotonic() + self._gate.pending)
-        times = [moment for moment in due if moment is not None]
-        if not times:
-            return None
-        return min(max(0.0, min(times) - time.monotonic()), LONGEST_WAIT) * 1000
+            due = min(due, time.monotonic() + self._gate.pending)
+        return on_time.until(due, sharp=due == self._watch.end_due())
 
     def _act(self) -> None:
         """What is due by the clock: a look, a waiting fork, a limit."""
