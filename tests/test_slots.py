@@ -72,6 +72,17 @@ def test_one_more_slot_than_workers_prepares_and_no_more_tasks_run(workers: int)
     assert most_at_once(spans) <= workers
 
 
+def test_slot_beyond_the_workers_is_let_go_once_nothing_waits() -> None:
+    """Its two processes take memory for nothing then; the others stay, ready for what comes."""
+    with LimitedProcessExecutor(2) as executor:
+        spans = list(executor.map(span, repeat(0.01, 30), timeout=PATIENCE))
+        assert slots() == 3
+        wait_until(lambda: slots() == 2, PATIENCE)
+        assert len(list(executor._pool._monitor._slots)) == 2
+        spans += executor.map(span, repeat(0.01, 30), timeout=PATIENCE)
+    assert most_at_once(spans) <= 2
+
+
 @pytest.mark.parametrize("options", [{"max_tasks_per_child": None}, {"context": "fork"}])
 def test_no_slot_is_added_where_it_would_be_of_no_use(options: dict[str, Any]) -> None:
     """A process that is kept needs no successor; one of a context is started for its very call."""

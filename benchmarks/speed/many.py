@@ -114,12 +114,12 @@ def _watched(rounds: int, memory: int) -> Measured:
 
 
 def idle_memory(rounds: int) -> Measured:
-    """PSS of all our processes but the caller, 4 idle slots that have served brief tasks."""
+    """PSS of all our processes but the caller, two seconds after brief tasks in 4 slots."""
     sizes = []
     for _ in range(max(3, rounds // 5)):
         with LimitedProcessExecutor(4, **LIMITS) as executor:
             list(executor.map(time.sleep, [0.02] * 200))
-            time.sleep(1)
+            time.sleep(2)
             sizes.append(sum(map(pss, descendants(os.getpid()))) / MEBIBYTE)
     return single(sizes, "MiB")
 

@@ -19,6 +19,10 @@ __all__ = ["Roster"]
 STARTING_AT_ONCE = 32
 """Slots asked for at one moment: their requests must fit into a template's line."""
 
+SPARE_LINGER = 1.0
+"""Seconds after which one more slot than work at a time is given up: it is of use only while one
+call comes after the other, and 8 MB are in its two processes."""
+
 
 class Roster:
     """A pool's slots, and the bounds on them. A host whose last slot goes is let go of, too."""
@@ -126,12 +130,16 @@ class Roster:
 
     def has_lingered(self, slot: Slot, now: float) -> bool:
         """Whether a slot has had nothing to do for so long that it is given up."""
-        end = slot.lingers_until(self._linger)
+        end = self._lingers_until(slot)
         return end is not None and now >= end
+
+    def _lingers_until(self, slot: Slot) -> float | None:
+        is_surplus = self._most is not None and len(self._slots) > self._most
+        return slot.lingers_until(SPARE_LINGER if is_surplus else self._linger)
 
     @property
     def next_due(self) -> float | None:
         """When the first deadline of a slot is."""
         times = [slot.next_deadline for slot in self._slots.values()]
-        times += [slot.lingers_until(self._linger) for slot in self._slots.values()]
+        times += map(self._lingers_until, self._slots.values())
         return min((each for each in times if each is not None), default=None)
