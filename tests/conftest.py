@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 import capabilities
+import cloudpickle
 import loky.backend.resource_tracker
 import pytest
 from hypothesis import settings
@@ -74,8 +75,16 @@ def pytest_unconfigure() -> None:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def pytest_collection_finish() -> None:
-    """Let the collections between tests pass over what the whole session keeps."""
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Send what test modules define by value: no task has to import pytest for it, in 0.3 s."""
+    for module in {item.getparent(pytest.Module) for item in session.items}:
+        if module is not None:
+            cloudpickle.register_pickle_by_value(module.obj)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def nothing_collected_twice() -> None:
+    """Let the collections between tests pass over what is there already: it may take 0.1 s each."""
     gc.collect()
     gc.freeze()
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import multiprocessing.pool
+import multiprocessing
 import os
 import random
 import resource
@@ -16,6 +16,7 @@ import tempfile
 import threading
 import time
 from functools import partial
+from multiprocessing.pool import ThreadPool
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -325,7 +326,7 @@ def test_lokys_executor_works_in_each_task(executor: LimitedProcessExecutor) -> 
 def keep(kind: str) -> int:
     """Leave something of multiprocessing's to later tasks, after its first use."""
     makers: dict[str, Any] = {
-        "threads": lambda: multiprocessing.pool.ThreadPool(2),
+        "threads": lambda: ThreadPool(2),
         "processes": lambda: multiprocessing.get_context("fork").Pool(2),
         "queue": multiprocessing.Queue,
     }
