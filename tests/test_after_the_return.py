@@ -13,7 +13,8 @@ import socket
 import struct
 import threading
 import time
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import crashes
 import pytest
@@ -22,9 +23,6 @@ from test_hostile_tasks import sockets
 
 from pynisher_exec import LimitedProcessExecutor, PynisherError
 from pynisher_exec.caller import exchange
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 PATIENCE = 40
 
@@ -125,6 +123,8 @@ def return_beside_a_burner(path: str, allocate: bool) -> bytes:
             while time.monotonic() < until:
                 pass
             os._exit(0)
+    while not Path(f"{path}.held").exists():
+        time.sleep(0.001)
     return bytes(4 << 20)
 
 
@@ -148,6 +148,7 @@ def test_limits_stand_while_a_returned_value_waits_to_be_read(
             wait_until_running(future)
             executor.submit(crashes.value).add_done_callback(hold)
             assert held.wait(PATIENCE)
+            Path(f"{pipe}.held").touch()
             pid = burner(reader)
             os.close(reader)
             wait_until(lambda: stat_fields(pid)[:1] in ([], ["Z"]), 10)

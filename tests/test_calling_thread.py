@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 PATIENCE = 30
+BY_REFERENCE = True
 LOCK = threading.RLock()
 
 

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 PATIENCE = 30
+BY_REFERENCE = True
 MIB = 1 << 20
 
 

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
 PATIENCE = 30
+BY_REFERENCE = True
 
 loading, go_on = threading.Event(), threading.Event()
 
