@@ -270,7 +270,8 @@ class Slot:
     def _become_idle(self, generation: int) -> None:
         """A child waits for the call of this number."""
         self._generation = generation
-        self.state, self.deadline, self.idle_since = "idle", None, time.monotonic()
+        if self.state != "idle":  # else another child of its waits from now on
+            self.state, self.deadline, self.idle_since = "idle", None, time.monotonic()
 
     # -- the end ---------------------------------------------------------------------------------
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import array
+import contextlib
 import ctypes
 import errno
 import mmap
@@ -29,7 +30,7 @@ _PRESENT, _OF_FILE, _EXCLUSIVE = 1 << 63, 1 << 61, 1 << 56
 _KIND = _PRESENT | _OF_FILE | _EXCLUSIVE
 """Bits of an entry of /proc/PID/pagemap: a page is there, a file's, nobody else's as well."""
 
-_REGISTER_BUFFERS = 0
+_REGISTER_BUFFERS, _UNREGISTER_BUFFERS = 0, 1
 _LONGEST_PARAMETERS = 256
 
 LOCKED_PART = 64
@@ -131,8 +132,16 @@ class Pin:
         call, place = libc.number("io_uring_register"), ctypes.addressof(vector)
         libc.syscall(call, self._descriptor, _REGISTER_BUFFERS, place, len(runs))
 
+    def release(self) -> None:
+        """Let go of them: the next fork shares them. `close` alone does that some time later."""
+        with contextlib.suppress(OSError):  # none were held
+            libc.syscall(
+                libc.number("io_uring_register"), self._descriptor, _UNREGISTER_BUFFERS, 0, 0
+            )
+        self.close()
+
     def close(self) -> None:
-        """Let go of them; in a fork, of a descriptor that stands for the parent's pages."""
+        """Close a descriptor that, in a fork, stands for the parent's pages."""
         os.close(self._descriptor)
 
 

@@ -56,10 +56,11 @@ class Child:
     In the process itself `forget` closes what is the supervisor's alone. `scope` is Landlock's
     ruleset for it, if there is one; `group` the supervisor's, in which it is born.
 
-    `rest` is a pipe by which a process that serves `max_tasks` (None: any number) says that it
-    waits for the next; None where it serves one. `shares`: places of what it has been given to
-    read, unless it has been seen to have let go of that. `trackers`: resource trackers that tasks
-    have left to it. `stands`: it has been stopped.
+    If it `rehearses`, its first task is faster, for some memory. `rest` is a pipe by which a
+    process that serves `max_tasks` (None: any number) says that it waits for the next; None where
+    it serves one. `shares`: places of what it has been given to read, unless it has been seen to
+    have let go of that. `trackers`: resource trackers that tasks have left to it. `stands`: it has
+    been stopped.
     """
 
     def __init__(
@@ -69,7 +70,9 @@ class Child:
         scope: int | None,
         group: Group,
         inherited: run.Inherited | run.Packed | None,
-        max_tasks: int | None = 1,
+        max_tasks: int | None,
+        *,
+        rehearses: bool,
     ) -> None:
         self.pipes = pipes
         self.shares: set[bytes] = set()
@@ -90,7 +93,8 @@ class Child:
                 if self.rest is not None:
                     os.close(self.rest)
                 run.prepare(scope=scope, inherited=inherited)
-                rehearsal.rehearse_unless_called(stream)
+                if rehearses:
+                    rehearsal.rehearse_unless_called(stream)
             except BaseException:  # noqa: BLE001  (the fork must not go on as a second supervisor)
                 with contextlib.suppress(BaseException):  # stderr may be closed
                     sys.excepthook(*sys.exc_info())

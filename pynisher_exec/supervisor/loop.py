@@ -43,7 +43,11 @@ WARM_UP = 16
 
 BRIEF = 0.1
 """Seconds of a call, below which it is worth some memory and 10 ms, once, that the next ones have a
-millisecond less to do."""
+millisecond less to do: after two such calls, since one may be all for now."""
+
+IDLE = 1.0
+"""Seconds without a call, after which that memory is given back, and 2 MB of a child that has
+rehearsed."""
 
 REST = 0.1
 """Seconds after a call in which threads that it has left may go on unwatched; and seconds after
@@ -120,7 +124,8 @@ class _Slot:
         self._generation = 0
         self._private_tmp = ""
         self._is_warm = False
-        self._was_brief = False
+        self._brief_calls = 0
+        self._is_slim = False
         self._may_pin = options.max_tasks == 1
         self._pinned: Pin | None = None
         self._child: Child | None = None
@@ -143,19 +148,20 @@ class _Slot:
 
     def serve_one(self, scope: int | None) -> bool:
         """Have a child ahead, wait for a call, see it through; False when a child is stuck."""
-        kept = self._child is not None
+        rest = self._rest()
         child = self._child or self._fork(scope)
-        start = self._await_start(child, REST * 1000 if kept else None)
+        start = self._await_start(child, rest)
         if start is None:  # the idle child has died, or has to; another takes its place
             kill.end_tree(kill.ignore, self._options.kill_timeout)
             child.close()
             self._child = None
             return True
-        self._private_tmp = start["private_tmp"]
+        self._private_tmp, self._is_slim = start["private_tmp"], False
         watching = Watching(self._control, self._caller, child, start, self._options, self._group)
         began = clock.monotonic()
         over = watching.see_through()
-        self._was_brief = clock.monotonic() - began < BRIEF
+        is_brief = clock.monotonic() - began < BRIEF
+        self._brief_calls = self._brief_calls + 1 if is_brief else 0
         if watching.keeps:
             self._generation += 1
         else:
@@ -167,16 +173,22 @@ class _Slot:
         if self._pipes.used:
             self._pipes.close()
             self._pipes = Pipes()
-        if self._generation and not self._is_warm:  # the first task: nothing was to hold that up
+        if self._generation and not (self._is_warm or self._is_slim):  # nothing held up the first
             self._is_warm = True
             self._warm_up()
-        if self._was_brief and self._may_pin:
+        if self._brief_calls > 1 and self._may_pin:
             self._may_pin = False
             self._pin(scope)
         most = self._options.max_tasks
         # Kept: what is collected while an exception passes would be closed with a warning.
         child = self._child = Child(
-            self._pipes, self.forget, scope, self._group, self._inherited, most
+            self._pipes,
+            self.forget,
+            scope,
+            self._group,
+            self._inherited,
+            most,
+            rehearses=not self._is_slim,
         )
         self._generation += 1
         messages.send(
@@ -199,11 +211,31 @@ class _Slot:
         with contextlib.suppress(OSError), rehearsal.life(scope, self._pipes.write) as live:
             self._pinned = hot_pages.pin(live)
 
-    def _await_start(self, child: Child, rest: float | None) -> dict[str, Any] | None:
-        """Wait for START; None when the waiting child dies meanwhile, or cannot be kept.
+    def _may_stay(self, child: Child) -> bool:
+        """Whether a child goes on waiting, after `_rest`; what calls have left in it is dealt with.
 
-        `rest` is milliseconds after which what calls before have left in it is stopped. To watch it
-        instead would mean to look again and again for as long as nothing is to be done.
+        If there were none, another waits in its place, without what makes calls faster.
+        """
+        if child.rest is not None:
+            return _calm(child)
+        self._is_slim, self._brief_calls = True, 0
+        if self._pinned is not None:
+            self._pinned.release()
+            self._pinned, self._may_pin = None, True
+        return False
+
+    def _rest(self) -> float | None:
+        """Milliseconds without a call after which something is to be done about the child."""
+        if self._child is not None:
+            return REST * 1000
+        fresh = self._options.max_tasks == 1 and not self._options.single
+        return IDLE * 1000 if fresh and not self._is_slim else None
+
+    def _await_start(self, child: Child, rest: float | None) -> dict[str, Any] | None:
+        """Wait for START; None when the waiting child dies meanwhile, or is not to be kept.
+
+        To watch instead what calls before have left in it would mean to look again and again for as
+        long as nothing is to be done: it is stopped after `rest` milliseconds.
         """
         poll = select.poll()
         for descriptor in (self._control.fileno(), self._caller, child.pidfd):
@@ -221,7 +253,7 @@ class _Slot:
                 return None
             else:
                 rest = None if child.stands else rest
-                if not _calm(child):
+                if not self._may_stay(child):
                     return None
 
     def _hear_start(self) -> dict[str, Any] | None:
