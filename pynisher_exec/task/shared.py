@@ -33,7 +33,7 @@ def accept(descriptors: Sequence[int]) -> None:
     """Take what a call may refer to."""
     global _before  # noqa: PLW0603  (of the call that is being loaded)
     _descriptors[:] = descriptors
-    _before = proc.shared_memory(os.getpid()) if descriptors else 0
+    _before = proc.own_shared_memory() if descriptors else 0
 
 
 def attach(number: int, spans: Spans) -> Any:
