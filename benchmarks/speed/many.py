@@ -224,7 +224,15 @@ ROWS = (
     ),
     Row("watched", "a task of 200 processes: its supervisor", "", 15, 5, watched, how=ONE),
     Row("watched-near", "the same, 2 GiB in view, limit 1 GiB", "", 15, 5, watched_near, how=ONE),
-    Row("idle", "idle executor with 4 slots", "", 40, 25, idle_memory, how="max_workers=4"),
+    Row(
+        "idle",
+        "idle executor with 4 slots",
+        "",
+        40,
+        25,
+        idle_memory,
+        how="max_workers=4, two seconds after 200 brief tasks",
+    ),
     Row("queue", "a queued submit: memory", "", 3, 2, queued_memory, how=QUEUED),
     Row("queue-time", "a queued submit: time", "", 20, 10, queued_time, how=QUEUED),
     Row(

@@ -1,7 +1,8 @@
 """The life of a slot supervisor: forks a child ahead, waits for its START, has it watched.
 
     idle:     a child waits for a call; its stream has gone to the caller with READY, or is still
-              there from the call before, and then what that has left is stopped after a while
+              there from the call before, and then what that has left is stopped after a while;
+              else another waits in its place after a while, which takes less memory
     watching: from START to the end of the child, see `watching`
     after:    everything below is killed and reaped to ECHILD, or all but a child that waits for its
               next call, and its resource trackers; then ENDED tells the evidence
