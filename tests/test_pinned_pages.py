@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import plain
 import pytest
 from capabilities import requires
-from conftest import descendant_pids, name_of, wait_until
+from conftest import descendant_pids, name_of, stat_fields, wait_until
 
 from pynisher_exec import LimitedProcessExecutor
 from pynisher_exec.kernel import capabilities, pages
@@ -166,6 +166,13 @@ def own_memory(pid: int) -> int:
     return 0
 
 
+def note_pid(path: Path) -> int:
+    """Write down who has run this."""
+    with path.open("a") as file:
+        file.write(f"{os.getpid()}\n")
+    return os.getpid()
+
+
 def stop() -> None:
     """Never come to an end."""
     os.kill(os.getpid(), signal.SIGSTOP)
@@ -201,6 +208,20 @@ def test_slot_without_calls_gives_back_what_makes_them_fast() -> None:
         wait_until(lambda: [pid for pid in tasks() if 0 < own_memory(pid) < 0.7 * most])
         later = [executor.submit(plain.faults).result(PATIENCE) for _ in range(12)]
     assert max(later[-4:]) < 0.75 * counts[0], (counts, later)
+
+
+def test_call_that_comes_as_its_child_is_to_be_replaced_runs_once(tmp_path: Path) -> None:
+    """The child stands still before it is killed, and so has not begun what has just been sent."""
+    note = tmp_path / "note"
+    with LimitedProcessExecutor(1, wall_time=60, preload=[]) as executor:
+        for number in range(3):
+            executor.submit(os.getpid).result(PATIENCE)
+            (waiting,) = wait_until(
+                lambda: [pid for pid in tasks() if stat_fields(pid)[:1] == ["T"]]
+            )
+            ran_in = executor.submit(note_pid, note).result(PATIENCE)
+            assert ran_in == waiting
+            assert len(note.read_text().split()) == number + 1
 
 
 @requires("pinning")

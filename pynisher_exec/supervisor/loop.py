@@ -46,8 +46,8 @@ BRIEF = 0.1
 """Seconds of a call, below which it is worth some memory and 10 ms, once, that the next ones have a
 millisecond less to do: after two such calls, since one may be all for now."""
 
-IDLE = 1.0
-"""Seconds without a call, after which that memory is given back, and 2 MB of a child that has
+IDLE = 0.5
+"""Seconds without a call, after twice which that memory is given back, and 2 MB of a child that has
 rehearsed."""
 
 REST = 0.1
@@ -215,9 +215,11 @@ class _Slot:
     def _may_stay(self, child: Child) -> bool:
         """Whether a child goes on waiting, after `_rest`; what calls have left in it is dealt with.
 
-        If there were none, another waits in its place, without what makes calls faster.
+        If there were none, another takes its place, without what makes calls faster: the next time,
+        since only a child that stands still can be killed as one that has not begun a call, which
+        may be on its way.
         """
-        if child.rest is not None:
+        if child.rest is not None or not child.stands:
             return _calm(child)
         self._is_slim, self._brief_calls = True, 0
         if self._pinned is not None:
