@@ -157,6 +157,11 @@ def tasks() -> list[int]:
     return [pid for pid in descendant_pids() if name_of(pid) == "limit-task"]
 
 
+def standing() -> list[int]:
+    """Those of them that have been stopped."""
+    return [pid for pid in tasks() if stat_fields(pid)[:1] == ["T"]]
+
+
 def own_memory(pid: int) -> int:
     """KiB that are no other process's; 0 when it has gone."""
     with contextlib.suppress(OSError):
@@ -216,9 +221,7 @@ def test_call_that_comes_as_its_child_is_to_be_replaced_runs_once(tmp_path: Path
     with LimitedProcessExecutor(1, wall_time=60, preload=[]) as executor:
         for number in range(3):
             executor.submit(os.getpid).result(PATIENCE)
-            (waiting,) = wait_until(
-                lambda: [pid for pid in tasks() if stat_fields(pid)[:1] == ["T"]]
-            )
+            (waiting,) = wait_until(standing)
             ran_in = executor.submit(note_pid, note).result(PATIENCE)
             assert ran_in == waiting
             assert len(note.read_text().split()) == number + 1
