@@ -60,9 +60,9 @@ def view(descriptor: int, length: int) -> memoryview:
     """Map all of it, privately, for as long as the view is used. OSError for want of room."""
     if not length:
         return memoryview(b"")
-    address = _map(descriptor, length, mmap.MAP_PRIVATE)
+    address, *room = _map(descriptor, length, mmap.MAP_PRIVATE)
     mapped = (ctypes.c_char * length).from_address(address)
-    weakref.finalize(mapped, _unmap, address, length).atexit = False
+    weakref.finalize(mapped, _unmap, *room).atexit = False
     return memoryview(mapped)
 
 
@@ -73,21 +73,22 @@ def _write(descriptor: int, place: int, part: memoryview) -> None:
 
 
 def _collapse(descriptor: int, length: int) -> None:
-    address = _map(descriptor, length, mmap.MAP_SHARED)
+    address, *room = _map(descriptor, length, mmap.MAP_SHARED)
     try:
         libc.syscall(libc.number("madvise"), address, length, _MADV_COLLAPSE)
     finally:
-        _unmap(address, length)
+        _unmap(*room)
 
 
 def _unmap(address: int, length: int) -> None:
     libc.syscall(libc.number("munmap"), address, length)
 
 
-def _map(descriptor: int, length: int, kind: int) -> int:
-    """Map it at a multiple of a huge page, where the kernel can use those; give the address.
+def _map(descriptor: int, length: int, kind: int) -> tuple[int, int, int]:
+    """Map it at a multiple of a huge page, where the kernel can use those.
 
-    For that, more is reserved at first than is needed; what lies around it is given back.
+    For that, more is reserved than is needed: addresses, and no memory. Gives the address, and
+    address and length of what is to be unmapped with it.
     """
     call, access = libc.number("mmap"), mmap.PROT_READ | mmap.PROT_WRITE
     room, flags = length + HUGE_PAGE, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_NORESERVE
@@ -98,8 +99,4 @@ def _map(descriptor: int, length: int, kind: int) -> int:
     except OSError:
         _unmap(address, room)
         raise
-    end = aligned + -(-length // mmap.PAGESIZE) * mmap.PAGESIZE
-    _unmap(end, address + room - end)
-    if aligned > address:  # of no bytes there is no unmapping
-        _unmap(address, aligned - address)
-    return aligned
+    return aligned, address, room
