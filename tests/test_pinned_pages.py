@@ -21,7 +21,7 @@ from conftest import descendant_pids, name_of, stat_fields, wait_until
 from pynisher_exec import LimitedProcessExecutor
 from pynisher_exec.kernel import capabilities, pages
 from pynisher_exec.kernel.memory_copy import HUGE_PAGE, address_of, room
-from pynisher_exec.supervisor import hot_pages
+from pynisher_exec.supervisor import hot_pages, loop
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -157,7 +157,7 @@ def tasks() -> list[int]:
     return [pid for pid in descendant_pids() if name_of(pid) == "limit-task"]
 
 
-def standing() -> list[int]:
+def stopped() -> list[int]:
     """Those of them that have been stopped."""
     return [pid for pid in tasks() if stat_fields(pid)[:1] == ["T"]]
 
@@ -215,16 +215,50 @@ def test_slot_without_calls_gives_back_what_makes_them_fast() -> None:
     assert max(later[-4:]) < 0.75 * counts[0], (counts, later)
 
 
-def test_call_that_comes_as_its_child_is_to_be_replaced_runs_once(tmp_path: Path) -> None:
-    """The child stands still before it is killed, and so has not begun what has just been sent."""
-    note = tmp_path / "note"
+def test_slot_without_calls_has_a_child_that_has_not_rehearsed() -> None:
+    """After a call too long for its pages to be pinned."""
     with LimitedProcessExecutor(1, wall_time=60, preload=[]) as executor:
-        for number in range(3):
-            executor.submit(os.getpid).result(PATIENCE)
-            (waiting,) = wait_until(standing)
-            ran_in = executor.submit(note_pid, note).result(PATIENCE)
-            assert ran_in == waiting
-            assert len(note.read_text().split()) == number + 1
+        executor.submit(time.sleep, 0.15).result(PATIENCE)
+        (standing,) = wait_until(stopped)
+        most = own_memory(standing)
+        (slim,) = wait_until(lambda: [pid for pid in tasks() if pid != standing])
+        assert own_memory(slim) < 0.8 * most
+
+
+def test_call_for_a_child_that_stands_is_run_by_it() -> None:
+    """It goes on."""
+    with LimitedProcessExecutor(1, wall_time=60, preload=[]) as executor:
+        executor.submit(os.getpid).result(PATIENCE)
+        wait_until(stopped)
+        assert executor.submit(abs, -1).result(PATIENCE) == 1
+
+
+@pytest.mark.parametrize("signum", [signal.SIGCONT, 0])
+def test_calls_that_come_as_a_child_is_replaced_run_once(signum: int, tmp_path: Path) -> None:
+    """Whether it stands still, or somebody has let it go on, it has not begun what is sent anew."""
+    notes = [tmp_path / str(number) for number in range(16)]
+    with LimitedProcessExecutor(len(notes), preload=[]) as executor:
+        list(executor.map(time.sleep, [0.2] * len(notes), timeout=PATIENCE))
+        standing = wait_until(lambda: (found := stopped()) * (len(found) >= len(notes)))
+        for pid in standing:
+            os.kill(pid, signum)
+        wait_until(lambda: len(set(standing) & set(tasks())) < len(standing))
+        pids = list(executor.map(note_pid, notes, timeout=PATIENCE))
+    assert [note.read_text().split() for note in notes] == [[str(pid)] for pid in pids]
+
+
+def test_child_that_cannot_be_replaced_stays() -> None:
+    """The supervisor has no descriptor left, and its slot is as good as ever."""
+    with LimitedProcessExecutor(1, preload=[]) as executor:
+        executor.submit(abs, -1).result(PATIENCE)
+        (waiting,) = wait_until(stopped)
+        supervisor = int(stat_fields(waiting)[1])
+        before = resource.prlimit(supervisor, resource.RLIMIT_NOFILE)
+        resource.prlimit(supervisor, resource.RLIMIT_NOFILE, (3, before[1]))
+        time.sleep(1.5 * loop.IDLE)  # nothing tells that it has tried
+        assert stopped() == [waiting]
+        resource.prlimit(supervisor, resource.RLIMIT_NOFILE, before)
+        assert executor.submit(os.getpid).result(PATIENCE) == waiting
 
 
 @requires("pinning")

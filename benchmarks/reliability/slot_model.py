@@ -335,7 +335,12 @@ class _Monitor(Monitor):
             assert not copied or self._model.said_taken  # else it may be another process's
         super().finished(slot, item, ending)
 
-    def requeue(self, item: Item, slot: Slot | None = None) -> None:  # noqa: ARG002 - as declared
+    def requeue(
+        self,
+        item: Item,
+        slot: Slot | None = None,  # noqa: ARG002 - as declared, both
+        tries: int = 1,  # noqa: ARG002
+    ) -> None:
         self._model.answer(item, "requeue")
 
     def _conclude(self, item: Item, ending: Ending) -> None:

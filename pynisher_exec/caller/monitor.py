@@ -295,14 +295,14 @@ class Monitor:
             return
         self._conclude(item, ending)
 
-    def requeue(self, item: Item, slot: Slot | None = None) -> None:
+    def requeue(self, item: Item, slot: Slot | None = None, tries: int = 1) -> None:
         """The call never began: it comes first again, unless it has been cancelled."""
         if self._bound and slot is not None:  # that was for this very call, and has no other use
             self._slots.retire(slot)
-        if item.cancelled or item.tries >= MOST_TRIES:
+        item.tries += tries
+        if item.cancelled or item.tries > MOST_TRIES:
             self._conclude(item, Ending({"stage": "waiting"}))
             return
-        item.tries += 1
         self._begun.add(item)  # its future runs already, whoever shuts down
         self._inbox.put_back(item)
 
@@ -392,8 +392,7 @@ class Monitor:
                 self._run(slot, slot.item)
             if slot.due(now):
                 self._pass_deadline(slot, now)
-            elif self._slots.has_lingered(slot, now):
-                self._slots.retire(slot)
+        self._slots.give_up_idle(now)
         self._hosts.end_late_scouts(now)
 
     def _pass_deadline(self, slot: Slot, now: float) -> None:

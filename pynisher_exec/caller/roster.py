@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from operator import attrgetter
 from typing import TYPE_CHECKING
 
@@ -19,9 +20,13 @@ __all__ = ["Roster"]
 STARTING_AT_ONCE = 32
 """Slots asked for at one moment: their requests must fit into a template's line."""
 
-SPARE_LINGER = 1.0
-"""Seconds after which one more slot than work at a time is given up: it is of use only while one
-call comes after the other, and 8 MB are in its two processes."""
+SPARE_LINGER, LONGEST_LINGER = 1.0, 60.0
+"""Seconds in which no call has come or gone, after which one more slot than work at a time is given
+up: it is of use only while one call comes after the other, and 8 MB are in its two processes. Twice
+as many each time."""
+
+READY_AFTER = 0.005
+"""Seconds after which a slot's child has done what it can do before its call."""
 
 
 class Roster:
@@ -33,6 +38,7 @@ class Roster:
         self._spare = int(options.max_tasks == 1 and options.context is None)
         self._max_memory = options.max_memory
         self._linger = options.linger
+        self._spare_linger = SPARE_LINGER
         self._hosts = hosts
         self._slots: dict[int, Slot] = {}
 
@@ -68,10 +74,16 @@ class Roster:
         return slot is not None
 
     def idle(self, key: Key) -> Slot | None:
-        """Give the slot that has waited longest for a call of this key: its child is readiest."""
+        """Give the slot for a call of this key that has worked last, of those whose child is ready.
+
+        So those that are not needed have nothing to do for long, and take less memory.
+        """
         slots = self._slots.values()
-        fitting = (slot for slot in slots if slot.state == "idle" and slot.key == key)
-        return min(fitting, key=attrgetter("idle_since"), default=None)
+        fitting = [slot for slot in slots if slot.state == "idle" and slot.key == key]
+        before = time.monotonic() - READY_AFTER
+        ready = [slot for slot in fitting if slot.idle_since <= before]
+        since = attrgetter("idle_since")
+        return max(ready, key=since) if ready else min(fitting, key=since, default=None)
 
     def all_work(self) -> bool:
         """Whether as many tasks run as may, or what they have left may still be there."""
@@ -128,18 +140,28 @@ class Roster:
             slot.close()
         self._slots.clear()
 
-    def has_lingered(self, slot: Slot, now: float) -> bool:
-        """Whether a slot has had nothing to do for so long that it is given up."""
-        end = self._lingers_until(slot)
-        return end is not None and now >= end
+    def give_up_idle(self, now: float) -> None:
+        """Let those go that have had nothing to do for too long."""
+        for slot in self:
+            end = slot.lingers_until(self._linger)
+            if end is not None and now >= end:
+                self.retire(slot)
+        end = self._surplus_until()
+        if end is not None and now >= end:
+            self.retire_idle()
+            self._spare_linger = min(2 * self._spare_linger, LONGEST_LINGER)
 
-    def _lingers_until(self, slot: Slot) -> float | None:
-        is_surplus = self._most is not None and len(self._slots) > self._most
-        return slot.lingers_until(SPARE_LINGER if is_surplus else self._linger)
+    def _surplus_until(self) -> float | None:
+        """When one slot more than work at a time is of no use any more."""
+        if self._most is None or len(self._slots) <= self._most:
+            return None
+        idle = [slot.idle_since for slot in self._slots.values() if slot.state == "idle"]
+        return max(idle) + self._spare_linger if len(idle) == len(self._slots) else None
 
     @property
     def next_due(self) -> float | None:
         """When the first deadline of a slot is."""
         times = [slot.next_deadline for slot in self._slots.values()]
-        times += map(self._lingers_until, self._slots.values())
+        times += [slot.lingers_until(self._linger) for slot in self._slots.values()]
+        times.append(self._surplus_until())
         return min((each for each in times if each is not None), default=None)

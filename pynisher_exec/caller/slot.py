@@ -41,7 +41,7 @@ class Keeper(Protocol):
     def finished(self, slot: Slot, item: Item, ending: Ending) -> None:
         """The task's tree has gone."""
 
-    def requeue(self, item: Item, slot: Slot | None = None) -> None:
+    def requeue(self, item: Item, slot: Slot | None = None, tries: int = 1) -> None:
         """The call never began: its child had died while it waited."""
 
     def lost(self, slot: Slot) -> None:
@@ -246,7 +246,7 @@ class Slot:
         if fields.get("unstarted"):
             exchange.close()
             self._become_idle(fields["next_generation"])  # the child after it is there already
-            self._keeper.requeue(item, self)
+            self._keeper.requeue(item, self, tries=0 if fields.get("replaced") else 1)
             return
         exchange.read_rest()
         ending = Ending(fields, exchange.outcome, exchange.trouble, _output_of(message))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import socket
 import sys
 from typing import TYPE_CHECKING
 
@@ -131,6 +132,20 @@ class Child:
             self.stands = False
             with contextlib.suppress(OSError):
                 pidfd.send_signal(self.pidfd, signal.SIGCONT)
+
+    def has_spoken(self) -> bool:
+        """Whether it has said something that nobody has heard: then it has begun a call."""
+        try:
+            return bool(self.line.recv(1, socket.MSG_PEEK))
+        except OSError:
+            return False
+
+    def end(self) -> None:
+        """Kill and reap it, and let go of everything: it has just been forked."""
+        os.kill(self.pid, signal.SIGKILL)
+        os.waitpid(self.pid, 0)
+        self.stream.close()
+        self.close()
 
     def close(self) -> None:
         """Let go of everything but the pipes; the process has been reaped."""

@@ -43,12 +43,13 @@ WARM_UP = 16
 """Times that code must have run for CPython to have specialized it, so that no fork has to."""
 
 BRIEF = 0.1
-"""Seconds of a call, below which it is worth some memory and 10 ms, once, that the next ones have a
+"""Seconds of a call, below which it is worth 5 MB of memory and 10 ms that the next ones have a
 millisecond less to do: after two such calls, since one may be all for now."""
 
-IDLE = 0.5
-"""Seconds without a call, after twice which that memory is given back, and 2 MB of a child that has
-rehearsed."""
+IDLE, LONGEST_IDLE = 0.5, 60.0
+"""Seconds without a call, after twice which that memory is given back, and 1 MB of the child, which
+has rehearsed. Twice as many each time: where calls come every now and then, it costs more to give
+it back and to take it again."""
 
 REST = 0.1
 """Seconds after a call in which threads that it has left may go on unwatched; and seconds after
@@ -127,6 +128,8 @@ class _Slot:
         self._is_warm = False
         self._brief_calls = 0
         self._is_slim = False
+        self._patience = IDLE
+        self._keeps = False
         self._may_pin = options.max_tasks == 1
         self._pinned: Pin | None = None
         self._child: Child | None = None
@@ -149,13 +152,13 @@ class _Slot:
 
     def serve_one(self, scope: int | None) -> bool:
         """Have a child ahead, wait for a call, see it through; False when a child is stuck."""
-        rest = self._rest()
         child = self._child or self._fork(scope)
-        start = self._await_start(child, rest)
-        if start is None:  # the idle child has died, or has to; another takes its place
+        start = self._await_start(child, scope)
+        if start is None and self._child is child:  # it has died, or has to
             kill.end_tree(kill.ignore, self._options.kill_timeout)
             child.close()
             self._child = None
+        if start is None:  # another takes its place
             return True
         self._private_tmp, self._is_slim = start["private_tmp"], False
         watching = Watching(self._control, self._caller, child, start, self._options, self._group)
@@ -163,7 +166,8 @@ class _Slot:
         over = watching.see_through()
         is_brief = clock.monotonic() - began < BRIEF
         self._brief_calls = self._brief_calls + 1 if is_brief else 0
-        if watching.keeps:
+        self._keeps = watching.keeps
+        if self._keeps:
             self._generation += 1
         else:
             self._child = None
@@ -174,23 +178,29 @@ class _Slot:
         if self._pipes.used:
             self._pipes.close()
             self._pipes = Pipes()
-        if self._generation and not (self._is_warm or self._is_slim):  # nothing held up the first
+        if self._generation and not self._is_warm:  # the first task: nothing was to hold that up
             self._is_warm = True
             self._warm_up()
         if self._brief_calls > 1 and self._may_pin:
             self._may_pin = False
             self._pin(scope)
-        most = self._options.max_tasks
         # Kept: what is collected while an exception passes would be closed with a warning.
-        child = self._child = Child(
+        child = self._child = self._bear(scope)
+        self._announce(child)
+        return child
+
+    def _bear(self, scope: int | None) -> Child:
+        return Child(
             self._pipes,
             self.forget,
             scope,
             self._group,
             self._inherited,
-            most,
+            self._options.max_tasks,
             rehearses=not self._is_slim,
         )
+
+    def _announce(self, child: Child) -> None:
         self._generation += 1
         messages.send(
             self._control,
@@ -201,7 +211,6 @@ class _Slot:
             supervisor=os.getpid(),
         )
         child.stream.close()
-        return child
 
     def _warm_up(self) -> None:
         for _ in range(WARM_UP):
@@ -212,37 +221,55 @@ class _Slot:
         with contextlib.suppress(OSError), rehearsal.life(scope, self._pipes.write) as live:
             self._pinned = hot_pages.pin(live)
 
-    def _may_stay(self, child: Child) -> bool:
+    def _may_stay(self, child: Child, scope: int | None) -> bool:
         """Whether a child goes on waiting, after `_rest`; what calls have left in it is dealt with.
 
-        If there were none, another takes its place, without what makes calls faster: the next time,
-        since only a child that stands still can be killed as one that has not begun a call, which
-        may be on its way.
+        If there were none, another takes its place, the next time: a call may be on its way, and
+        only a child that stands still has surely not begun it.
         """
         if child.rest is not None or not child.stands:
             return _calm(child)
         self._is_slim, self._brief_calls = True, 0
+        self._patience = min(2 * self._patience, LONGEST_IDLE)
         if self._pinned is not None:
             self._pinned.release()
             self._pinned, self._may_pin = None, True
-        return False
+        return not self._replace(child, scope)
 
-    def _rest(self) -> float | None:
+    def _replace(self, child: Child, scope: int | None) -> bool:
+        """Have another child wait; False where there is none to be had, or a call for this one."""
+        try:
+            other = self._bear(scope)
+        except OSError:
+            return False
+        child.stop()  # somebody may have let it go on
+        if select.select([self._control], [], [], 0)[0]:
+            other.end()
+            return False
+        kill.end_tree(kill.ignore, self._options.kill_timeout, spared={other.pid})
+        child.close()
+        self._child = other
+        self._announce(other)
+        return True
+
+    def _rest(self, child: Child) -> float | None:
         """Milliseconds without a call after which something is to be done about the child."""
-        if self._child is not None:
+        if self._keeps:
             return REST * 1000
-        fresh = self._options.max_tasks == 1 and not self._options.single
-        return IDLE * 1000 if fresh and not self._is_slim else None
+        lasts = child.rest is not None or self._is_slim or self._options.single
+        return None if lasts else self._patience * 1000
 
-    def _await_start(self, child: Child, rest: float | None) -> dict[str, Any] | None:
-        """Wait for START; None when the waiting child dies meanwhile, or is not to be kept.
+    def _await_start(self, child: Child, scope: int | None) -> dict[str, Any] | None:
+        """Wait for START; None when the waiting child has died, or is not to be kept.
 
         To watch instead what calls before have left in it would mean to look again and again for as
-        long as nothing is to be done: it is stopped after `rest` milliseconds.
+        long as nothing is to be done: it is stopped after a while.
         """
+        rest = self._rest(child)
         poll = select.poll()
-        for descriptor in (self._control.fileno(), self._caller, child.pidfd):
-            poll.register(descriptor, select.POLLIN)
+        poll.register(self._control, select.POLLIN)
+        poll.register(self._caller, select.POLLIN)
+        poll.register(child.pidfd, select.POLLIN)
         while True:
             ready = {descriptor for descriptor, _ in poll.poll(rest)}
             if self._control.fileno() in ready:
@@ -253,10 +280,12 @@ class _Slot:
             elif self._caller in ready:
                 raise CallerGone
             elif child.pidfd in ready:
-                return None
+                poll.unregister(child.pidfd)
+                if not child.has_spoken():  # else its START has come since `poll` looked for that
+                    return None
             else:
                 rest = None if child.stands else rest
-                if not self._may_stay(child):
+                if not self._may_stay(child, scope):
                     return None
 
     def _hear_start(self) -> dict[str, Any] | None:
@@ -279,6 +308,7 @@ class _Slot:
             generation=generation,
             next_generation=self._generation,
             unstarted=True,
+            replaced=self._is_slim,
         )
 
 

@@ -9,9 +9,12 @@ from __future__ import annotations
 import gc
 import random
 import sys
+import tempfile
 from typing import Any
 
 __all__ = ["note", "reseed", "unknown"]
+
+_Names: Any = tempfile._RandomNameSequence  # type: ignore[attr-defined]  # noqa: SLF001
 
 _CHOSEN = 96
 """Bits: seeds of at most so many have been chosen by somebody; numpy itself takes 128."""
@@ -58,11 +61,10 @@ def unknown() -> int:
 
     Its global one is, `tempfile` makes new ones in a fork, and the system's have none.
     """
-    names = getattr(sys.modules.get("tempfile"), "_RandomNameSequence", None)
     known, found = set(), []
     for each in gc.get_objects():
         kind = type(each)
-        if kind is names:
+        if kind is _Names:
             known.add(id(vars(each).get("_rng")))
         elif issubclass(kind, random.Random) and not issubclass(kind, random.SystemRandom):
             found.append(id(each))
