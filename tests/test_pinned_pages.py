@@ -162,6 +162,12 @@ def stopped() -> list[int]:
     return [pid for pid in tasks() if stat_fields(pid)[:1] == ["T"]]
 
 
+def only_one_not_in(before: set[int]) -> list[int]:
+    """The only one of them, if there is one and it was not there before."""
+    now = tasks()
+    return now if len(now) == 1 and before.isdisjoint(now) else []
+
+
 def own_memory(pid: int) -> int:
     """KiB that are no other process's; 0 when it has gone."""
     with contextlib.suppress(OSError):
@@ -218,11 +224,13 @@ def test_slot_without_calls_gives_back_what_makes_them_fast() -> None:
 def test_slot_without_calls_has_a_child_that_has_not_rehearsed() -> None:
     """After a call too long for its pages to be pinned."""
     with LimitedProcessExecutor(1, wall_time=60, preload=[]) as executor:
+        files = executor.submit(plain.open_files).result(PATIENCE)
         executor.submit(time.sleep, 0.15).result(PATIENCE)
-        (standing,) = wait_until(stopped)
-        most = own_memory(standing)
-        (slim,) = wait_until(lambda: [pid for pid in tasks() if pid != standing])
+        most = own_memory(wait_until(stopped)[0])
+        before = set(tasks())
+        (slim,) = wait_until(lambda: only_one_not_in(before))
         assert own_memory(slim) < 0.8 * most
+        assert len(executor.submit(plain.open_files).result(PATIENCE)) == len(files)
 
 
 def test_call_for_a_child_that_stands_is_run_by_it() -> None:

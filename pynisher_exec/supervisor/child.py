@@ -133,6 +133,11 @@ class Child:
             with contextlib.suppress(OSError):
                 pidfd.send_signal(self.pidfd, signal.SIGCONT)
 
+    def renew_clock(self, group: Group) -> None:
+        """Count from now on: what is reaped of others meanwhile is none of its."""
+        self.clock.close()
+        self.clock = cpu.open_clock(self.pid, group)
+
     def has_spoken(self) -> bool:
         """Whether it has said something that nobody has heard: then it has begun a call."""
         try:

@@ -143,6 +143,8 @@ class _Slot:
         os.close(self._caller)
         if self._pinned is not None:
             self._pinned.close()
+        if self._child is not None:  # whose place this one takes
+            self._child.close()
 
     def abandon(self) -> None:
         """Nobody wants an account any more: end what is there."""
@@ -157,7 +159,7 @@ class _Slot:
         if start is None and self._child is child:  # it has died, or has to
             kill.end_tree(kill.ignore, self._options.kill_timeout)
             child.close()
-            self._child = None
+            self._child, self._keeps = None, False
         if start is None:  # another takes its place
             return True
         self._private_tmp, self._is_slim = start["private_tmp"], False
@@ -248,6 +250,7 @@ class _Slot:
             return False
         kill.end_tree(kill.ignore, self._options.kill_timeout, spared={other.pid})
         child.close()
+        other.renew_clock(self._group)
         self._child = other
         self._announce(other)
         return True
