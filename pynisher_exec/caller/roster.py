@@ -79,7 +79,8 @@ class Roster:
         So those that are not needed have nothing to do for long, and take less memory.
         """
         slots = self._slots.values()
-        fitting = [slot for slot in slots if slot.state == "idle" and slot.key == key]
+        idle = (slot for slot in slots if slot.state == "idle" and slot.key == key)
+        fitting = [slot for slot in idle if not self._is_outdone(slot)]
         before = time.monotonic() - READY_AFTER
         ready = [slot for slot in fitting if slot.idle_since <= before]
         since = attrgetter("idle_since")
@@ -144,12 +145,19 @@ class Roster:
         """Let those go that have had nothing to do for too long."""
         for slot in self:
             end = slot.lingers_until(self._linger)
-            if end is not None and now >= end:
+            if (end is not None and now >= end) or self._is_outdone(slot):
                 self.retire(slot)
         end = self._surplus_until()
         if end is not None and now >= end:
             self.retire_idle()
             self._spare_linger = min(2 * self._spare_linger, LONGEST_LINGER)
+
+    def _is_outdone(self, slot: Slot) -> bool:
+        """Whether it has nothing to do, and others have come up that have more imported ahead."""
+        if slot.state != "idle" or not slot.host.outdated:
+            return False
+        others = (each for each in self._slots.values() if each.key == slot.key)
+        return any(each.idle_since and not each.host.outdated for each in others)
 
     def _surplus_until(self) -> float | None:
         """When one slot more than work at a time is of no use any more."""
