@@ -82,10 +82,11 @@ def strike_parents(caller: int, sibling: int) -> list[str]:
 
 
 def tell_pid_and_stay(path: str) -> int:
-    """Be another task."""
+    """Be another task, until somebody has opened the other pipe."""
     with open(path, "w", encoding="ascii") as file:
         file.write(str(os.getpid()))
-    time.sleep(2)
+    with open(f"{path}.end", encoding="ascii") as file:
+        file.read()
     return os.getpid()
 
 
@@ -200,10 +201,13 @@ import tempfile
 with LimitedProcessExecutor(2, context={context!r}) as executor:
     path = tempfile.mktemp()
     os.mkfifo(path)
-    other = executor.submit(jails.tell_pid_and_stay, path)
+    os.mkfifo(path + ".end")
+    other = executor.limit(wall_time=60).submit(jails.tell_pid_and_stay, path)
     sibling = int(open(path).read())
-    os.unlink(path)
     print(executor.submit(jails.strike_parents, os.getpid(), sibling).result(60))
+    open(path + ".end", "w").close()
+    os.unlink(path)
+    os.unlink(path + ".end")
     print(other.result(60) == sibling and answers(executor))
 """
     name = f"a task strikes supervisor, template, caller and another task, context {context}"
