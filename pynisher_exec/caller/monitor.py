@@ -372,7 +372,7 @@ class Monitor:
         return not charged
 
     def host_outdated(self, host: Host, *, trusted: bool) -> None:
-        """Another has taken its place: what runs goes on; what comes up serves one more, if fit."""
+        """Another takes its place: what runs goes on; what is up first serves one more, if fit."""
         for slot in self._slots.of(host):
             if slot.state == "idle" or (slot.state == "starting" and not trusted):
                 self._slots.retire(slot)

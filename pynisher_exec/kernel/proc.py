@@ -270,9 +270,7 @@ def own_memory(spared: int = 0, before: int = 0) -> OwnMemory:
 
 def own_shared_memory() -> int:
     """`shared_memory` of this process, which is alive: for what stands before a function."""
-    text = _read("/proc/self/status")
-    found = text[text.find(b"RssShmem:") :].split(None, 2)
-    return int(found[1]) << 10 if found else 0
+    return _sizes("/proc/self/status", (b"RssShmem:",))[0]
 
 
 def shared_memory(pid: int) -> int:

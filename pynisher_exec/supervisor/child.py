@@ -149,7 +149,6 @@ class Child:
         """Kill and reap it, and let go of everything: it has just been forked."""
         os.kill(self.pid, signal.SIGKILL)
         os.waitpid(self.pid, 0)
-        self.stream.close()
         self.close()
 
     def close(self) -> None:

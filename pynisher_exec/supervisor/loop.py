@@ -129,7 +129,6 @@ class _Slot:
         self._brief_calls = 0
         self._is_slim = False
         self._patience = IDLE
-        self._keeps = False
         self._may_pin = options.max_tasks == 1
         self._pinned: Pin | None = None
         self._child: Child | None = None
@@ -154,12 +153,13 @@ class _Slot:
 
     def serve_one(self, scope: int | None) -> bool:
         """Have a child ahead, wait for a call, see it through; False when a child is stuck."""
+        is_new = self._child is None
         child = self._child or self._fork(scope)
-        start = self._await_start(child, scope)
+        start = self._await_start(child, self._rest(child, is_new=is_new), scope)
         if start is None and self._child is child:  # it has died, or has to
             kill.end_tree(kill.ignore, self._options.kill_timeout)
             child.close()
-            self._child, self._keeps = None, False
+            self._child = None
         if start is None:  # another takes its place
             return True
         self._private_tmp, self._is_slim = start["private_tmp"], False
@@ -168,8 +168,7 @@ class _Slot:
         over = watching.see_through()
         is_brief = clock.monotonic() - began < BRIEF
         self._brief_calls = self._brief_calls + 1 if is_brief else 0
-        self._keeps = watching.keeps
-        if self._keeps:
+        if watching.keeps:
             self._generation += 1
         else:
             self._child = None
@@ -255,20 +254,21 @@ class _Slot:
         self._announce(other)
         return True
 
-    def _rest(self, child: Child) -> float | None:
+    def _rest(self, child: Child, *, is_new: bool) -> float | None:
         """Milliseconds without a call after which something is to be done about the child."""
-        if self._keeps:
-            return REST * 1000
-        lasts = child.rest is not None or self._is_slim or self._options.single
+        if child.rest is not None:
+            return None if is_new else REST * 1000
+        lasts = self._is_slim or self._options.single
         return None if lasts else self._patience * 1000
 
-    def _await_start(self, child: Child, scope: int | None) -> dict[str, Any] | None:
+    def _await_start(
+        self, child: Child, rest: float | None, scope: int | None
+    ) -> dict[str, Any] | None:
         """Wait for START; None when the waiting child has died, or is not to be kept.
 
         To watch instead what calls before have left in it would mean to look again and again for as
-        long as nothing is to be done: it is stopped after a while.
+        long as nothing is to be done: it is stopped after `rest` milliseconds.
         """
-        rest = self._rest(child)
         poll = select.poll()
         poll.register(self._control, select.POLLIN)
         poll.register(self._caller, select.POLLIN)
