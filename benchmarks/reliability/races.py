@@ -350,7 +350,7 @@ def _held() -> dict[str, int]:
         kind = "KiB of the caller" if pid == os.getpid() else kinds.get(name_of(pid), "")
         try:
             memory = int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * 4
-            links = [os.readlink(entry) for entry in os.scandir(f"/proc/{pid}/fd")]
+            links = [str(entry.readlink()) for entry in Path(f"/proc/{pid}/fd").iterdir()]
         except OSError:  # a task that has just ended
             continue
         held["descriptors"] += len(links) - ("anon_inode:[io_uring]" in links)
