@@ -56,6 +56,18 @@ def faults(then: float = 0) -> int:
     return found
 
 
+PAGES = 2000
+_things = [bytearray(resource.getpagesize()) for _ in range(PAGES)]
+
+
+def refer() -> int:
+    """How many pages had to be given for as many objects to be referred to, for a moment."""
+    before = faults()
+    for thing in _things:
+        thing[0] = 1
+    return faults() - before
+
+
 def open_files() -> list[str]:
     """What the descriptors of this process are open on."""
     places = list(Path("/proc/self/fd").iterdir())

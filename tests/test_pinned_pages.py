@@ -9,9 +9,10 @@ import resource
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import plain
 import pytest
@@ -22,6 +23,7 @@ from pynisher_exec import LimitedProcessExecutor
 from pynisher_exec.kernel import capabilities, pages
 from pynisher_exec.kernel.memory_copy import HUGE_PAGE, address_of, room
 from pynisher_exec.supervisor import hot_pages, loop
+from pynisher_exec.supervisor.hot_pages import HotPages
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -107,6 +109,9 @@ def main() -> None:
         capabilities.give_up(capabilities.IPC_LOCK)
         assert not is_refused([first])
         assert is_refused([first, first + SIZE])
+        hot = HotPages(wanted=True)
+        hot.note(0, None)
+        assert not hot.are_sought
 
 
 def is_refused(addresses: list[int]) -> bool:
@@ -184,20 +189,91 @@ def note_pid(path: Path) -> int:
     return os.getpid()
 
 
-def stop() -> None:
-    """Never come to an end."""
-    os.kill(os.getpid(), signal.SIGSTOP)
+@pytest.fixture
+def hot() -> Iterator[HotPages]:
+    """Those of a slot that has had one brief call."""
+    made = HotPages(wanted=True)
+    made.note(0, None)
+    yield made
+    made.close()
 
 
-@pytest.mark.parametrize("life", [lambda: 1 / 0, stop, lambda: os._exit(0)])
-def test_life_that_comes_to_nothing_pins_nothing(
-    life: Callable[[], Any], monkeypatch: pytest.MonkeyPatch
+@requires("pinning")
+def test_pages_are_sought_after_a_brief_call(hot: HotPages) -> None:
+    """Not after a long one, or when they have been let go of."""
+    assert hot.are_sought
+    states = []
+    for took in (hot_pages.BRIEF, 0, None, 0):
+        if took is None:
+            hot.release()
+        else:
+            hot.note(took, None)
+        states.append(hot.are_sought)
+    assert states == [False, True, False, True]
+
+
+@requires("pinning")
+@pytest.mark.parametrize(
+    ("written", "pinned", "sought"),
+    [
+        ([[3, 4, 7], [4, 5, 7]], [4, 7], False),
+        ([[3]], [], True),
+        ([[3], None, [3]], [], True),
+        ([[3], [], [3]], [], False),
+        ([[3], [4]], [], False),
+        ([list(range(COUNT)), list(range(COUNT))], [], False),
+    ],
+    ids=["both", "one call", "a long one between", "cannot be seen", "nothing in common", "all"],
+)
+def test_what_every_call_has_written_to_is_pinned(
+    written: list[list[int] | None],
+    pinned: list[int],
+    *,
+    sought: bool,
+    hot: HotPages,
+    memory: mmap.mmap,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """And leaves no process."""
-    monkeypatch.setattr(hot_pages, "PATIENCE", 200)
-    began = time.monotonic()
-    assert hot_pages.pin(life) is None
-    assert time.monotonic() - began < PATIENCE
+    """And nothing else, since each fork copies it; None stands for a call that took long."""
+    monkeypatch.setattr(hot_pages, "MOST", COUNT - 1)
+    first = address_of(memory)
+    for places in written:
+        took = hot_pages.BRIEF if places is None else 0
+        hot.note(took, None if places is None else [first + place * SIZE for place in places])
+    hot.pin()
+    assert copied_by_any(memory) == pinned
+    assert hot.are_sought == sought
+
+
+@requires("pinning")
+def test_other_calls_have_other_pages(
+    hot: HotPages, memory: mmap.mmap, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So it is looked anew after some."""
+    monkeypatch.setattr(hot_pages, "RENEWAL", 5)
+    for place in (3, 8):
+        for _ in range(hot_pages.LOOKS):
+            assert hot.are_sought
+            hot.note(0, [address_of(memory) + place * SIZE])
+        hot.pin()
+        assert copied_by_any(memory) == [place]
+        for _ in range(hot_pages.RENEWAL):
+            assert not hot.are_sought
+            hot.note(0, None)
+        hot.note(0, None)
+
+
+@pytest.mark.parametrize("wanted", [True, False])
+def test_nothing_is_looked_at_where_nothing_can_be_pinned(*, wanted: bool) -> None:
+    """Without a descriptor, or where a process serves many calls: it would cost them time."""
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    hot = HotPages(wanted=wanted)
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (3 if wanted else before[0], before[1]))
+        hot.note(0, None)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+    assert not hot.are_sought
 
 
 @requires("pinning")
@@ -208,6 +284,63 @@ def test_tasks_after_brief_ones_have_their_pages_already() -> None:
         held = executor.submit(plain.open_files).result(PATIENCE)
     assert max(counts[-4:]) < 0.75 * counts[0], counts
     assert not any("io_uring" in name for name in held), held
+
+
+@requires("pinning")
+def test_pages_that_a_function_works_with_are_copied_at_the_fork() -> None:
+    """Those of a large library, say, of which it takes what has been imported ahead."""
+    with LimitedProcessExecutor(1, memory="1GiB", wall_time=60, preload=["plain"]) as executor:
+        counts = [executor.submit(plain.refer).result(PATIENCE) for _ in range(12)]
+    assert counts[0] > 0.8 * plain.PAGES, counts
+    assert max(counts[-4:]) < 0.2 * plain.PAGES, counts
+
+
+def leave(how: str) -> int:
+    """Leave the line to the supervisor as no task should, or a process that has it, too."""
+    if how == "closed":
+        os.closerange(3, 100)
+    elif how == "fork" and os.fork() == 0:
+        signal.alarm(PATIENCE)
+        signal.pause()
+    elif how == "stolen":
+        threading.Thread(target=take_all, daemon=True).start()
+    elif how == "exit":
+        os._exit(0)
+    elif how == "killed":
+        os.kill(os.getpid(), signal.SIGKILL)
+    elif how == "large":
+        return bytes(1 << 22)  # type: ignore[return-value]
+    return os.getpid()
+
+
+def take_all() -> None:
+    """Take whatever comes on any socket."""
+    while True:
+        for place in Path("/proc/self/fd").iterdir():
+            with contextlib.suppress(OSError):
+                if str(place.readlink()).startswith("socket"):
+                    os.set_blocking(int(place.name), False)
+                    os.read(int(place.name), 1)
+
+
+@pytest.mark.parametrize(
+    ("how", "status"),
+    [
+        ("closed", "exit"),
+        ("fork", "ok"),
+        ("stolen", "ok"),
+        ("exit", "exit"),
+        ("killed", "signal"),
+        ("large", "ok"),
+    ],
+)
+def test_task_that_is_looked_at_ends_as_any_other(how: str, status: str) -> None:
+    """Whatever it does to the line by which it waits for that."""
+    with LimitedProcessExecutor(1, memory="1GiB", wall_time=60, preload=[]) as executor:
+        futures = [executor.submit(leave, how) for _ in range(4)]
+        reports = [future.wait_for_report() for future in futures]
+        assert executor.submit(abs, -1).result(PATIENCE) == 1
+    assert [str(report.status) for report in reports] == [status] * 4
 
 
 @requires("pinning")

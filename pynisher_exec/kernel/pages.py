@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import array
 import contextlib
 import ctypes
 import errno
@@ -10,13 +9,14 @@ import mmap
 import os
 import resource
 import struct
+import sys
 from typing import TYPE_CHECKING, NamedTuple
 
 from pynisher_exec.kernel import capabilities, libc
 
 if TYPE_CHECKING:
     import io
-    from collections.abc import Collection
+    from collections.abc import Collection, Iterator
 
 __all__ = ["Pin", "copied_by", "may_lock"]
 
@@ -26,9 +26,14 @@ MOST_MAPPED = 1 << 32
 
 _ENTRY = 8
 _PIECE = 1 << 24
-_PRESENT, _OF_FILE, _EXCLUSIVE = 1 << 63, 1 << 61, 1 << 56
+_TOP = 7 if sys.byteorder == "little" else 0
+_PRESENT, _OF_FILE, _EXCLUSIVE = 0x80, 0x20, 0x01
+"""The byte of a page's entry in /proc/PID/pagemap that says whether the page is there, a file's,
+nobody else's as well: bits 63, 61 and 56."""
+
+_THERE = bytes(byte & _PRESENT != 0 for byte in range(256))
 _KIND = _PRESENT | _OF_FILE | _EXCLUSIVE
-"""Bits of an entry of /proc/PID/pagemap: a page is there, a file's, nobody else's as well."""
+_OWN = bytes(byte & _KIND == _PRESENT | _EXCLUSIVE for byte in range(256))
 
 _REGISTER_BUFFERS, _UNREGISTER_BUFFERS = 0, 1
 _LONGEST_PARAMETERS = 256
@@ -70,10 +75,10 @@ def copied_by(fork: int) -> list[int]:
         for begin, end, _ in spans:
             for piece in range(begin, end, _PIECE):
                 length = (min(end, piece + _PIECE) - piece) // SIZE * _ENTRY
-                text = _read(theirs, piece, length)
-                if text.count(0) < len(text):
-                    pairs = zip(_entries(_read(own, piece, length)), _entries(text), strict=True)
-                    found += [piece + n * SIZE for n, pair in enumerate(pairs) if _is_copied(*pair)]
+                copies = _read(theirs, piece, length).translate(_OWN)
+                if 1 in copies:
+                    there = _read(own, piece, length).translate(_THERE)
+                    found += [piece + n * SIZE for n in _places(copies) if there[n]]
     return found
 
 
@@ -82,15 +87,16 @@ def _open_map(pid: int | str) -> io.FileIO:
 
 
 def _read(pagemap: io.FileIO, address: int, length: int) -> bytes:
-    return os.pread(pagemap.fileno(), length, address // SIZE * _ENTRY)
+    """What there is of each page's entry."""
+    return os.pread(pagemap.fileno(), length, address // SIZE * _ENTRY)[_TOP::_ENTRY]
 
 
-def _entries(text: bytes) -> array.array[int]:
-    return array.array("Q", text)
-
-
-def _is_copied(own: int, theirs: int) -> bool:
-    return theirs & _KIND == _PRESENT | _EXCLUSIVE and own & _PRESENT != 0
+def _places(flags: bytes) -> Iterator[int]:
+    """Where there is a 1."""
+    place = flags.find(1)
+    while place >= 0:
+        yield place
+        place = flags.find(1, place + 1)
 
 
 class Pin:

@@ -9,7 +9,7 @@ import socket
 import sys
 from typing import TYPE_CHECKING
 
-from pynisher_exec.kernel import pidfd, proc
+from pynisher_exec.kernel import pages, pidfd, proc
 from pynisher_exec.protocol import messages
 from pynisher_exec.supervisor import cpu
 from pynisher_exec.task import rehearsal, run, worker
@@ -57,7 +57,9 @@ class Child:
     In the process itself `forget` closes what is the supervisor's alone. `scope` is Landlock's
     ruleset for it, if there is one; `group` the supervisor's, in which it is born.
 
-    If it `rehearses`, its first task is faster, for some memory. `rest` is a pipe by which a
+    If it `rehearses`, its first task is faster, for some memory. If it `shows`, `written` are then
+    the addresses of this process's pages to which its task has written, empty where that could not
+    be seen, None where it did not come to that. `rest` is a pipe by which a
     process that serves `max_tasks` (None: any number) says that it waits for the next; None where
     it serves one. `shares`: places of what it has been given to read, unless it has been seen to
     have let go of that. `trackers`: resource trackers that tasks have left to it. `stands`: it has
@@ -74,8 +76,11 @@ class Child:
         max_tasks: int | None,
         *,
         rehearses: bool,
+        shows: bool,
     ) -> None:
         self.pipes = pipes
+        self.shows = shows
+        self.written: list[int] | None = None
         self.shares: set[bytes] = set()
         self.trackers: set[int] = set()
         self.stands = False
@@ -100,7 +105,7 @@ class Child:
                 with contextlib.suppress(BaseException):  # stderr may be closed
                     sys.excepthook(*sys.exc_info())
                 os._exit(1)
-            ends = run.Endpoints(line, stream, *pipes.write, inherited)
+            ends = run.Endpoints(line, stream, *pipes.write, inherited, shows)
             worker.main(ends, rest, max_tasks)
         line.close()
         stream.close()
@@ -144,6 +149,16 @@ class Child:
             return bool(self.line.recv(1, socket.MSG_PEEK))
         except OSError:
             return False
+
+    def look(self) -> None:
+        """See to what it has written, and let it go on to its end, for which it waits."""
+        self.shows = False
+        if not pidfd.exited(self.pidfd):  # else its number may be another's
+            self.written = []
+            with contextlib.suppress(OSError, MemoryError):  # not allowed, or too much to see
+                self.written = pages.copied_by(self.pid)
+        with contextlib.suppress(OSError):
+            self.line.send(b".")
 
     def end(self) -> None:
         """Kill and reap it, and let go of everything: it has just been forked."""

@@ -1,80 +1,108 @@
 """Pages to which every task writes: copied at the fork, and not by a fault each.
 
-That is a quarter of what a small task takes. Which pages they are, one fork finds out: it lives
-through a task's life, and then has them for itself.
+That is a quarter of what a small task takes, and a tenth where a large library is used. Which pages
+they are is seen at the ends of some tasks, so what a function works with is among them.
 """
 
 from __future__ import annotations
 
-import contextlib
-import os
-import select
-import signal
 from typing import TYPE_CHECKING
 
 from pynisher_exec.kernel import pages
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Collection
 
-__all__ = ["pin"]
+__all__ = ["HotPages"]
 
-PATIENCE = 1000
-"""Milliseconds that such a life may take; it takes some ten."""
+BRIEF = 0.1
+"""Seconds of a call, below which it is worth memory that the next ones have a millisecond or more
+less to do: after some such calls, since one may be all for now."""
 
-MOST = 4096
-"""Pages; each fork copies them all, so that at some number it is worse than faults."""
+LOOKS = 2
+"""Calls that are looked at: where all of them have written, the next one will as well. Each takes
+some milliseconds longer by that."""
 
+LEAST, MOST = 256, 1 << 13
+"""Pages; no task writes to fewer, and a child that waits shall have no more for itself."""
 
-def pin(live: Callable[[], object]) -> pages.Pin | None:
-    """Pin what a fork has written to after `live`, where that can be.
-
-    Of what this process writes to after a fork, most is among that. To pin the rest as well, as far
-    as it can be told from what was written to once, costs each fork more than it saves.
-    """
-    try:
-        made = pages.Pin()
-    except OSError:
-        return None
-    try:
-        hot = _written_to_by(live)
-        if 0 < len(hot) <= MOST:
-            made.hold(hot)
-            return made
-    except (OSError, MemoryError):  # an old kernel, too much to look at, no process to be had
-        pass
-    made.close()
-    return None
+RENEWAL = 1000
+"""Calls after which it is looked anew: they may be others by now, which write elsewhere."""
 
 
-def _written_to_by(live: Callable[[], object]) -> list[int]:
-    """Empty where the fork does not come to the end of that life."""
-    reading, writing = os.pipe2(os.O_CLOEXEC)
-    with open(reading, "rb", buffering=0) as lived:
+class HotPages:
+    """Those of one slot: looked for while calls are brief, then pinned until it has been idle."""
+
+    def __init__(self, *, wanted: bool) -> None:
+        self._wanted = wanted
+        self._was_brief = False
+        self._written: list[set[int]] = []
+        self._pin: pages.Pin | None = None
+        self._holds = False
+        self._calls = 0
+
+    @property
+    def are_sought(self) -> bool:
+        """Whether the next child shall show where its task has written."""
+        return self._was_brief and self._pin is not None and not self._holds
+
+    def note(self, took: float, written: Collection[int] | None) -> None:
+        """Note that a call took so many seconds, and where it has written if that was looked at.
+
+        Empty where it could not be seen: then nobody looks again.
+        """
+        self._calls += 1
+        if self._holds and self._calls > RENEWAL:
+            self.release()
+        self._was_brief = took < BRIEF
+        if not self._was_brief:
+            self._written.clear()
+            return
+        if written:
+            self._written.append(set(written))
+        elif written is not None:
+            self._give_up()
+        if self._wanted and self._pin is None:
+            self._prepare()
+
+    def _prepare(self) -> None:
+        """See whether pages can be pinned before any are looked for."""
+        self._wanted = pages.may_lock(LEAST * pages.SIZE)
+        if self._wanted:
+            try:
+                self._pin = pages.Pin()
+            except OSError:
+                self._wanted = False
+
+    def pin(self) -> None:
+        """Pin those that are known; what is not possible now is not tried again."""
+        if self._pin is None or len(self._written) < LOOKS:
+            return
+        hot = set.intersection(*self._written)
+        self._written.clear()
         try:
-            pid = os.fork()
-            if pid == 0:
-                os.close(reading)
-                _be(live, writing)
-        finally:
-            os.close(writing)
-        try:
-            poll = select.poll()
-            poll.register(lived, select.POLLIN)
-            return pages.copied_by(pid) if poll.poll(PATIENCE) and lived.read(1) else []
-        finally:
-            os.kill(pid, signal.SIGKILL)
-            os.waitpid(pid, 0)
+            if 0 < len(hot) <= MOST:
+                self._pin.hold(hot)
+                self._holds, self._calls = True, 0
+        except OSError:  # not here, or not wise
+            pass
+        if not self._holds:
+            self._give_up()
 
+    def _give_up(self) -> None:
+        self._wanted = False
+        self.close()
 
-def _be(live: Callable[[], object], done: int) -> None:
-    """In the fork, until it is killed, or the supervisor has been."""
-    try:
-        with contextlib.suppress(BaseException):  # what fails here is told by its silence
-            live()
-            os.write(done, b".")
-            poll = select.poll()
-            poll.register(done, 0)
-            poll.poll()  # its end: nobody reads there any more
-    finally:  # it must not go on as a second supervisor
-        os._exit(1)
+    def release(self) -> None:
+        """Let go of them, as memory is better used otherwise; until calls come again."""
+        self._was_brief = False
+        self._written.clear()
+        if self._pin is not None:
+            self._pin.release()
+            self._pin, self._holds = None, False
+
+    def close(self) -> None:
+        """Close what is held; in a fork, too, where it stands for the parent's pages."""
+        if self._pin is not None:
+            self._pin.close()
+            self._pin = None

@@ -24,8 +24,9 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from pynisher_exec.kernel import cgroup, clock, landlock, prctl
 from pynisher_exec.protocol import messages
-from pynisher_exec.supervisor import cpu, hot_pages, kill
+from pynisher_exec.supervisor import cpu, kill
 from pynisher_exec.supervisor.child import Child, Pipes
+from pynisher_exec.supervisor.hot_pages import HotPages
 from pynisher_exec.supervisor.watching import CallerGone, Watching
 from pynisher_exec.task import private_tmp, rehearsal, surroundings
 from pynisher_exec.task.run import Inherited
@@ -33,7 +34,6 @@ from pynisher_exec.task.run import Inherited
 if TYPE_CHECKING:
     import socket
 
-    from pynisher_exec.kernel.pages import Pin
     from pynisher_exec.supervisor.options import SlotOptions
     from pynisher_exec.task.run import Packed
 
@@ -41,10 +41,6 @@ __all__ = ["serve"]
 
 WARM_UP = 16
 """Times that code must have run for CPython to have specialized it, so that no fork has to."""
-
-BRIEF = 0.1
-"""Seconds of a call, below which it is worth 5 MB of memory and 10 ms that the next ones have a
-millisecond less to do: after two such calls, since one may be all for now."""
 
 IDLE, LONGEST_IDLE = 0.5, 60.0
 """Seconds without a call, after twice which that memory is given back, and 1 MB of the child, which
@@ -126,11 +122,9 @@ class _Slot:
         self._generation = 0
         self._private_tmp = ""
         self._is_warm = False
-        self._brief_calls = 0
         self._is_slim = False
         self._patience = IDLE
-        self._may_pin = options.max_tasks == 1
-        self._pinned: Pin | None = None
+        self._hot_pages = HotPages(wanted=options.max_tasks == 1)
         self._child: Child | None = None
         self._group = group
         self._pipes = Pipes()
@@ -140,8 +134,7 @@ class _Slot:
         """In the child: close what is the supervisor's."""
         os.close(self._control.detach())
         os.close(self._caller)
-        if self._pinned is not None:
-            self._pinned.close()
+        self._hot_pages.close()
         if self._child is not None:  # whose place this one takes
             self._child.close()
 
@@ -166,8 +159,7 @@ class _Slot:
         watching = Watching(self._control, self._caller, child, start, self._options, self._group)
         began = clock.monotonic()
         over = watching.see_through()
-        is_brief = clock.monotonic() - began < BRIEF
-        self._brief_calls = self._brief_calls + 1 if is_brief else 0
+        self._hot_pages.note(clock.monotonic() - began, child.written)
         if watching.keeps:
             self._generation += 1
         else:
@@ -182,9 +174,7 @@ class _Slot:
         if self._generation and not self._is_warm:  # the first task: nothing was to hold that up
             self._is_warm = True
             self._warm_up()
-        if self._brief_calls > 1 and self._may_pin:
-            self._may_pin = False
-            self._pin(scope)
+        self._hot_pages.pin()
         # Kept: what is collected while an exception passes would be closed with a warning.
         child = self._child = self._bear(scope)
         self._announce(child)
@@ -199,6 +189,7 @@ class _Slot:
             self._inherited,
             self._options.max_tasks,
             rehearses=not self._is_slim,
+            shows=self._hot_pages.are_sought,
         )
 
     def _announce(self, child: Child) -> None:
@@ -218,10 +209,6 @@ class _Slot:
             rehearsal.rehearse()
         gc.freeze()
 
-    def _pin(self, scope: int | None) -> None:
-        with contextlib.suppress(OSError), rehearsal.life(scope, self._pipes.write) as live:
-            self._pinned = hot_pages.pin(live)
-
     def _may_stay(self, child: Child, scope: int | None) -> bool:
         """Whether a child goes on waiting, after `_rest`; what calls have left in it is dealt with.
 
@@ -230,11 +217,9 @@ class _Slot:
         """
         if child.rest is not None or not child.stands:
             return _calm(child)
-        self._is_slim, self._brief_calls = True, 0
+        self._is_slim = True
         self._patience = min(2 * self._patience, LONGEST_IDLE)
-        if self._pinned is not None:
-            self._pinned.release()
-            self._pinned, self._may_pin = None, True
+        self._hot_pages.release()
         return not self._replace(child, scope)
 
     def _replace(self, child: Child, scope: int | None) -> bool:

@@ -109,7 +109,7 @@ class Watching:
         self._listen(self._control.fileno(), self._hear_caller)
         self._listen(self._caller, self._caller_died)
         self._poll.register(child.pidfd, select.POLLIN)
-        self._listen(child.line.fileno(), self._hear_task, 0)  # its end alone: see QUIET
+        self._listen(child.line.fileno(), self._hear_task, select.POLLRDHUP)  # its end: see QUIET
         if child.rest is not None:
             self._listen(child.rest, partial(self._hear_rest, child.rest))
 
@@ -256,6 +256,8 @@ class Watching:
                 return
             if message is None:
                 self._ignore(self._child.line.fileno())
+                if self._child.shows:
+                    self._child.look()
                 return
             self._words += 1
             self._take(message)

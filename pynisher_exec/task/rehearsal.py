@@ -10,7 +10,6 @@ from __future__ import annotations
 import marshal
 import os
 import select
-from contextlib import contextmanager
 from types import FunctionType
 from typing import TYPE_CHECKING, Final
 
@@ -18,14 +17,13 @@ from pynisher_exec.kernel import clock
 from pynisher_exec.limits import Limits
 from pynisher_exec.protocol import messages, payload
 from pynisher_exec.protocol.frames import FrameReader, FrameWriter
-from pynisher_exec.task import outcome, rlimits, run, surroundings, worker
+from pynisher_exec.task import outcome, rlimits, run, surroundings
 from pynisher_exec.task.soft import SoftSignals
 
 if TYPE_CHECKING:
     import socket
-    from collections.abc import Callable, Iterator
 
-__all__ = ["life", "rehearse", "rehearse_unless_called"]
+__all__ = ["rehearse", "rehearse_unless_called"]
 
 PATIENCE = 2
 """Milliseconds that a fresh child waits for its call before it rehearses."""
@@ -70,24 +68,3 @@ def rehearse() -> None:
         peak = rlimits.peak(baseline)
         messages.say(line, "returned", at=clock.monotonic(), peak=peak, **packed.facts)
         FrameWriter(packed.segments).write(stream)
-
-
-@contextmanager
-def life(scope: int | None, output: tuple[int, int]) -> Iterator[Callable[[], object]]:
-    """A task's life, from the fork to the exit, with a call that nobody has made.
-
-    It is lived for good, limits and all, so in a fork of this process that is thrown away. `scope`
-    as for `run.prepare`, `output` its two pipes. OSError where the call is too long to be sent.
-    """
-    line, supervisor = messages.pair()
-    stream, caller = messages.stream_pair()
-    with line, supervisor, stream, caller:
-        caller.setblocking(False)  # nobody reads it yet
-        head = run.Header(limits=_LIMITS, momentary=tuple(surroundings.noted()), classic=False)
-        FrameWriter([head.encode(), surroundings.worn(), *_CALL]).write(caller)
-
-        def live() -> None:
-            run.prepare(scope=scope, inherited=None)
-            worker.serve(run.Endpoints(line, stream, *output), None, 1)
-
-        yield live

@@ -72,13 +72,16 @@ _ALL_SIGNALS = frozenset(range(1, signal.NSIG)) - {32, 33}  # those two are the 
 _RIGHTS = socket.CMSG_SPACE(253 * array.array("i").itemsize)  # SCM_MAX_FD, unix(7)
 _CLOEXEC = int(socket.MSG_CMSG_CLOEXEC)
 _FIRST_READ = 1 << 16
+_LONGEST_LOOK = 1.0
+"""Seconds that a supervisor may look at a task which has returned; it takes some milliseconds."""
 
 
 @dataclass(frozen=True)
 class Endpoints:
     """The descriptors of a task: its line to the supervisor, its stream to the caller, its output.
 
-    `inherited` is the call itself where it came with the process.
+    `inherited` is the call itself where it came with the process. If the task `shows`, it stays at
+    its end until the supervisor has seen to which pages it has written.
     """
 
     line: socket.socket
@@ -86,6 +89,7 @@ class Endpoints:
     stdout: int
     stderr: int
     inherited: Inherited | Packed | None = None
+    shows: bool = False
 
 
 class Call(NamedTuple):
@@ -353,13 +357,15 @@ class Task:
         size = packed.size
         self._tell("returned", at=self._ended_at, peak=peak, size=size, **packed.facts)
         last, owns, sent = self._process.is_at_its_last, self._process.owns, False
-        if last and owns(self._line):  # the supervisor hears that by its end
+        if last and owns(self._line) and not self._ends.shows:  # the supervisor hears its end
             os.close(self._ends.line.detach())
         if owns(self._stream):
             with suppress(ConnectionError):  # the caller has gone: nobody to tell
                 packed.deliver(self._ends.stream)
                 sent = True
         settled = self._finish(again=not last) and kind in _HARMLESS
+        if self._ends.shows and owns(self._line):
+            self._show()
         self.stays = sent and not last and settled and all(map(owns, self._process.files))
         failed = packed.facts["outcome"] != "value"
         return int(packed.facts.get("exit_code", failed))
@@ -372,6 +378,14 @@ class Task:
                 messages.say(self._ends.line, kind, given, **fields)
         if descriptor is not None:
             os.close(descriptor)
+
+    def _show(self) -> None:
+        """Tell the supervisor by the end of the line that nothing more comes, and let it look."""
+        line = self._ends.line
+        with suppress(OSError):  # it has gone, or has other things to do
+            line.settimeout(_LONGEST_LOOK)
+            line.shutdown(socket.SHUT_WR)
+            line.recv(1)
 
     def _exit_if_forked(self) -> None:
         """A fork by the user's code that comes out of it too: only the first process counts."""

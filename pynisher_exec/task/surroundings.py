@@ -35,7 +35,6 @@ __all__ = [
     "put_on",
     "put_on_momentary",
     "snapshot",
-    "worn",
 ]
 
 _TRACKERS = (
@@ -163,11 +162,6 @@ def begin_with(pickled: bytes) -> None:
     """Take on environment, `sys.path` and `sys.argv` in the process from which tasks are forked."""
     global _worn  # noqa: PLW0603  (as `_own`)
     _worn = pickled, _wear(pickled)
-
-
-def worn() -> bytes:
-    """What `begin_with` has taken on, empty before."""
-    return _worn[0]
 
 
 def note_imports() -> None:

@@ -22,7 +22,7 @@ from pynisher_exec.task.process import Process
 if TYPE_CHECKING:
     from pynisher_exec.task.run import Endpoints
 
-__all__ = ["main", "serve"]
+__all__ = ["main"]
 
 DESCRIPTORS = 16
 """Numbers that have to be free for another call: of its output, of what it shares, of /proc."""
@@ -38,7 +38,7 @@ def main(ends: Endpoints, bell: int | None, max_tasks: int | None) -> NoReturn:
     """
     code = _INTERNAL_ERROR
     try:
-        code = serve(ends, bell, max_tasks)
+        code = _serve(ends, bell, max_tasks)
     except BaseException:  # noqa: BLE001  (a task must never fall back into its supervisor's loop)
         with suppress(BaseException):  # stderr may be closed
             sys.excepthook(*sys.exc_info())
@@ -46,7 +46,7 @@ def main(ends: Endpoints, bell: int | None, max_tasks: int | None) -> NoReturn:
         os._exit(code)
 
 
-def serve(ends: Endpoints, bell: int | None, max_tasks: int | None) -> int:
+def _serve(ends: Endpoints, bell: int | None, max_tasks: int | None) -> int:
     """Serve calls, and give the exit code to end with."""
     kept = [] if bell is None else [bell, ends.stdout, ends.stderr]
     process = Process([ends.line.fileno(), ends.stream.fileno(), *kept], max_tasks)
