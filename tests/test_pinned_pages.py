@@ -249,15 +249,15 @@ def test_what_every_call_has_written_to_is_pinned(
 def test_other_calls_have_other_pages(
     hot: HotPages, memory: mmap.mmap, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """So it is looked anew after some."""
-    monkeypatch.setattr(hot_pages, "RENEWAL", 5)
-    for place in (3, 8):
+    """So it is looked anew after some, and more of them each time."""
+    monkeypatch.setattr(hot_pages, "LAST_RENEWAL", 3 * hot_pages.FIRST_RENEWAL)
+    for place, calls in ((3, 1), (8, 3), (9, 3)):
         for _ in range(hot_pages.LOOKS):
             assert hot.are_sought
             hot.note(0, [address_of(memory) + place * SIZE])
         hot.pin()
         assert copied_by_any(memory) == [place]
-        for _ in range(hot_pages.RENEWAL):
+        for _ in range(calls * hot_pages.FIRST_RENEWAL):
             assert not hot.are_sought
             hot.note(0, None)
         hot.note(0, None)

@@ -26,8 +26,9 @@ some milliseconds longer by that."""
 LEAST, MOST = 256, 1 << 13
 """Pages; no task writes to fewer, and a child that waits shall have no more for itself."""
 
-RENEWAL = 1000
-"""Calls after which it is looked anew: they may be others by now, which write elsewhere."""
+FIRST_RENEWAL, LAST_RENEWAL = 8, 2048
+"""Calls after which it is looked anew, since they may be others by now, which write elsewhere: four
+times as many each time."""
 
 
 class HotPages:
@@ -39,7 +40,7 @@ class HotPages:
         self._written: list[set[int]] = []
         self._pin: pages.Pin | None = None
         self._holds = False
-        self._calls = 0
+        self._calls, self._lasts = 0, FIRST_RENEWAL
 
     @property
     def are_sought(self) -> bool:
@@ -52,8 +53,9 @@ class HotPages:
         Empty where it could not be seen: then nobody looks again.
         """
         self._calls += 1
-        if self._holds and self._calls > RENEWAL:
+        if self._holds and self._calls > self._lasts:
             self.release()
+            self._lasts = min(4 * self._lasts, LAST_RENEWAL)
         self._was_brief = took < BRIEF
         if not self._was_brief:
             self._written.clear()
