@@ -28,8 +28,11 @@ def threads_of_this_process() -> list[str]:
 
 
 def supervisors_of(executor: LimitedProcessExecutor, before: set[int]) -> list[int]:
-    """Pids of those there are, once tasks have run; what was there before is another executor's."""
-    for _ in range(20):
+    """Pids of those there are, once tasks have run; what was there before is another executor's.
+
+    So many that hot pages are not looked for in the next ones.
+    """
+    for _ in range(120):
         executor.submit(int).result(PATIENCE)
     (template,) = set(child_pids(os.getpid())) - before
     return child_pids(template)

@@ -350,7 +350,8 @@ def _held() -> dict[str, int]:
         kind = "KiB of the caller" if pid == os.getpid() else kinds.get(name_of(pid), "")
         try:
             memory = int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * 4
-            links = [str(entry.readlink()) for entry in Path(f"/proc/{pid}/fd").iterdir()]
+            files = list(Path(f"/proc/{pid}/fd").iterdir())
+            links = [str(file.readlink()) for file in files if file.is_symlink()]
         except OSError:  # a task that has just ended
             continue
         held["descriptors"] += len(links) - ("anon_inode:[io_uring]" in links)
