@@ -284,6 +284,7 @@ class Supervisor(_Sleeper):
     def _watching(self, control: socket.socket, line: socket.socket) -> Watching:
         line.setblocking(False)
         child: Any = SimpleNamespace(
+            shows=False,
             pid=self._pid,
             pidfd=self._pidfd,
             clock=self._clock,
