@@ -8,12 +8,14 @@ import mmap
 import os
 import resource
 import signal
+import socket
 import subprocess
 import sys
 import threading
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
 
 import plain
 import pytest
@@ -23,8 +25,10 @@ from conftest import descendant_pids, name_of, stat_fields, wait_until
 from pynisher_exec import LimitedProcessExecutor
 from pynisher_exec.kernel import capabilities, pages
 from pynisher_exec.kernel.memory_copy import HUGE_PAGE, address_of, room
+from pynisher_exec.protocol import messages
 from pynisher_exec.supervisor import hot_pages, loop
 from pynisher_exec.supervisor.hot_pages import HotPages
+from pynisher_exec.task import run
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -32,6 +36,7 @@ if TYPE_CHECKING:
 PATIENCE = 30
 SIZE = mmap.PAGESIZE
 COUNT = 50
+MANY = 1 << 20
 
 
 @pytest.fixture
@@ -68,14 +73,16 @@ def fork(action: Callable[[], object]) -> Iterator[int]:
 def copied(memory: mmap.mmap, pid: int) -> list[int]:
     """Which of those pages the fork has copies of."""
     first = address_of(memory)
-    places = [(address - first) // SIZE for address in pages.copied_by(pid)]
+    places = [(address - first) // SIZE for address in pages.copied_by(pid, MANY)]
     return [place for place in places if 0 <= place < COUNT]
 
 
 def test_copies_of_a_fork_are_what_it_has_written_to(memory: mmap.mmap) -> None:
-    """And nothing that it has read."""
+    """And nothing that it has read, or that is new."""
+    new = mmap.mmap(-1, SIZE, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
 
     def write_some() -> None:
+        new[0] = 1
         for page in range(COUNT):
             assert memory[page * SIZE] == 1
         for page in (3, 4, 7):
@@ -83,6 +90,9 @@ def test_copies_of_a_fork_are_what_it_has_written_to(memory: mmap.mmap) -> None:
 
     with fork(write_some) as pid:
         assert copied(memory, pid) == [3, 4, 7]
+        assert address_of(new) not in pages.copied_by(pid, MANY)
+        assert len(pages.copied_by(pid, 2)) == 2
+    new.close()
 
 
 @requires("pinning")
@@ -137,7 +147,7 @@ def test_too_much_to_look_through_is_refused(monkeypatch: pytest.MonkeyPatch) ->
     """It would hold up calls."""
     monkeypatch.setattr(pages, "MOST_MAPPED", 1)
     with pytest.raises(MemoryError):
-        pages.copied_by(os.getpid())
+        pages.copied_by(os.getpid(), MANY)
 
 
 @pytest.mark.parametrize("uid", [0, 65534])
@@ -204,13 +214,13 @@ def test_pages_are_sought_after_a_brief_call(hot: HotPages) -> None:
     """Not after a long one, or when they have been let go of."""
     assert hot.are_sought
     states = []
-    for took in (hot_pages.BRIEF, 0, None, 0):
+    for took in (hot_pages.BRIEF, 0, None, 0, 0):
         if took is None:
             hot.release()
         else:
             hot.note(took, None)
         states.append(hot.are_sought)
-    assert states == [False, True, False, True]
+    assert states == [False, True, False, True, True]
 
 
 def noted(*written: list[int] | None) -> tuple[list[int], bool]:
@@ -230,7 +240,7 @@ def noted(*written: list[int] | None) -> tuple[list[int], bool]:
 
 def note(written: list[list[int] | None]) -> None:
     """In that process."""
-    hot_pages.MOST, hot_pages.LAST_RENEWAL = COUNT - 1, 3 * hot_pages.FIRST_RENEWAL
+    hot_pages.LAST_RENEWAL = 3 * hot_pages.FIRST_RENEWAL
     hot = HotPages(wanted=True)
     hot.note(0, None)
     with mmap.mmap(-1, COUNT * SIZE, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS) as memory:
@@ -238,8 +248,8 @@ def note(written: list[list[int] | None]) -> None:
         first = address_of(memory)
         for places in written:
             took = hot_pages.BRIEF if places is None else 0
-            shown = [first + place * SIZE for place in places or []] if hot.are_sought else None
-            hot.note(took, shown)
+            where = [first + place * SIZE for place in ([0] if places is None else places)]
+            hot.note(took, where if hot.are_sought else None)
             hot.pin()
         print(json.dumps((copied_by_any(memory), hot.are_sought)))  # noqa: T201  (the answer)
     hot.close()
@@ -254,9 +264,18 @@ def note(written: list[list[int] | None]) -> None:
         ([[3], None, [4], [3]], [], True),
         ([[3], [], [3]], [], False),
         ([[3], [4]], [], False),
-        ([list(range(COUNT)), list(range(COUNT))], [], False),
+        ([[-MANY], [-MANY]], [], False),
+        ([[3], None] * (hot_pages.MOST_LOOKS + 1) + [[3], [3]], [], False),
     ],
-    ids=["both", "one call", "a long one between", "cannot be seen", "nothing in common", "all"],
+    ids=[
+        "both",
+        "one call",
+        "a long one between",
+        "cannot be seen",
+        "nothing in common",
+        "not there any more",
+        "never two in turn",
+    ],
 )
 def test_what_every_call_has_written_to_is_pinned(
     written: list[list[int] | None], pinned: list[int], *, sought: bool
@@ -313,6 +332,10 @@ def test_pages_that_a_function_works_with_are_copied_at_the_fork() -> None:
     with LimitedProcessExecutor(1, memory="1GiB", wall_time=60, preload=["plain"]) as executor:
         assert executor.submit(plain.refer).result(PATIENCE) > 0.8 * plain.PAGES
         wait_until_fewer(executor, plain.refer, 0.2 * plain.PAGES)
+        began = time.monotonic()
+        for _ in range(10):
+            executor.submit(plain.refer).result(PATIENCE)
+        assert time.monotonic() - began < 10 * run._LONGEST_LOOK  # no task waits for that
 
 
 def leave(how: str) -> int:
@@ -339,8 +362,8 @@ def take_all() -> None:
         for place in Path("/proc/self/fd").iterdir():
             with contextlib.suppress(OSError):
                 if str(place.readlink()).startswith("socket"):
-                    os.set_blocking(int(place.name), False)
-                    os.read(int(place.name), 1)
+                    with socket.socket(fileno=os.dup(int(place.name))) as line:
+                        line.recv(1, socket.MSG_DONTWAIT)
 
 
 @pytest.mark.parametrize(
@@ -361,6 +384,42 @@ def test_task_that_is_looked_at_ends_as_any_other(how: str, status: str) -> None
         reports = [future.wait_for_report() for future in futures]
         assert executor.submit(abs, -1).result(PATIENCE) == 1
     assert [str(report.status) for report in reports] == [status] * 4
+
+
+@requires("pinning")
+def test_calls_that_end_themselves_keep_no_other_from_having_pages() -> None:
+    """What they have written to cannot be seen, as their memory goes first."""
+    with LimitedProcessExecutor(1, memory="1GiB", wall_time=60, preload=[]) as executor:
+        first = executor.submit(plain.faults).result(PATIENCE)
+        for _ in range(16):
+            assert executor.submit(os._exit, 3).wait_for_report().exit_code == 3
+        wait_until_fewer(executor, plain.faults, 0.75 * first)
+
+
+@requires("pinning")
+def test_no_page_is_sought_where_a_process_serves_many_calls() -> None:
+    """It is forked once."""
+    with LimitedProcessExecutor(1, wall_time=60, preload=[], max_tasks_per_child=50) as executor:
+        supervisor = [executor.submit(os.getppid).result(PATIENCE) for _ in range(4)][-1]
+        held = [str(file.readlink()) for file in Path(f"/proc/{supervisor}/fd").iterdir()]
+    assert not any("io_uring" in name for name in held), held
+
+
+@pytest.mark.parametrize("end", ["nobody looks", "gone"])
+def test_task_waits_to_be_looked_at_for_a_moment_only(
+    end: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All that it has done is delivered by then."""
+    monkeypatch.setattr(run, "_LONGEST_LOOK", 0.05)
+    line, supervisor = messages.pair()
+    with line, supervisor:
+        if end == "gone":
+            supervisor.close()
+        task: Any = SimpleNamespace(_ends=SimpleNamespace(line=line))
+        thread = threading.Thread(target=run.Task._show, args=(task,), daemon=True)
+        thread.start()
+        thread.join(PATIENCE)
+        assert not thread.is_alive()
 
 
 @requires("pinning")

@@ -67,8 +67,9 @@ class Roster:
         return any(slot.idle_since for slot in self._slots.values() if slot.key == key)
 
     def retire_idle(self) -> bool:
-        """Let one go that has nothing to do; False where there is none."""
-        slot = next((slot for slot in self if slot.state == "idle"), None)
+        """Let the one go that has had nothing to do for longest; False where there is none."""
+        idle = (slot for slot in self if slot.state == "idle")
+        slot = min(idle, key=attrgetter("idle_since"), default=None)
         if slot is not None:
             self.retire(slot)
         return slot is not None

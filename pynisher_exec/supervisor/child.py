@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import os
+import select
 import signal
-import socket
 import sys
 from typing import TYPE_CHECKING
 
-from pynisher_exec.kernel import pages, pidfd, proc
+from pynisher_exec.kernel import clock, pages, pidfd, proc
 from pynisher_exec.protocol import messages
-from pynisher_exec.supervisor import cpu
+from pynisher_exec.supervisor import cpu, hot_pages
 from pynisher_exec.task import rehearsal, run, worker
 
 if TYPE_CHECKING:
@@ -59,11 +59,12 @@ class Child:
 
     If it `rehearses`, its first task is faster, for some memory. If it `shows`, `written` are then
     the addresses of this process's pages to which its task has written, empty where that could not
-    be seen, None where it did not come to that. `rest` is a pipe by which a
-    process that serves `max_tasks` (None: any number) says that it waits for the next; None where
-    it serves one. `shares`: places of what it has been given to read, unless it has been seen to
-    have let go of that. `trackers`: resource trackers that tasks have left to it. `stands`: it has
-    been stopped.
+    be seen, None where it did not come to that; `looked`: seconds that it took.
+
+    `rest` is a pipe by which a process that serves `max_tasks` (None: any number) says that it
+    waits for the next; None where it serves one. `shares`: places of what it has been given to
+    read, unless it has been seen to have let go of that. `trackers`: resource trackers that tasks
+    have left to it. `stands`: it has been stopped.
     """
 
     def __init__(
@@ -81,6 +82,7 @@ class Child:
         self.pipes = pipes
         self.shows = shows
         self.written: list[int] | None = None
+        self.looked = 0.0
         self.shares: set[bytes] = set()
         self.trackers: set[int] = set()
         self.stands = False
@@ -145,18 +147,28 @@ class Child:
 
     def has_spoken(self) -> bool:
         """Whether it has said something that nobody has heard: then it has begun a call."""
-        try:
-            return bool(self.line.recv(1, socket.MSG_PEEK))
-        except OSError:
-            return False
+        return messages.has_come(self.line)
 
-    def look(self) -> None:
-        """See to what it has written, and let it go on to its end, for which it waits."""
+    def kill(self, patience: float) -> None:
+        """Kill it, and wait until it has gone, so many seconds at most; it has to be reaped."""
+        with contextlib.suppress(OSError):
+            pidfd.send_signal(self.pidfd, signal.SIGKILL)
+        poll = select.poll()
+        poll.register(self.pidfd, select.POLLIN)
+        poll.poll(patience * 1000)
+
+    def see_off(self, *, look: bool) -> None:
+        """Let it go on to its end, for which it waits; before that, look where it has written."""
         self.shows = False
-        if not pidfd.exited(self.pidfd):  # else its number may be another's
-            self.written = []
-            with contextlib.suppress(OSError, MemoryError):  # not allowed, or too much to see
-                self.written = pages.copied_by(self.pid)
+        began = clock.monotonic()
+        if look and not pidfd.exited(self.pidfd):  # else its number may be another's
+            try:
+                self.written = pages.copied_by(self.pid, hot_pages.MOST) or None
+            except (PermissionError, MemoryError):
+                self.written = []
+            except OSError:  # it has just been killed
+                pass
+        self.looked = clock.monotonic() - began
         with contextlib.suppress(OSError):
             self.line.send(b".")
 

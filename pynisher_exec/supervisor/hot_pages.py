@@ -1,4 +1,4 @@
-"""Pages to which every task writes: copied at the fork, and not by a fault each.
+"""Pages to which the tasks of a slot write: copied at the fork, and not by a fault each.
 
 That is a quarter of what a small task takes, and a tenth where a large library is used. Which pages
 they are is seen at the ends of some tasks, so what a function works with is among them.
@@ -6,6 +6,7 @@ they are is seen at the ends of some tasks, so what a function works with is amo
 
 from __future__ import annotations
 
+import contextlib
 from typing import TYPE_CHECKING
 
 from pynisher_exec.kernel import pages
@@ -13,18 +14,19 @@ from pynisher_exec.kernel import pages
 if TYPE_CHECKING:
     from collections.abc import Collection
 
-__all__ = ["HotPages"]
+__all__ = ["MOST", "HotPages"]
 
 BRIEF = 0.1
 """Seconds of a call, below which it is worth memory that the next ones have a millisecond or more
 less to do: after some such calls, since one may be all for now."""
 
-LOOKS = 2
-"""Calls that are looked at: where all of them have written, the next one will as well. Each takes
-some milliseconds longer by that."""
+LOOKS, MOST_LOOKS = 2, 8
+"""Calls that are looked at: where all of them have written, the next ones are likely to. Each takes
+some milliseconds longer by that, so it ends where nothing comes of it."""
 
-LEAST, MOST = 256, 1 << 13
-"""Pages; no task writes to fewer, and a child that waits shall have no more for itself."""
+LEAST, MOST = 256, 4096
+"""Pages; no task writes to fewer. Twice as much memory is taken: pinned ones are the supervisor's
+own for good, and each child has its copies of them."""
 
 FIRST_RENEWAL, LAST_RENEWAL = 8, 2048
 """Calls after which it is looked anew, since they may be others by now, which write elsewhere: four
@@ -36,7 +38,9 @@ class HotPages:
 
     def __init__(self, *, wanted: bool) -> None:
         self._wanted = wanted
+        self._given_up = not wanted
         self._was_brief = False
+        self._looks = 0
         self._written: list[set[int]] = []
         self._pin: pages.Pin | None = None
         self._holds = False
@@ -50,55 +54,52 @@ class HotPages:
     def note(self, took: float, written: Collection[int] | None) -> None:
         """Note that a call took so many seconds, and where it has written if that was looked at.
 
-        Empty where it could not be seen: then nobody looks again.
+        Empty where it could not be seen: then nobody looks again, for now.
         """
         self._calls += 1
         if self._holds and self._calls > self._lasts:
             self.release()
             self._lasts = min(4 * self._lasts, LAST_RENEWAL)
         self._was_brief = took < BRIEF
+        if written is not None:
+            self._looks += 1
         if not self._was_brief:
             self._written.clear()
-            return
-        if written:
+        elif written:
             self._written.append(set(written))
-        elif written is not None:
+        if (written is not None and not written) or self._looks > MOST_LOOKS:
             self._give_up()
-        if self._wanted and self._pin is None:
+        if self._was_brief and self._pin is None and not self._given_up:
             self._prepare()
 
     def _prepare(self) -> None:
         """See whether pages can be pinned before any are looked for."""
-        self._wanted = pages.may_lock(LEAST * pages.SIZE)
-        if self._wanted:
-            try:
-                self._pin = pages.Pin()
-            except OSError:
-                self._wanted = False
+        with contextlib.suppress(OSError):
+            self._pin = pages.Pin() if pages.may_pin(LEAST) else None
+        self._given_up = self._pin is None
 
     def pin(self) -> None:
-        """Pin those that are known; what is not possible now is not tried again."""
+        """Pin those that are known."""
         if self._pin is None or len(self._written) < LOOKS:
             return
         hot = set.intersection(*self._written)
         self._written.clear()
         try:
-            if 0 < len(hot) <= MOST:
-                self._pin.hold(hot)
-                self._holds, self._calls = True, 0
+            self._pin.hold(hot)
         except OSError:  # not here, or not wise
-            pass
-        if not self._holds:
             self._give_up()
+        else:
+            self._holds, self._calls, self._looks = True, 0, 0
 
     def _give_up(self) -> None:
-        self._wanted = False
+        """Look no more until the slot has been idle."""
+        self._given_up = True
+        self._written.clear()
         self.close()
 
     def release(self) -> None:
         """Let go of them, as memory is better used otherwise; until calls come again."""
-        self._was_brief = False
-        self._written.clear()
+        self._given_up, self._looks = not self._wanted, 0
         if self._pin is not None:
             self._pin.release()
             self._pin, self._holds = None, False
@@ -107,4 +108,4 @@ class HotPages:
         """Close what is held; in a fork, too, where it stands for the parent's pages."""
         if self._pin is not None:
             self._pin.close()
-            self._pin = None
+            self._pin, self._holds = None, False

@@ -124,7 +124,7 @@ class _Slot:
         self._is_warm = False
         self._is_slim = False
         self._patience = IDLE
-        self._hot_pages = HotPages(wanted=options.max_tasks == 1)
+        self._hot_pages = HotPages(wanted=options.max_tasks == 1 and not options.single)
         self._child: Child | None = None
         self._group = group
         self._pipes = Pipes()
@@ -159,7 +159,7 @@ class _Slot:
         watching = Watching(self._control, self._caller, child, start, self._options, self._group)
         began = clock.monotonic()
         over = watching.see_through()
-        self._hot_pages.note(clock.monotonic() - began, child.written)
+        self._hot_pages.note(clock.monotonic() - began - child.looked, child.written)
         if watching.keeps:
             self._generation += 1
         else:
@@ -229,7 +229,7 @@ class _Slot:
         except OSError:
             return False
         child.stop()  # somebody may have let it go on
-        if select.select([self._control], [], [], 0)[0]:
+        if messages.has_come(self._control) or self._has_begun(child):
             other.end()
             return False
         kill.end_tree(kill.ignore, self._options.kill_timeout, spared={other.pid})
@@ -238,6 +238,11 @@ class _Slot:
         self._child = other
         self._announce(other)
         return True
+
+    def _has_begun(self, child: Child) -> bool:
+        """Kill it, and tell whether a call has come to it until then, and somebody let it go on."""
+        child.kill(self._options.kill_timeout)
+        return child.has_spoken()
 
     def _rest(self, child: Child, *, is_new: bool) -> float | None:
         """Milliseconds without a call after which something is to be done about the child."""

@@ -257,7 +257,9 @@ class Watching:
             if message is None:
                 self._ignore(self._child.line.fileno())
                 if self._child.shows:
-                    self._child.look()
+                    # Not what crashes: its memory goes before its descriptors do.
+                    calm = self._watch.stage == "returned" and self._watch.killed is None
+                    self._child.see_off(look=calm)
                 return
             self._words += 1
             self._take(message)
@@ -391,7 +393,7 @@ class Watching:
     def _wait_for_the_stuck(self) -> None:
         """The caller has replaced this slot; what the kernel frees late must still be reaped."""
         while kill.end_tree(kill.ignore, self._options.kill_timeout):
-            if select.select([self._caller], [], [], 0)[0]:
+            if pidfd.exited(self._caller):
                 return
 
     def _send_ended(self, fields: dict[str, Any]) -> None:

@@ -382,7 +382,7 @@ class Task:
     def _show(self) -> None:
         """Tell the supervisor by the end of the line that nothing more comes, and let it look."""
         line = self._ends.line
-        with suppress(OSError):  # it has gone, or has other things to do
+        with suppress(BaseException):  # all is delivered, whatever a thread raises in this one
             line.settimeout(_LONGEST_LOOK)
             line.shutdown(socket.SHUT_WR)
             line.recv(1)
