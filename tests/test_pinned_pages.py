@@ -37,6 +37,8 @@ PATIENCE = 30
 SIZE = mmap.PAGESIZE
 COUNT = 50
 MANY = 1 << 20
+MOST_OF_SELECT = 1024
+"""FD_SETSIZE, select(2)."""
 
 
 @pytest.fixture
@@ -443,6 +445,29 @@ def test_slot_without_calls_has_a_child_that_has_not_rehearsed() -> None:
         (slim,) = wait_until(lambda: only_one_not_in(before))
         assert own_memory(slim) < 0.9 * most
         assert len(executor.submit(plain.open_files).result(PATIENCE)) == len(files)
+
+
+def test_child_is_replaced_where_the_template_has_many_descriptors(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """select(2) takes none above 1023."""
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if before[1] < 4 * MOST_OF_SELECT:
+        pytest.skip("no more descriptors may be open than select(2) takes")
+    (tmp_path / "many_files.py").write_text(
+        f"import os\nfiles = [os.dup(0) for _ in range({MOST_OF_SELECT})]\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (4 * MOST_OF_SELECT, before[1]))
+        with LimitedProcessExecutor(1, wall_time=60, preload=["many_files"]) as executor:
+            supervisor = executor.submit(os.getppid).result(PATIENCE)
+            wait_until(stopped)
+            known = set(tasks())
+            wait_until(lambda: only_one_not_in(known))
+            assert executor.submit(os.getppid).result(PATIENCE) == supervisor
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
 
 
 def test_call_for_a_child_that_stands_is_run_by_it() -> None:
