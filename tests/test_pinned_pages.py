@@ -202,33 +202,11 @@ def note_pid(path: Path) -> int:
     return os.getpid()
 
 
-@pytest.fixture
-def hot() -> Iterator[HotPages]:
-    """Those of a slot that has had one brief call."""
-    made = HotPages(wanted=True)
-    made.note(0, None)
-    yield made
-    made.close()
+def noted(*written: list[int] | str) -> tuple[list[int], list[bool]]:
+    """What is pinned after brief calls that have written there; after each, whether more is sought.
 
-
-@requires("pinning")
-def test_pages_are_sought_after_a_brief_call(hot: HotPages) -> None:
-    """Not after a long one, or when they have been let go of."""
-    assert hot.are_sought
-    states = []
-    for took in (hot_pages.BRIEF, 0, None, 0, 0):
-        if took is None:
-            hot.release()
-        else:
-            hot.note(took, None)
-        states.append(hot.are_sought)
-    assert states == [False, True, False, True, True]
-
-
-def noted(*written: list[int] | None) -> tuple[list[int], bool]:
-    """What is pinned, and whether more is sought, after brief calls that have written there.
-
-    None stands for one that took long. In a process without huge pages.
+    After a first one, that is. "long" stands for one that took long, "idle" for none for a while.
+    In a process without huge pages.
     """
     done = subprocess.run(
         [sys.executable, __file__, json.dumps(written)],
@@ -240,20 +218,26 @@ def noted(*written: list[int] | None) -> tuple[list[int], bool]:
     return pinned, sought
 
 
-def note(written: list[list[int] | None]) -> None:
+def note(written: list[list[int] | str]) -> None:
     """In that process."""
     hot_pages.LAST_RENEWAL = 3 * hot_pages.FIRST_RENEWAL
     hot = HotPages(wanted=True)
     hot.note(0, None)
+    sought = []
     with mmap.mmap(-1, COUNT * SIZE, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS) as memory:
         memory[:] = b"." * len(memory)
         first = address_of(memory)
-        for places in written:
-            took = hot_pages.BRIEF if places is None else 0
-            where = [first + place * SIZE for place in ([0] if places is None else places)]
-            hot.note(took, where if hot.are_sought else None)
+        for step in written:
+            if step == "idle":
+                hot.release()
+            elif step == "long":
+                hot.note(hot_pages.BRIEF, [first] if hot.are_sought else None)
+            else:
+                where = [first + int(place) * SIZE for place in step]
+                hot.note(0, where if hot.are_sought else None)
             hot.pin()
-        print(json.dumps((copied_by_any(memory), hot.are_sought)))  # noqa: T201  (the answer)
+            sought.append(hot.are_sought)
+        print(json.dumps((copied_by_any(memory), sought)))  # noqa: T201  (the answer)
     hot.close()
 
 
@@ -263,11 +247,11 @@ def note(written: list[list[int] | None]) -> None:
     [
         ([[3, 4, 7], [4, 5, 7]], [4, 7], False),
         ([[3]], [], True),
-        ([[3], None, [4], [3]], [], True),
+        ([[3], "long", [4], [3]], [], True),
         ([[3], [], [3]], [], False),
         ([[3], [4]], [], False),
         ([[-MANY], [-MANY]], [], False),
-        ([[3], None] * (hot_pages.MOST_LOOKS + 1) + [[3], [3]], [], False),
+        ([[3], "long"] * (hot_pages.MOST_LOOKS + 1) + [[3], [3]], [], False),
     ],
     ids=[
         "both",
@@ -280,22 +264,31 @@ def note(written: list[list[int] | None]) -> None:
     ],
 )
 def test_what_every_call_has_written_to_is_pinned(
-    written: list[list[int] | None], pinned: list[int], *, sought: bool
+    written: list[list[int] | str], pinned: list[int], *, sought: bool
 ) -> None:
     """And nothing else, since each fork copies it."""
-    assert noted(*written) == (pinned, sought)
+    found, still = noted(*written)
+    assert (found, still[-1]) == (pinned, sought)
+
+
+@requires("pinning")
+def test_pages_are_sought_after_a_brief_call() -> None:
+    """Not after a long one, or when a slot has been idle."""
+    assert noted("long", [3], "idle", [3], [3]) == ([], [False, True, False, True, True])
 
 
 @requires("pinning")
 def test_other_calls_have_other_pages() -> None:
     """So it is looked anew after some, and more of them each time."""
-    calls: list[list[int]] = [[3]] * (2 + hot_pages.FIRST_RENEWAL)
-    assert noted(*calls) == ([3], False)
-    assert noted(*calls, [8]) == ([], True)
-    calls += [[8]] * (3 + 3 * hot_pages.FIRST_RENEWAL)
-    assert noted(*calls) == ([8], False)
-    assert noted(*calls, [9]) == ([], True)
-    assert noted(*calls, *[[9]] * (3 + 3 * hot_pages.FIRST_RENEWAL)) == ([9], False)
+    some, more = hot_pages.FIRST_RENEWAL, 3 * hot_pages.FIRST_RENEWAL
+    calls: list[list[int]] = [[3]] * (2 + some) + [[8]] * (3 + more)
+    assert noted(*calls[: 2 + some])[0] == [3]
+    assert noted(*calls)[0] == [8]
+    later, sought = noted(*calls, *[[9]] * (3 + more))
+    assert later == [9]
+    first, second = 2 + some, 5 + some + more
+    looked_for = [place for place, each in enumerate(sought) if each]
+    assert looked_for == [0, first, first + 1, second, second + 1]
 
 
 @pytest.mark.parametrize("wanted", [True, False])
