@@ -20,13 +20,13 @@ from typing import TYPE_CHECKING, Any
 import plain
 import pytest
 from capabilities import requires
-from conftest import descendant_pids, name_of, stat_fields, wait_until
+from conftest import wait_until
 
 from pynisher_exec import LimitedProcessExecutor
 from pynisher_exec.kernel import capabilities, pages
 from pynisher_exec.kernel.memory_copy import HUGE_PAGE, address_of, room
 from pynisher_exec.protocol import messages
-from pynisher_exec.supervisor import hot_pages, loop
+from pynisher_exec.supervisor import hot_pages
 from pynisher_exec.supervisor.hot_pages import HotPages
 from pynisher_exec.task import run
 
@@ -37,8 +37,6 @@ PATIENCE = 30
 SIZE = mmap.PAGESIZE
 COUNT = 50
 MANY = 1 << 20
-MOST_OF_SELECT = 1024
-"""FD_SETSIZE, select(2)."""
 
 
 @pytest.fixture
@@ -168,38 +166,6 @@ def test_memory_that_others_may_want_to_lock_is_left_to_them(uid: int) -> None:
         finally:
             os._exit(2)
     assert os.waitpid(pid, 0)[1] == 0
-
-
-def tasks() -> list[int]:
-    """Give the processes that run calls, or wait for one."""
-    return [pid for pid in descendant_pids() if name_of(pid) == "limit-task"]
-
-
-def stopped() -> list[int]:
-    """Those of them that have been stopped."""
-    return [pid for pid in tasks() if stat_fields(pid)[:1] == ["T"]]
-
-
-def only_one_not_in(before: set[int]) -> list[int]:
-    """The only one of them, if there is one and it was not there before."""
-    now = tasks()
-    return now if len(now) == 1 and before.isdisjoint(now) else []
-
-
-def own_memory(pid: int) -> int:
-    """KiB that are no other process's; 0 when it has gone."""
-    with contextlib.suppress(OSError):
-        for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
-            if line.startswith("Private_Dirty:"):
-                return int(line.split()[1])
-    return 0
-
-
-def note_pid(path: Path) -> int:
-    """Write down who has run this."""
-    with path.open("a") as file:
-        file.write(f"{os.getpid()}\n")
-    return os.getpid()
 
 
 def noted(*written: list[int] | str) -> tuple[list[int], list[bool]]:
@@ -415,88 +381,6 @@ def test_task_waits_to_be_looked_at_for_a_moment_only(
         thread.start()
         thread.join(PATIENCE)
         assert not thread.is_alive()
-
-
-@requires("pinning")
-def test_slot_without_calls_gives_back_what_makes_them_fast() -> None:
-    """The child that waits has not copied what tasks write to; and calls are fast again later."""
-    with LimitedProcessExecutor(1, memory="1GiB", wall_time=60, preload=[]) as executor:
-        first = executor.submit(plain.faults).result(PATIENCE)
-        wait_until_fewer(executor, plain.faults, 0.75 * first)
-        most = max(map(own_memory, wait_until(tasks)))
-        wait_until(lambda: [pid for pid in tasks() if 0 < own_memory(pid) < 0.7 * most])
-        wait_until_fewer(executor, plain.faults, 0.75 * first)
-
-
-def test_slot_without_calls_has_a_child_that_has_not_rehearsed() -> None:
-    """After a call too long for its pages to be pinned."""
-    with LimitedProcessExecutor(1, wall_time=60, preload=[]) as executor:
-        files = executor.submit(plain.open_files).result(PATIENCE)
-        executor.submit(time.sleep, 0.15).result(PATIENCE)
-        most = own_memory(wait_until(stopped)[0])
-        before = set(tasks())
-        (slim,) = wait_until(lambda: only_one_not_in(before))
-        assert own_memory(slim) < 0.9 * most
-        assert len(executor.submit(plain.open_files).result(PATIENCE)) == len(files)
-
-
-def test_child_is_replaced_where_the_template_has_many_descriptors(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """select(2) takes none above 1023."""
-    before = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if before[1] < 4 * MOST_OF_SELECT:
-        pytest.skip("no more descriptors may be open than select(2) takes")
-    (tmp_path / "many_files.py").write_text(
-        f"import os\nfiles = [os.dup(0) for _ in range({MOST_OF_SELECT})]\n"
-    )
-    monkeypatch.syspath_prepend(tmp_path)
-    try:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (4 * MOST_OF_SELECT, before[1]))
-        with LimitedProcessExecutor(1, wall_time=60, preload=["many_files"]) as executor:
-            supervisor = executor.submit(os.getppid).result(PATIENCE)
-            wait_until(stopped)
-            known = set(tasks())
-            wait_until(lambda: only_one_not_in(known))
-            assert executor.submit(os.getppid).result(PATIENCE) == supervisor
-    finally:
-        resource.setrlimit(resource.RLIMIT_NOFILE, before)
-
-
-def test_call_for_a_child_that_stands_is_run_by_it() -> None:
-    """It goes on."""
-    with LimitedProcessExecutor(1, wall_time=60, preload=[]) as executor:
-        executor.submit(os.getpid).result(PATIENCE)
-        wait_until(stopped)
-        assert executor.submit(abs, -1).result(PATIENCE) == 1
-
-
-@pytest.mark.parametrize("signum", [signal.SIGCONT, 0])
-def test_calls_that_come_as_a_child_is_replaced_run_once(signum: int, tmp_path: Path) -> None:
-    """Whether it stands still, or somebody has let it go on, it has not begun what is sent anew."""
-    notes = [tmp_path / str(number) for number in range(16)]
-    with LimitedProcessExecutor(len(notes), preload=[]) as executor:
-        list(executor.map(time.sleep, [0.2] * len(notes), timeout=PATIENCE))
-        standing = wait_until(lambda: (found := stopped()) * (len(found) >= len(notes)))
-        for pid in standing:
-            os.kill(pid, signum)
-        wait_until(lambda: len(set(standing) & set(tasks())) < len(standing))
-        pids = list(executor.map(note_pid, notes, timeout=PATIENCE))
-    assert [note.read_text().split() for note in notes] == [[str(pid)] for pid in pids]
-
-
-def test_child_that_cannot_be_replaced_stays() -> None:
-    """The supervisor has no descriptor left, and its slot is as good as ever."""
-    with LimitedProcessExecutor(1, preload=[]) as executor:
-        executor.submit(abs, -1).result(PATIENCE)
-        (waiting,) = wait_until(stopped)
-        supervisor = int(stat_fields(waiting)[1])
-        before = resource.prlimit(supervisor, resource.RLIMIT_NOFILE)
-        resource.prlimit(supervisor, resource.RLIMIT_NOFILE, (3, before[1]))
-        time.sleep(1.5 * loop.IDLE)  # nothing tells that it has tried
-        assert stopped() == [waiting]
-        resource.prlimit(supervisor, resource.RLIMIT_NOFILE, before)
-        assert executor.submit(os.getpid).result(PATIENCE) == waiting
 
 
 @requires("pinning")

@@ -83,7 +83,7 @@ class SlotModel(RuleBasedStateMachine):
         self.monitor.take_in(self.host)
         self.now = time.monotonic()
         self.slot = Slot(1, self.host, (), self.reactor, self.monitor, PATIENCE, self.now + 5)
-        self.slot.open({})
+        self.slot.open(PoolOptions(1))
         self.monitor.take_in(self.slot)
         message = messages.receive(self.template)
         assert message is not None
@@ -338,8 +338,7 @@ class _Monitor(Monitor):
     def requeue(
         self,
         item: Item,
-        slot: Slot | None = None,  # noqa: ARG002 - as declared, both
-        tries: int = 1,  # noqa: ARG002
+        slot: Slot | None = None,  # noqa: ARG002 - as declared
     ) -> None:
         self._model.answer(item, "requeue")
 

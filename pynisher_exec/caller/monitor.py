@@ -187,18 +187,10 @@ class Monitor:
 
     def _start_slot(self, item: Item, key: Key) -> bool:
         """Start a slot. True when the item is off the queue: it runs in it, or has failed."""
-        self._numbers += 1
-        deadline = time.monotonic() + self._options.startup_time
-        options = {
-            "no_new_privs": self._options.no_new_privs,
-            "kill_timeout": self._options.kill_timeout,
-            "max_tasks": self._options.max_tasks,
-        }
         host = None
         try:
             host = self._hosts.for_item(item, key)
-            slot = Slot(self._numbers, host, key, self._reactor, self, self._patience, deadline)
-            slot.open(options)
+            slot = self._open_slot(host, key)
         except UnpicklableError as error:
             self._fail(item, str(error), error, Status.EXCEPTION)
             return True
@@ -206,12 +198,19 @@ class Monitor:
             if host is not None and not self._slots.of(host):
                 self._hosts.release(host)
             return self._could_not_start(item, error, host)
-        self._slots.add(slot)
         if self._bound:
             slot.item = item
             self._begun.add(item)
             return True
         return False
+
+    def _open_slot(self, host: Host, key: Key, *, slim: bool = False) -> Slot:
+        self._numbers += 1
+        deadline = time.monotonic() + self._options.startup_time
+        slot = Slot(self._numbers, host, key, self._reactor, self, self._patience, deadline)
+        slot.open(self._options, slim=slim)
+        self._slots.add(slot)
+        return slot
 
     def _could_not_start(self, item: Item, error: BaseException, host: Host | None) -> bool:
         """Wait while other slots work; else this item fails, and the next one tries anew."""
@@ -295,11 +294,11 @@ class Monitor:
             return
         self._conclude(item, ending)
 
-    def requeue(self, item: Item, slot: Slot | None = None, tries: int = 1) -> None:
+    def requeue(self, item: Item, slot: Slot | None = None) -> None:
         """The call never began: it comes first again, unless it has been cancelled."""
         if self._bound and slot is not None:  # that was for this very call, and has no other use
             self._slots.retire(slot)
-        item.tries += tries
+        item.tries += 1
         if item.cancelled or item.tries > MOST_TRIES:
             self._conclude(item, Ending({"stage": "waiting"}))
             return
@@ -393,6 +392,7 @@ class Monitor:
             if slot.due(now):
                 self._pass_deadline(slot, now)
         self._slots.give_up_idle(now)
+        self._slots.refresh(now, lambda slot: self._open_slot(slot.host, slot.key, slim=True))
         self._hosts.end_late_scouts(now)
 
     def _pass_deadline(self, slot: Slot, now: float) -> None:

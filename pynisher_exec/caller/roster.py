@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from operator import attrgetter
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from pynisher_exec.caller.hosts import Hosts
     from pynisher_exec.caller.inbox import PoolOptions
@@ -25,6 +26,10 @@ SPARE_LINGER, LONGEST_LINGER = 1.0, 60.0
 up: it is of use only while one call comes after the other, and 8 MB are in its two processes. Twice
 as many each time."""
 
+LONGEST_REST = 120.0
+"""Seconds, as `slot.FRESH_AFTER`, which are twice as many each time: where calls come every now and
+then, it costs more to give memory back and to take it again."""
+
 READY_AFTER = 0.005
 """Seconds after which a slot's child has done what it can do before its call."""
 
@@ -35,7 +40,7 @@ class Roster:
     def __init__(self, options: PoolOptions, hosts: Hosts) -> None:
         self._most = options.max_workers
         # A process that is kept needs no other to be forked, and one of a context has its call.
-        self._spare = int(options.max_tasks == 1 and options.context is None)
+        self._forks_for_each = options.max_tasks == 1 and options.context is None
         self._max_memory = options.max_memory
         self._linger = options.linger
         self._spare_linger = SPARE_LINGER
@@ -113,7 +118,7 @@ class Roster:
         if self._most is None or len(self._slots) < self._most:
             return True
         all_came_up = all(slot.idle_since for slot in self._slots.values())
-        if all_came_up and len(self._slots) < self._most + self._spare:
+        if all_came_up and len(self._slots) < self._most + self._forks_for_each:
             return True
         for slot in self:
             if slot.state == "idle" and slot.key != key:
@@ -153,6 +158,39 @@ class Roster:
             self.retire_idle()
             self._spare_linger = min(2 * self._spare_linger, LONGEST_LINGER)
 
+    def refresh(self, now: float, start: Callable[[Slot], Slot]) -> None:
+        """Have a slot that has nothing to do replaced by one that has not done anything yet.
+
+        That one takes some megabytes less: a supervisor that has worked, and its child, have for
+        themselves what else all share. `start` starts a slot like a given one.
+        """
+        for slot in self:
+            if slot.follows is not None and slot.idle_since:
+                self._settle(slot, slot.follows)
+        stale = self._stale()
+        if stale is None or now < stale.idle_since + stale.rest:
+            return
+        stale.rest = min(2 * stale.rest, LONGEST_REST)
+        with contextlib.suppress(OSError):  # nothing is lost by that
+            fresh = start(stale)
+            fresh.follows, fresh.rest = stale, stale.rest
+
+    def _settle(self, fresh: Slot, old: Slot) -> None:
+        """One has come up: that it follows goes, or it goes itself where that one works again."""
+        fresh.follows = None
+        if old.state == "idle" and fresh.state in ("idle", "busy"):
+            self.retire(old)
+        elif fresh.state == "idle" and self.get(old.number) is old:
+            self.retire(fresh)
+
+    def _stale(self) -> Slot | None:
+        """Give the slot that is the next to be replaced; one at a time."""
+        if not self._forks_for_each or any(slot.follows for slot in self._slots.values()):
+            return None
+        idle = [slot for slot in self._slots.values() if slot.state == "idle" and slot.worked]
+        fit = [slot for slot in idle if not slot.host.outdated and not slot.host.ended]
+        return min(fit, key=lambda slot: slot.idle_since + slot.rest, default=None)
+
     def _is_outdone(self, slot: Slot) -> bool:
         """Whether it has nothing to do, and others have come up that have more imported ahead."""
         if slot.state != "idle" or not slot.host.outdated:
@@ -172,5 +210,7 @@ class Roster:
         """When the first deadline of a slot is."""
         times = [slot.next_deadline for slot in self._slots.values()]
         times += [slot.lingers_until(self._linger) for slot in self._slots.values()]
+        stale = self._stale()
+        times.append(None if stale is None else stale.idle_since + stale.rest)
         times.append(self._surplus_until())
         return min((each for each in times if each is not None), default=None)

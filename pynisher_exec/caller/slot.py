@@ -22,6 +22,7 @@ from pynisher_exec.kernel.descriptors import above_standard
 from pynisher_exec.protocol import messages
 
 if TYPE_CHECKING:
+    from pynisher_exec.caller.inbox import PoolOptions
     from pynisher_exec.caller.item import Item, Key, Segments
     from pynisher_exec.caller.launch import Host
 
@@ -30,6 +31,9 @@ __all__ = ["Keeper", "Slot"]
 
 CHECK_EVERY = 10.0
 """Seconds between two looks at the supervisor of a task that runs: stopped, it keeps no limit."""
+
+FRESH_AFTER = 1.0
+"""Seconds without a call, after which a slot that has worked is replaced by a fresh one."""
 
 CHECK_AFTER = 2.0
 """Seconds after a wall limit, or after it was found stopped, until it is looked at again."""
@@ -41,7 +45,7 @@ class Keeper(Protocol):
     def finished(self, slot: Slot, item: Item, ending: Ending) -> None:
         """The task's tree has gone."""
 
-    def requeue(self, item: Item, slot: Slot | None = None, tries: int = 1) -> None:
+    def requeue(self, item: Item, slot: Slot | None = None) -> None:
         """The call never began: its child had died while it waited."""
 
     def lost(self, slot: Slot) -> None:
@@ -74,6 +78,9 @@ class Slot:
         self.killing = False  # it has been told to end its task
         self.hopeless = False  # another try would fail the same way
         self.idle_since = 0.0
+        self.worked = False
+        self.follows: Slot | None = None  # the one that it is to replace
+        self.rest = FRESH_AFTER
         self._reactor = reactor
         self._keeper = keeper
         self._patience = patience
@@ -87,8 +94,14 @@ class Slot:
         self._was_stopped = False
         self.tidying = False  # its task has gone, and only what it left is still there
 
-    def open(self, options: dict[str, Any]) -> None:
+    def open(self, pool: PoolOptions, *, slim: bool = False) -> None:
         """Ask the host for a supervisor. OSError when its line does not take it."""
+        options = {
+            "no_new_privs": pool.no_new_privs,
+            "kill_timeout": pool.kill_timeout,
+            "max_tasks": pool.max_tasks,
+            "slim": slim,
+        }
         self._control, far_end = control_line()
         try:
             messages.send(
@@ -106,7 +119,7 @@ class Slot:
 
     def run(self, item: Item, segments: Segments) -> None:
         """Give the waiting child its call."""
-        self.state, self.item = "busy", item
+        self.state, self.item, self.worked = "busy", item, True
         self._was_stopped = False
         self.deadline = self._next_check(item, time.monotonic())
         try:
@@ -246,7 +259,7 @@ class Slot:
         if fields.get("unstarted"):
             exchange.close()
             self._become_idle(fields["next_generation"])  # the child after it is there already
-            self._keeper.requeue(item, self, tries=0 if fields.get("replaced") else 1)
+            self._keeper.requeue(item, self)
             return
         exchange.read_rest()
         ending = Ending(fields, exchange.outcome, exchange.trouble, _output_of(message))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import select
 import signal
 import sys
 from typing import TYPE_CHECKING
@@ -140,22 +139,9 @@ class Child:
             with contextlib.suppress(OSError):
                 pidfd.send_signal(self.pidfd, signal.SIGCONT)
 
-    def renew_clock(self, group: Group) -> None:
-        """Count from now on: what is reaped of others meanwhile is none of its."""
-        self.clock.close()
-        self.clock = cpu.open_clock(self.pid, group)
-
     def has_spoken(self) -> bool:
         """Whether it has said something that nobody has heard: then it has begun a call."""
         return messages.has_come(self.line)
-
-    def kill(self, patience: float) -> None:
-        """Kill it, and wait until it has gone, so many seconds at most; it has to be reaped."""
-        with contextlib.suppress(OSError):
-            pidfd.send_signal(self.pidfd, signal.SIGKILL)
-        poll = select.poll()
-        poll.register(self.pidfd, select.POLLIN)
-        poll.poll(patience * 1000)
 
     def see_off(self, *, look: bool) -> None:
         """Let it go on to its end, for which it waits; before that, look where it has written."""
@@ -171,12 +157,6 @@ class Child:
         self.looked = clock.monotonic() - began
         with contextlib.suppress(OSError):
             self.line.send(b".")
-
-    def end(self) -> None:
-        """Kill and reap it, and let go of everything: it has just been forked."""
-        os.kill(self.pid, signal.SIGKILL)
-        os.waitpid(self.pid, 0)
-        self.close()
 
     def close(self) -> None:
         """Let go of everything but the pipes; the process has been reaped."""

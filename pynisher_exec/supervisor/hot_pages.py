@@ -34,11 +34,10 @@ times as many each time."""
 
 
 class HotPages:
-    """Those of one slot: looked for while calls are brief, then pinned until it has been idle."""
+    """Those of one slot: looked for while calls are brief, then pinned."""
 
     def __init__(self, *, wanted: bool) -> None:
         self._wanted = wanted
-        self._given_up = not wanted
         self._was_brief = False
         self._looks = 0
         self._written: list[set[int]] = []
@@ -54,7 +53,7 @@ class HotPages:
     def note(self, took: float, written: Collection[int] | None) -> None:
         """Note that a call took so many seconds, and where it has written if that was looked at.
 
-        Empty where it could not be seen: then nobody looks again, for now.
+        Empty where it could not be seen: then nobody looks again.
         """
         self._calls += 1
         if self._holds and self._calls > self._lasts:
@@ -69,14 +68,14 @@ class HotPages:
             self._written.append(set(written))
         if (written is not None and not written) or self._looks > MOST_LOOKS:
             self._give_up()
-        if self._was_brief and self._pin is None and not self._given_up:
+        if self._was_brief and self._pin is None and self._wanted:
             self._prepare()
 
     def _prepare(self) -> None:
         """See whether pages can be pinned before any are looked for."""
         with contextlib.suppress(OSError):
             self._pin = pages.Pin() if pages.may_pin(LEAST) else None
-        self._given_up = self._pin is None
+        self._wanted = self._pin is not None
 
     def pin(self) -> None:
         """Pin those that are known."""
@@ -92,14 +91,13 @@ class HotPages:
             self._holds, self._calls, self._looks = True, 0, 0
 
     def _give_up(self) -> None:
-        """Look no more until the slot has been idle."""
-        self._given_up = True
+        """Look no more; a slot that has nothing to do for a while is followed by another."""
+        self._wanted = False
         self._written.clear()
         self.close()
 
     def release(self) -> None:
-        """Let go of them, as memory is better used otherwise; until calls come again."""
-        self._given_up, self._looks = not self._wanted, 0
+        """Let go of them."""
         if self._pin is not None:
             self._pin.release()
             self._pin, self._holds = None, False

@@ -1,8 +1,7 @@
 """The life of a slot supervisor: forks a child ahead, waits for its START, has it watched.
 
     idle:     a child waits for a call; its stream has gone to the caller with READY, or is still
-              there from the call before, and then what that has left is stopped after a while;
-              else another waits in its place after a while, which takes less memory
+              there from the call before, and then what that has left is stopped after a while
     watching: from START to the end of the child, see `watching`
     after:    everything below is killed and reaped to ECHILD, or all but a child that waits for its
               next call, and its resource trackers; then ENDED tells the evidence
@@ -41,11 +40,6 @@ __all__ = ["serve"]
 
 WARM_UP = 16
 """Times that code must have run for CPython to have specialized it, so that no fork has to."""
-
-IDLE, LONGEST_IDLE = 0.5, 60.0
-"""Seconds without a call, after twice which that memory is given back, and 1 MB of the child, which
-has rehearsed. Twice as many each time: where calls come every now and then, it costs more to give
-it back and to take it again."""
 
 REST = 0.1
 """Seconds after a call in which threads that it has left may go on unwatched; and seconds after
@@ -122,8 +116,6 @@ class _Slot:
         self._generation = 0
         self._private_tmp = ""
         self._is_warm = False
-        self._is_slim = False
-        self._patience = IDLE
         self._hot_pages = HotPages(wanted=options.max_tasks == 1 and not options.single)
         self._child: Child | None = None
         self._group = group
@@ -135,8 +127,6 @@ class _Slot:
         os.close(self._control.detach())
         os.close(self._caller)
         self._hot_pages.close()
-        if self._child is not None:  # whose place this one takes
-            self._child.close()
 
     def abandon(self) -> None:
         """Nobody wants an account any more: end what is there."""
@@ -148,14 +138,13 @@ class _Slot:
         """Have a child ahead, wait for a call, see it through; False when a child is stuck."""
         is_new = self._child is None
         child = self._child or self._fork(scope)
-        start = self._await_start(child, self._rest(child, is_new=is_new), scope)
-        if start is None and self._child is child:  # it has died, or has to
+        start = self._await_start(child, leaves=child.rest is not None and not is_new)
+        if start is None:  # it has died, or has to: another takes its place
             kill.end_tree(kill.ignore, self._options.kill_timeout)
             child.close()
             self._child = None
-        if start is None:  # another takes its place
             return True
-        self._private_tmp, self._is_slim = start["private_tmp"], False
+        self._private_tmp = start["private_tmp"]
         watching = Watching(self._control, self._caller, child, start, self._options, self._group)
         began = clock.monotonic()
         over = watching.see_through()
@@ -176,23 +165,16 @@ class _Slot:
             self._warm_up()
         self._hot_pages.pin()
         # Kept: what is collected while an exception passes would be closed with a warning.
-        child = self._child = self._bear(scope)
-        self._announce(child)
-        return child
-
-    def _bear(self, scope: int | None) -> Child:
-        return Child(
+        child = self._child = Child(
             self._pipes,
             self.forget,
             scope,
             self._group,
             self._inherited,
             self._options.max_tasks,
-            rehearses=not self._is_slim,
+            rehearses=bool(self._generation) or not self._options.slim,
             shows=self._hot_pages.are_sought,
         )
-
-    def _announce(self, child: Child) -> None:
         self._generation += 1
         messages.send(
             self._control,
@@ -203,62 +185,20 @@ class _Slot:
             supervisor=os.getpid(),
         )
         child.stream.close()
+        return child
 
     def _warm_up(self) -> None:
         for _ in range(WARM_UP):
             rehearsal.rehearse()
         gc.freeze()
 
-    def _may_stay(self, child: Child, scope: int | None) -> bool:
-        """Whether a child goes on waiting, after `_rest`; what calls have left in it is dealt with.
-
-        If there were none, another takes its place, the next time: a call may be on its way, and
-        only a child that stands still has surely not begun it.
-        """
-        if child.rest is not None or not child.stands:
-            return _calm(child)
-        self._is_slim = True
-        self._patience = min(2 * self._patience, LONGEST_IDLE)
-        self._hot_pages.release()
-        return not self._replace(child, scope)
-
-    def _replace(self, child: Child, scope: int | None) -> bool:
-        """Have another child wait; False where there is none to be had, or a call for this one."""
-        try:
-            other = self._bear(scope)
-        except OSError:
-            return False
-        child.stop()  # somebody may have let it go on
-        if messages.has_come(self._control) or self._has_begun(child):
-            other.end()
-            return False
-        kill.end_tree(kill.ignore, self._options.kill_timeout, spared={other.pid})
-        child.close()
-        other.renew_clock(self._group)
-        self._child = other
-        self._announce(other)
-        return True
-
-    def _has_begun(self, child: Child) -> bool:
-        """Kill it, and tell whether a call has come to it until then, and somebody let it go on."""
-        child.kill(self._options.kill_timeout)
-        return child.has_spoken()
-
-    def _rest(self, child: Child, *, is_new: bool) -> float | None:
-        """Milliseconds without a call after which something is to be done about the child."""
-        if child.rest is not None:
-            return None if is_new else REST * 1000
-        lasts = self._is_slim or self._options.single
-        return None if lasts else self._patience * 1000
-
-    def _await_start(
-        self, child: Child, rest: float | None, scope: int | None
-    ) -> dict[str, Any] | None:
+    def _await_start(self, child: Child, *, leaves: bool) -> dict[str, Any] | None:
         """Wait for START; None when the waiting child has died, or is not to be kept.
 
         To watch instead what calls before have left in it would mean to look again and again for as
-        long as nothing is to be done: it is stopped after `rest` milliseconds.
+        long as nothing is to be done: it is stopped after a while.
         """
+        rest = REST * 1000 if leaves else None
         poll = select.poll()
         poll.register(self._control, select.POLLIN)
         poll.register(self._caller, select.POLLIN)
@@ -278,7 +218,7 @@ class _Slot:
                     return None
             else:
                 rest = None if child.stands else rest
-                if not self._may_stay(child, scope):
+                if not _calm(child):
                     return None
 
     def _hear_start(self) -> dict[str, Any] | None:
@@ -301,7 +241,6 @@ class _Slot:
             generation=generation,
             next_generation=self._generation,
             unstarted=True,
-            replaced=self._is_slim,
         )
 
 
