@@ -24,11 +24,15 @@ LOOKS, MOST_LOOKS = 2, 8
 """Calls that are looked at: where all of them have written, the next ones are likely to. Each takes
 some milliseconds longer by that, so it ends where nothing comes of it."""
 
+ALIKE = 0.6
+"""Part of the pages of one such call that the others have written to as well: else they are of
+different functions, and it is worth another look, as long as there are not too many."""
+
 LEAST, MOST = 256, 4096
 """Pages; no task writes to fewer. Twice as much memory is taken: pinned ones are the supervisor's
 own for good, and each child has its copies of them."""
 
-FIRST_RENEWAL, LAST_RENEWAL = 8, 2048
+FIRST_RENEWAL, LAST_RENEWAL = 4, 2048
 """Calls after which it is looked anew, since they may be others by now, which write elsewhere: four
 times as many each time."""
 
@@ -82,6 +86,9 @@ class HotPages:
         if self._pin is None or len(self._written) < LOOKS:
             return
         hot = set.intersection(*self._written)
+        if len(hot) < ALIKE * max(map(len, self._written)) and self._looks < MOST_LOOKS:
+            del self._written[0]
+            return
         self._written.clear()
         try:
             self._pin.hold(hot)
