@@ -19,6 +19,8 @@ from pynisher_exec.caller import roster, slot
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from pynisher_exec.caller.inbox import PoolOptions
+
 PATIENCE = 30
 MANY = 200
 
@@ -74,6 +76,7 @@ def test_slot_without_calls_is_followed_by_one_that_takes_less_memory() -> None:
     """Neither its supervisor nor its child has done what makes calls fast; they work as ever."""
     with LimitedProcessExecutor(1, memory="1GiB", wall_time=60, preload=[]) as executor:
         files = [len(executor.submit(plain.open_files).result(PATIENCE)) for _ in range(20)]
+        time.sleep(0.3 * slot.FRESH_AFTER)  # nothing tells that the next child has prepared itself
         before, most = supervisors(), own_memory()
         (fresh,) = wait_until(lambda: only_one_not_in(before))
         wait_until(lambda: 0 < own_memory() < 0.6 * most / len(before))
@@ -114,8 +117,44 @@ def test_calls_that_come_as_slots_are_replaced_run_once(
             assert [note.read_text().split() for note in notes] == [[str(pid)] for pid in pids]
             seen |= supervisors()
             time.sleep(0.02 + number % 10 * 0.001)  # at any moment of a replacement
+            assert len(supervisors()) <= 4 + 2  # one beyond the workers, and one that comes up
         wait_until(lambda: len(supervisors()) == 4)
     assert len(seen) > MANY
+
+
+def test_calls_stay_with_the_slot_that_works() -> None:
+    """One that has followed another that was not needed has no part in them."""
+    with LimitedProcessExecutor(2, preload=[]) as executor:
+        list(executor.map(time.sleep, [0.2, 0.2], timeout=PATIENCE))
+        before = supervisors()
+        served: list[int] = []
+        after = 0
+        while after < 5:
+            time.sleep(0.02)  # much less than makes a slot stale
+            served.append(executor.submit(os.getppid).result(PATIENCE))
+            after += not before <= supervisors()
+        assert len(set(served)) == 1
+
+
+def test_replacement_that_fails_is_tried_ever_less_often(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However long a slot has been idle."""
+    starts = []
+    monkeypatch.setattr(slot, "FRESH_AFTER", 0.05)
+    monkeypatch.setattr(roster, "LONGEST_REST", 0.2)
+    begin = slot.Slot.open
+
+    def note(self: slot.Slot, pool: PoolOptions, *, slim: bool = False) -> None:
+        if slim:
+            starts.append(time.monotonic())
+            raise OSError
+        begin(self, pool, slim=slim)
+
+    monkeypatch.setattr(slot.Slot, "open", note)
+    with LimitedProcessExecutor(1, preload=[]) as executor:
+        executor.submit(abs, -1).result(PATIENCE)
+        wait_until(lambda: len(starts) == 6)
+        assert executor.submit(abs, -1).result(PATIENCE) == 1
+    assert starts[-1] - starts[0] >= 0.1 + 4 * 0.2 - 0.01
 
 
 def test_slot_that_cannot_be_replaced_stays() -> None:

@@ -189,6 +189,7 @@ def note(written: list[list[int] | str]) -> None:
     hot_pages.LAST_RENEWAL = 3 * hot_pages.FIRST_RENEWAL
     hot = HotPages(wanted=True)
     hot.note(0, None)
+    hot.pin()
     sought = []
     with mmap.mmap(-1, COUNT * SIZE, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS) as memory:
         memory[:] = b"." * len(memory)
@@ -247,6 +248,16 @@ def test_what_every_call_has_written_to_is_pinned(
 def test_pages_are_sought_after_a_brief_call() -> None:
     """Not after a long one, or when a slot has been idle."""
     assert noted("long", [3], "idle", [3], [3]) == ([], [False, True, False, True, True])
+
+
+@requires("pinning")
+def test_what_did_not_come_to_anything_is_tried_anew() -> None:
+    """After some calls, where looking had no end, or could not be."""
+    unlike: list[list[int] | str] = [[3], "long"] * (hot_pages.MOST_LOOKS + 1)
+    unseen: list[list[int] | str] = [[]]
+    for none in (unlike, unseen):
+        assert noted(*none)[1][-1] is False
+        assert noted(*none, *[[3]] * (hot_pages.FIRST_RENEWAL + 3))[0] == [3]
 
 
 @requires("pinning")

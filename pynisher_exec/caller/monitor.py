@@ -333,7 +333,7 @@ class Monitor:
             self._conclude(item, Ending(told, None, slot.failure))
         elif item is not None:
             self._fail(item, f"no process could be started for the task: {reason}", None)
-        elif not came_up and self._charges(by):
+        elif not came_up and slot.follows is None and self._charges(by):
             self._fail_next(reason, slot)
 
     def _fail_next(self, reason: str, slot: Slot) -> None:

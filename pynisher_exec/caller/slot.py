@@ -81,6 +81,7 @@ class Slot:
         self.worked = False
         self.follows: Slot | None = None  # the one that it is to replace
         self.rest = FRESH_AFTER
+        self.refreshed_at = 0.0  # when it was last tried to replace it
         self._reactor = reactor
         self._keeper = keeper
         self._patience = patience
@@ -299,6 +300,11 @@ class Slot:
         transfer = None if self._exchange is None else self._exchange.deadline
         times = [moment for moment in (self.deadline, transfer) if moment is not None]
         return min(times, default=None)
+
+    @property
+    def stale_at(self) -> float:
+        """When it is to be replaced, if it has worked and is idle."""
+        return max(self.idle_since, self.refreshed_at) + self.rest
 
     def lingers_until(self, linger: float | None) -> float | None:
         """When an idle slot is given up, `linger` seconds after its last task."""

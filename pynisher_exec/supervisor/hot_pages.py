@@ -33,8 +33,8 @@ LEAST, MOST = 256, 4096
 own for good, and each child has its copies of them."""
 
 FIRST_RENEWAL, LAST_RENEWAL = 4, 2048
-"""Calls after which it is looked anew, since they may be others by now, which write elsewhere: four
-times as many each time."""
+"""Calls after which it is looked anew, whether pages were found or not, since they may be others by
+now, which write elsewhere: four times as many each time."""
 
 
 class HotPages:
@@ -42,6 +42,8 @@ class HotPages:
 
     def __init__(self, *, wanted: bool) -> None:
         self._wanted = wanted
+        self._given_up = False
+        self._asked = False
         self._was_brief = False
         self._looks = 0
         self._written: list[set[int]] = []
@@ -57,49 +59,56 @@ class HotPages:
     def note(self, took: float, written: Collection[int] | None) -> None:
         """Note that a call took so many seconds, and where it has written if that was looked at.
 
-        Empty where it could not be seen: then nobody looks again.
+        Empty where it could not be seen: then nobody looks again for a while.
         """
         self._calls += 1
-        if self._holds and self._calls > self._lasts:
-            self.release()
-            self._lasts = min(4 * self._lasts, LAST_RENEWAL)
+        if (self._holds or self._given_up) and self._calls > self._lasts:
+            self._renew()
         self._was_brief = took < BRIEF
-        if written is not None:
-            self._looks += 1
+        self._looks += self._asked
         if not self._was_brief:
             self._written.clear()
         elif written:
             self._written.append(set(written))
         if (written is not None and not written) or self._looks > MOST_LOOKS:
             self._give_up()
-        if self._was_brief and self._pin is None and self._wanted:
+        if self._wanted and self._was_brief and self._pin is None and not self._given_up:
             self._prepare()
+
+    def _renew(self) -> None:
+        self.release()
+        self._given_up = False
+        self._lasts = min(4 * self._lasts, LAST_RENEWAL)
 
     def _prepare(self) -> None:
         """See whether pages can be pinned before any are looked for."""
         with contextlib.suppress(OSError):
             self._pin = pages.Pin() if pages.may_pin(LEAST) else None
-        self._wanted = self._pin is not None
+        if self._pin is None:
+            self._give_up()
 
     def pin(self) -> None:
-        """Pin those that are known."""
-        if self._pin is None or len(self._written) < LOOKS:
-            return
+        """Pin those that are known, before the next child is forked."""
+        if self._pin is not None and len(self._written) >= LOOKS:
+            self._choose(self._pin)
+        self._asked = self.are_sought
+
+    def _choose(self, pin: pages.Pin) -> None:
         hot = set.intersection(*self._written)
         if len(hot) < ALIKE * max(map(len, self._written)) and self._looks < MOST_LOOKS:
             del self._written[0]
             return
         self._written.clear()
         try:
-            self._pin.hold(hot)
+            pin.hold(hot)
         except OSError:  # not here, or not wise
             self._give_up()
         else:
             self._holds, self._calls, self._looks = True, 0, 0
 
     def _give_up(self) -> None:
-        """Look no more; a slot that has nothing to do for a while is followed by another."""
-        self._wanted = False
+        """Look no more for a while."""
+        self._given_up, self._calls, self._looks = True, 0, 0
         self._written.clear()
         self.close()
 
