@@ -96,8 +96,7 @@ class Roster:
         """Whether as many tasks run as may, or what they have left may still be there."""
         if self._most is None:
             return False
-        taken = [slot.item is not None or slot.state == "lost" for slot in self._slots.values()]
-        return sum(taken) >= self._most
+        return sum(map(_may_have_a_task, self._slots.values())) >= self._most
 
     def enough_are_coming(self, waiting: int) -> bool:
         """Whether slots that start, or prepare their next child, will serve all who wait.
@@ -167,21 +166,36 @@ class Roster:
         for slot in self:
             if slot.follows is not None and slot.idle_since:
                 self._settle(slot, slot.follows)
+        if self._has_too_many():
+            self.retire_idle()
         stale = self._stale()
-        if stale is None or now < stale.idle_since + stale.rest:
+        if stale is None or now < stale.stale_at:
             return
-        stale.rest = min(2 * stale.rest, LONGEST_REST)
-        with contextlib.suppress(OSError):  # nothing is lost by that
+        stale.rest, stale.refreshed_at = min(2 * stale.rest, LONGEST_REST), now
+        with contextlib.suppress(Exception):  # whatever keeps it from starting, nothing is lost
             fresh = start(stale)
             fresh.follows, fresh.rest = stale, stale.rest
 
     def _settle(self, fresh: Slot, old: Slot) -> None:
-        """One has come up: that it follows goes, or it goes itself where that one works again."""
-        fresh.follows = None
-        if old.state == "idle" and fresh.state in ("idle", "busy"):
+        """One has come up: that it follows goes, or it goes itself where that one works again.
+
+        Where both do, this waits: else there would be one more for good.
+        """
+        if old.state in ("closed", "lost"):
+            fresh.follows = None
+        elif old.state == "idle" and fresh.state in ("idle", "busy"):
+            fresh.follows = None
+            fresh.idle_since = old.idle_since  # it has not worked, so that the next call is others'
             self.retire(old)
-        elif fresh.state == "idle" and self.get(old.number) is old:
+        elif fresh.state == "idle":
             self.retire(fresh)
+
+    def _has_too_many(self) -> bool:
+        """Whether one that was being replaced went otherwise, and both its successors are there."""
+        if self._most is None:
+            return False
+        follows = any(slot.follows is not None for slot in self._slots.values())
+        return len(self._slots) > self._most + self._forks_for_each + follows
 
     def _stale(self) -> Slot | None:
         """Give the slot that is the next to be replaced; one at a time."""
@@ -189,7 +203,7 @@ class Roster:
             return None
         idle = [slot for slot in self._slots.values() if slot.state == "idle" and slot.worked]
         fit = [slot for slot in idle if not slot.host.outdated and not slot.host.ended]
-        return min(fit, key=lambda slot: slot.idle_since + slot.rest, default=None)
+        return min(fit, key=attrgetter("stale_at"), default=None)
 
     def _is_outdone(self, slot: Slot) -> bool:
         """Whether it has nothing to do, and others have come up that have more imported ahead."""
@@ -211,6 +225,11 @@ class Roster:
         times = [slot.next_deadline for slot in self._slots.values()]
         times += [slot.lingers_until(self._linger) for slot in self._slots.values()]
         stale = self._stale()
-        times.append(None if stale is None else stale.idle_since + stale.rest)
+        times.append(None if stale is None else stale.stale_at)
         times.append(self._surplus_until())
         return min((each for each in times if each is not None), default=None)
+
+
+def _may_have_a_task(slot: Slot) -> bool:
+    """Whether it runs one, or may have left something of one."""
+    return slot.item is not None or (slot.state == "lost" and slot.idle_since > 0)
