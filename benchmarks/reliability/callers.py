@@ -179,7 +179,7 @@ lateness(stop)
     ),
     Script(
         "in C with the interpreter lock",
-        LATENESS + "lateness(lambda: sum(range(150_000_000)))",
+        LATENESS + "lateness(lambda: sum(range(250_000_000)))",
         HELD,
     ),
     Script(
