@@ -163,6 +163,7 @@ def test_slot_that_cannot_be_replaced_stays() -> None:
     with LimitedProcessExecutor(1, preload=[]) as executor:
         executor.submit(abs, -1).result(PATIENCE)
         before = wait_until(supervisors)
+        wait_until(lambda: named("limit-task"))
         time.sleep(0.3 * slot.FRESH_AFTER)  # nothing tells that its next child has been announced
         with no_more_descriptors():
             time.sleep(1.2 * slot.FRESH_AFTER)  # nor that it has been tried
