@@ -39,7 +39,7 @@ def own_memory() -> int:
     """KiB that supervisors and tasks do not share; 0 where they cannot be read."""
     total = 0
     for pid in supervisors() | named("limit-task"):
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError):  # it has just ended
             for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
                 if line.startswith("Private_Dirty:"):
                     total += int(line.split()[1])

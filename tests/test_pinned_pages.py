@@ -171,7 +171,7 @@ def test_memory_that_others_may_want_to_lock_is_left_to_them(uid: int) -> None:
 def noted(*written: list[int] | str) -> tuple[list[int], list[bool]]:
     """What is pinned after brief calls that have written there; after each, whether more is sought.
 
-    After a first one, that is. "long" stands for one that took long, "idle" for none for a while.
+    After a first one, that is. "long" stands for one that took long, "released" for none.
     In a process without huge pages.
     """
     done = subprocess.run(
@@ -195,7 +195,7 @@ def note(written: list[list[int] | str]) -> None:
         memory[:] = b"." * len(memory)
         first = address_of(memory)
         for step in written:
-            if step == "idle":
+            if step == "released":
                 hot.release()
             elif step == "long":
                 hot.note(hot_pages.BRIEF, [first] if hot.are_sought else None)
@@ -246,8 +246,8 @@ def test_what_every_call_has_written_to_is_pinned(
 
 @requires("pinning")
 def test_pages_are_sought_after_a_brief_call() -> None:
-    """Not after a long one, or when a slot has been idle."""
-    assert noted("long", [3], "idle", [3], [3]) == ([], [False, True, False, True, True])
+    """Not after a long one, or when they have been let go of."""
+    assert noted("long", [3], "released", [3], [3]) == ([], [False, True, False, True, True])
 
 
 @requires("pinning")
@@ -338,7 +338,7 @@ def take_all() -> None:
     """Take whatever comes on any socket."""
     while True:
         for place in Path("/proc/self/fd").iterdir():
-            with contextlib.suppress(OSError):
+            with contextlib.suppress(OSError):  # closed meanwhile, or nothing has come
                 if str(place.readlink()).startswith("socket"):
                     with socket.socket(fileno=os.dup(int(place.name))) as line:
                         line.recv(1, socket.MSG_DONTWAIT)

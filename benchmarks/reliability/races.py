@@ -340,8 +340,8 @@ def _wave(executor: LimitedProcessExecutor, begin: int) -> int:
 def _held() -> dict[str, int]:
     """KiB resident of this process and its helpers, by what they are, and all their descriptors.
 
-    Without the one ring of pinned pages that a supervisor may hold: it has that from its second
-    brief call in a row on, and gives it back when it has been idle. Two would be a leak.
+    Without the one ring of pinned pages that a supervisor may hold: it has that from a brief call
+    on, and a fresh one that follows it has none. Two would be a leak.
     """
     held = {"KiB of the caller": 0, "KiB of the template": 0, "KiB of supervisors": 0}
     held["descriptors"] = 0
@@ -365,7 +365,7 @@ def _held_at_rest() -> dict[str, int]:
     deadline = time.monotonic() + PATIENCE
     held, before = _held(), None
     while held != before and time.monotonic() < deadline:
-        time.sleep(0.05)
+        time.sleep(0.05)  # nothing tells that a child has been forked ahead
         held, before = _held(), held
     return held
 

@@ -298,10 +298,10 @@ class Monitor:
         """The call never began: it comes first again, unless it has been cancelled."""
         if self._bound and slot is not None:  # that was for this very call, and has no other use
             self._slots.retire(slot)
-        item.tries += 1
-        if item.cancelled or item.tries > MOST_TRIES:
+        if item.cancelled or item.tries >= MOST_TRIES:
             self._conclude(item, Ending({"stage": "waiting"}))
             return
+        item.tries += 1
         self._begun.add(item)  # its future runs already, whoever shuts down
         self._inbox.put_back(item)
 

@@ -190,16 +190,20 @@ class Roster:
         elif fresh.state == "idle":
             self.retire(fresh)
 
+    @property
+    def _is_replacing(self) -> bool:
+        """Whether a slot is there beside the one that it follows."""
+        return any(slot.follows is not None for slot in self._slots.values())
+
     def _has_too_many(self) -> bool:
         """Whether one that was being replaced went otherwise, and both its successors are there."""
         if self._most is None:
             return False
-        follows = any(slot.follows is not None for slot in self._slots.values())
-        return len(self._slots) > self._most + self._forks_for_each + follows
+        return len(self._slots) > self._most + self._forks_for_each + self._is_replacing
 
     def _stale(self) -> Slot | None:
         """Give the slot that is the next to be replaced; one at a time."""
-        if not self._forks_for_each or any(slot.follows for slot in self._slots.values()):
+        if not self._forks_for_each or self._is_replacing:
             return None
         idle = [slot for slot in self._slots.values() if slot.state == "idle" and slot.worked]
         fit = [slot for slot in idle if not slot.host.outdated and not slot.host.ended]

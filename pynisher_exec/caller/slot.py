@@ -32,11 +32,11 @@ __all__ = ["Keeper", "Slot"]
 CHECK_EVERY = 10.0
 """Seconds between two looks at the supervisor of a task that runs: stopped, it keeps no limit."""
 
-FRESH_AFTER = 1.0
-"""Seconds without a call, after which a slot that has worked is replaced by a fresh one."""
-
 CHECK_AFTER = 2.0
 """Seconds after a wall limit, or after it was found stopped, until it is looked at again."""
+
+FRESH_AFTER = 1.0
+"""Seconds without a call, after which a slot that has worked is replaced by a fresh one."""
 
 
 class Keeper(Protocol):

@@ -19,17 +19,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-__all__ = [
-    "Message",
-    "has_come",
-    "hear",
-    "pair",
-    "patient",
-    "receive",
-    "say",
-    "send",
-    "stream_pair",
-]
+__all__ = ["Message", "hear", "pair", "patient", "receive", "say", "send", "stream_pair"]
 
 MAX_BYTES = 1 << 16
 MAX_DESCRIPTORS = 4
@@ -99,14 +89,6 @@ def _send(line: socket.socket, data: bytes, descriptors: Sequence[int]) -> None:
         line.sendmsg([data], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, rights)], _NOSIGNAL)
     else:
         line.send(data, _NOSIGNAL)
-
-
-def has_come(line: socket.socket) -> bool:
-    """Whether there is a message that nobody has received yet."""
-    try:
-        return bool(line.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT))
-    except OSError:
-        return False
 
 
 def receive(line: socket.socket) -> Message | None:

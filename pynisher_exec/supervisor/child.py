@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import socket
 import sys
 from typing import TYPE_CHECKING
 
@@ -141,7 +142,10 @@ class Child:
 
     def has_spoken(self) -> bool:
         """Whether it has said something that nobody has heard: then it has begun a call."""
-        return messages.has_come(self.line)
+        try:
+            return bool(self.line.recv(1, socket.MSG_PEEK))
+        except OSError:
+            return False
 
     def see_off(self, *, look: bool) -> None:
         """Let it go on to its end, for which it waits; before that, look where it has written."""
@@ -155,7 +159,7 @@ class Child:
             except OSError:  # it has just been killed
                 pass
         self.looked = clock.monotonic() - began
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError):  # it has gone
             self.line.send(b".")
 
     def close(self) -> None:

@@ -42,19 +42,18 @@ class HotPages:
 
     def __init__(self, *, wanted: bool) -> None:
         self._wanted = wanted
-        self._given_up = False
+        self._settled = False  # pinned, or given up: until so many calls have gone
         self._asked = False
         self._was_brief = False
         self._looks = 0
         self._written: list[set[int]] = []
         self._pin: pages.Pin | None = None
-        self._holds = False
         self._calls, self._lasts = 0, FIRST_RENEWAL
 
     @property
     def are_sought(self) -> bool:
         """Whether the next child shall show where its task has written."""
-        return self._was_brief and self._pin is not None and not self._holds
+        return self._was_brief and self._pin is not None and not self._settled
 
     def note(self, took: float, written: Collection[int] | None) -> None:
         """Note that a call took so many seconds, and where it has written if that was looked at.
@@ -62,8 +61,9 @@ class HotPages:
         Empty where it could not be seen: then nobody looks again for a while.
         """
         self._calls += 1
-        if (self._holds or self._given_up) and self._calls > self._lasts:
-            self._renew()
+        if self._settled and self._calls > self._lasts:
+            self.release()
+            self._lasts = min(4 * self._lasts, LAST_RENEWAL)
         self._was_brief = took < BRIEF
         self._looks += self._asked
         if not self._was_brief:
@@ -72,17 +72,12 @@ class HotPages:
             self._written.append(set(written))
         if (written is not None and not written) or self._looks > MOST_LOOKS:
             self._give_up()
-        if self._wanted and self._was_brief and self._pin is None and not self._given_up:
+        if self._wanted and self._was_brief and self._pin is None and not self._settled:
             self._prepare()
-
-    def _renew(self) -> None:
-        self.release()
-        self._given_up = False
-        self._lasts = min(4 * self._lasts, LAST_RENEWAL)
 
     def _prepare(self) -> None:
         """See whether pages can be pinned before any are looked for."""
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError):  # no io_uring here, or no descriptor
             self._pin = pages.Pin() if pages.may_pin(LEAST) else None
         if self._pin is None:
             self._give_up()
@@ -104,22 +99,26 @@ class HotPages:
         except OSError:  # not here, or not wise
             self._give_up()
         else:
-            self._holds, self._calls, self._looks = True, 0, 0
+            self._settle()
+
+    def _settle(self) -> None:
+        """Look no more for a while."""
+        self._settled, self._calls, self._looks = True, 0, 0
 
     def _give_up(self) -> None:
-        """Look no more for a while."""
-        self._given_up, self._calls, self._looks = True, 0, 0
+        self._settle()
         self._written.clear()
         self.close()
 
     def release(self) -> None:
-        """Let go of them."""
+        """Let go of them, and look anew."""
+        self._settled = False
         if self._pin is not None:
             self._pin.release()
-            self._pin, self._holds = None, False
+            self._pin = None
 
     def close(self) -> None:
         """Close what is held; in a fork, too, where it stands for the parent's pages."""
         if self._pin is not None:
             self._pin.close()
-            self._pin, self._holds = None, False
+            self._pin = None
