@@ -59,7 +59,8 @@ class Summary:
         return sum(each.items for each in self.statuses.values())
 
     def _ordered(self) -> list[tuple[str, Figures]]:
-        return sorted(self.statuses.items(), key=lambda each: -each[1].items)
+        """The most first; as many of each by name, and not by which of their tasks ended first."""
+        return sorted(self.statuses.items(), key=lambda each: (-each[1].items, each[0]))
 
     def __str__(self) -> str:
         counts = "  ".join(f"{name} {each.items}" for name, each in self._ordered())
