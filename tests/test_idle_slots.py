@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import os
 import resource
+import signal
+import threading
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -156,6 +158,31 @@ def test_replacement_that_fails_is_tried_ever_less_often(monkeypatch: pytest.Mon
         wait_until(lambda: len(starts) == 6)
         assert executor.submit(abs, -1).result(PATIENCE) == 1
     assert starts[-1] - starts[0] >= 0.1 + 4 * 0.2 - 0.01
+
+
+def test_replacement_that_hangs_delays_no_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is of no use to one with other variables, which gets a slot of its own."""
+    started = threading.Event()
+    monkeypatch.setattr(slot, "FRESH_AFTER", 0.1)
+    begin = slot.Slot.open
+
+    def note(self: slot.Slot, pool: PoolOptions, *, slim: bool = False) -> None:
+        begin(self, pool, slim=slim)
+        if slim:
+            started.set()
+
+    monkeypatch.setattr(slot.Slot, "open", note)
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    with LimitedProcessExecutor(1, preload=[], startup_time=2 * PATIENCE) as executor:
+        executor.submit(abs, -1).result(PATIENCE)
+        (template,) = named("limit-template")
+        os.kill(template, signal.SIGSTOP)
+        try:
+            assert started.wait(PATIENCE)
+            monkeypatch.setenv("OMP_NUM_THREADS", "2")
+            assert executor.submit(abs, -1).result(PATIENCE) == 1
+        finally:
+            os.kill(template, signal.SIGCONT)
 
 
 def test_slot_that_cannot_be_replaced_stays() -> None:

@@ -64,6 +64,7 @@ def sleepers_supervisors(rounds: int) -> Measured:
 
 def _sleepers(rounds: int, used: Callable[[], float]) -> Measured:
     with LimitedProcessExecutor(100, **LIMITS) as executor:
+        check_that_it_is_real(executor, LIMITS)
         _sleep_in(executor, 100)
         shares = [_share(used, rounds) for _ in range(max(3, rounds // 3))]
         executor.kill_workers()
@@ -101,12 +102,14 @@ def watched_near(rounds: int) -> Measured:
 
 
 def _watched(rounds: int, memory: int) -> Measured:
-    with LimitedProcessExecutor(1, **{**LIMITS, "memory": memory}) as executor:
+    limits = {**LIMITS, "memory": memory}
+    with LimitedProcessExecutor(1, **limits) as executor:
+        check_that_it_is_real(executor, limits)
         executor.submit(fork_sleepers, 199)
         while len(descendants(os.getpid())) < 200:
             time.sleep(0.1)
         time.sleep(2)
-        (supervisor,) = _supervisors()
+        supervisor = max(_supervisors(), key=lambda pid: len(descendants(pid)))  # one waits
         used = partial(cpu_time_of, supervisor)
         shares = [_share(used, rounds) for _ in range(max(3, rounds // 3))]
         executor.kill_workers()
@@ -118,6 +121,7 @@ def idle_memory(rounds: int) -> Measured:
     sizes = []
     for _ in range(max(3, rounds // 5)):
         with LimitedProcessExecutor(4, **LIMITS) as executor:
+            check_that_it_is_real(executor, LIMITS)
             list(executor.map(time.sleep, [0.02] * 200))
             time.sleep(2)
             sizes.append(sum(map(pss, descendants(os.getpid()))) / MEBIBYTE)
@@ -129,6 +133,7 @@ def queued_memory(rounds: int) -> Measured:
     sizes = []
     for _ in range(max(1, rounds // 5)):
         with LimitedProcessExecutor(1, **LIMITS) as executor:
+            check_that_it_is_real(executor, LIMITS)
             executor.submit(time.sleep, 600)
             tracemalloc.start()
             before = tracemalloc.get_traced_memory()[0]
@@ -171,6 +176,7 @@ def _submits() -> list[float]:
     kept: list[Any] = []
     tenth = SUBMITS // 10
     with LimitedProcessExecutor(1, **LIMITS) as executor:
+        check_that_it_is_real(executor, LIMITS)
         executor.submit(time.sleep, 600)
 
         def submit() -> None:

@@ -175,7 +175,7 @@ class Monitor:
             if slot is not None:
                 self._run(slot, item)
                 return True
-        while self._bound or not self._slots.enough_are_coming(len(self._inbox) + 1):
+        while self._bound or not self._slots.enough_are_coming(key, len(self._inbox) + 1):
             if self._retry_at is not None or not self._slots.make_room(key):
                 return False
             if self._start_slot(item, key):

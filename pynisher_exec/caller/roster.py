@@ -98,13 +98,14 @@ class Roster:
             return False
         return sum(map(_may_have_a_task, self._slots.values())) >= self._most
 
-    def enough_are_coming(self, waiting: int) -> bool:
-        """Whether slots that start, or prepare their next child, will serve all who wait.
+    def enough_are_coming(self, key: Key, waiting: int) -> bool:
+        """Whether slots of a key that start, or prepare their next child, will serve all who wait.
 
         One more than that is worth having: a caller that makes one call after the other then never
         waits for a fork.
         """
-        starting = [slot for slot in self._slots.values() if slot.state == "starting"]
+        slots = [slot for slot in self._slots.values() if slot.key == key]
+        starting = [slot for slot in slots if slot.state == "starting" and not _is_extra(slot)]
         new = sum(not slot.idle_since for slot in starting)
         return new >= min(waiting, STARTING_AT_ONCE) or len(starting) > waiting
 
@@ -114,10 +115,11 @@ class Roster:
         There may be one more than work at a time: while that runs a task, the one before it forks
         its next child. It is not started with the others, but when a call has to wait for a fork.
         """
-        if self._most is None or len(self._slots) < self._most:
+        counted = [slot for slot in self._slots.values() if not _is_extra(slot)]
+        if self._most is None or len(counted) < self._most:
             return True
-        all_came_up = all(slot.idle_since for slot in self._slots.values())
-        if all_came_up and len(self._slots) < self._most + self._forks_for_each:
+        all_came_up = all(slot.idle_since for slot in counted)
+        if all_came_up and len(counted) < self._most + self._forks_for_each:
             return True
         for slot in self:
             if slot.state == "idle" and slot.key != key:
@@ -206,7 +208,7 @@ class Roster:
         if not self._forks_for_each or self._is_replacing:
             return None
         idle = [slot for slot in self._slots.values() if slot.state == "idle" and slot.worked]
-        fit = [slot for slot in idle if not slot.host.outdated and not slot.host.ended]
+        fit = [slot for slot in idle if not slot.host.outdated]
         return min(fit, key=attrgetter("stale_at"), default=None)
 
     def _is_outdone(self, slot: Slot) -> bool:
@@ -232,6 +234,11 @@ class Roster:
         times.append(None if stale is None else stale.stale_at)
         times.append(self._surplus_until())
         return min((each for each in times if each is not None), default=None)
+
+
+def _is_extra(slot: Slot) -> bool:
+    """Whether it is to replace another and has not come up: no call waits for it, it might hang."""
+    return slot.follows is not None and not slot.idle_since
 
 
 def _may_have_a_task(slot: Slot) -> bool:

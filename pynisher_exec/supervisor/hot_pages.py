@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 __all__ = ["MOST", "HotPages"]
 
-BRIEF = 0.1
+BRIEF = 0.2
 """Seconds of a call, below which it is worth memory that the next ones have a millisecond or more
 less to do: after some such calls, since one may be all for now."""
 
@@ -38,7 +38,11 @@ now, which write elsewhere: four times as many each time."""
 
 
 class HotPages:
-    """Those of one slot: looked for while calls are brief, then pinned."""
+    """Those of one slot: looked for while calls are brief, then pinned.
+
+    `size`: bytes that are or have been pinned. The template shares them with this process no more,
+    so that a tree of processes which has them is said to hold more of them.
+    """
 
     def __init__(self, *, wanted: bool) -> None:
         self._wanted = wanted
@@ -49,6 +53,7 @@ class HotPages:
         self._written: list[set[int]] = []
         self._pin: pages.Pin | None = None
         self._calls, self._lasts = 0, FIRST_RENEWAL
+        self.size = 0
 
     @property
     def are_sought(self) -> bool:
@@ -66,9 +71,7 @@ class HotPages:
             self._lasts = min(4 * self._lasts, LAST_RENEWAL)
         self._was_brief = took < BRIEF
         self._looks += self._asked
-        if not self._was_brief:
-            self._written.clear()
-        elif written:
+        if self._was_brief and written:
             self._written.append(set(written))
         if (written is not None and not written) or self._looks > MOST_LOOKS:
             self._give_up()
@@ -99,6 +102,7 @@ class HotPages:
         except OSError:  # not here, or not wise
             self._give_up()
         else:
+            self.size = max(self.size, pin.size)
             self._settle()
 
     def _settle(self) -> None:
