@@ -58,9 +58,11 @@ class Child:
     ruleset for it, if there is one; `group` the supervisor's, in which it is born.
 
     If it `rehearses`, its first task is faster, for some memory. `pinned`: bytes that it shares
-    with nobody else, or only with this process, though it may never write to them. If it `shows`, `written` are then
-    the addresses of this process's pages to which its task has written, empty where that could not
-    be seen, None where it did not come to that; `looked`: seconds that it took.
+    with nobody else, or only with this process, though it may never write to them.
+
+    If it `shows`, `written` are then the addresses of this process's pages to which its task has
+    written, empty where that could not be seen, None where it did not come to that; `looked`:
+    seconds that it took.
 
     `rest` is a pipe by which a process that serves `max_tasks` (None: any number) says that it
     waits for the next; None where it serves one. `shares`: places of what it has been given to
