@@ -36,16 +36,6 @@ if TYPE_CHECKING:
 PATIENCE = 30
 SIZE = mmap.PAGESIZE
 COUNT = 50
-DATA = """
-import os, time
-data = bytearray(b"x") * (12 << 20)
-def write_beside_others():
-    for _ in range(3):
-        if os.fork() == 0:
-            time.sleep(60)
-    data[::4096] = data[::4096]
-    time.sleep(0.06)
-"""
 MANY = 1 << 20
 
 
@@ -416,20 +406,6 @@ def test_tasks_that_take_long_cost_no_memory_for_speed() -> None:
     with LimitedProcessExecutor(1, memory="1GiB", wall_time=60, preload=[]) as executor:
         counts = [executor.submit(plain.faults, 0.25).result(PATIENCE) for _ in range(8)]
     assert min(counts) > 0.75 * counts[0], counts
-
-
-@requires("pinning")
-def test_tree_is_said_to_hold_no_more_for_pages_that_are_pinned(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """12 MiB of them, of which one task of a slot would be charged with less than a later one."""
-    (tmp_path / "with_data.py").write_text(DATA)
-    monkeypatch.syspath_prepend(tmp_path)
-    with_data = __import__("with_data")
-    with LimitedProcessExecutor(1, memory="8MiB", wall_time=60, preload=["with_data"]) as executor:
-        for _ in range(3 * hot_pages.FIRST_RENEWAL):
-            future = executor.submit(with_data.write_beside_others)
-            assert future.exception(PATIENCE) is None, future.report
 
 
 if __name__ == "__main__":

@@ -113,12 +113,10 @@ class Pin:
     Here nothing is ever read or written; to register buffers is io_uring's way to pin them
     (io_uring_register_buffers(3)).
 
-    `size`: bytes that it holds. OSError from the constructor where the kernel or a sandbox has no
-    io_uring.
+    OSError from the constructor where the kernel or a sandbox has no io_uring.
     """
 
     def __init__(self) -> None:
-        self.size = 0
         parameters = ctypes.create_string_buffer(_LONGEST_PARAMETERS)
         call = libc.number("io_uring_setup")
         self._descriptor = libc.syscall(call, 1, ctypes.addressof(parameters))
@@ -144,7 +142,6 @@ class Pin:
         vector = ctypes.create_string_buffer(b"".join(struct.pack("PN", *run) for run in runs))
         call, place = libc.number("io_uring_register"), ctypes.addressof(vector)
         libc.syscall(call, self._descriptor, _REGISTER_BUFFERS, place, len(runs))
-        self.size = sum(length for _, length in runs)
 
     def release(self) -> None:
         """Let go of them: the next fork shares them. `close` alone does that some time later."""

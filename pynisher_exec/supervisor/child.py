@@ -57,12 +57,9 @@ class Child:
     In the process itself `forget` closes what is the supervisor's alone. `scope` is Landlock's
     ruleset for it, if there is one; `group` the supervisor's, in which it is born.
 
-    If it `rehearses`, its first task is faster, for some memory. `pinned`: bytes that it shares
-    with nobody else, or only with this process, though it may never write to them.
-
-    If it `shows`, `written` are then the addresses of this process's pages to which its task has
-    written, empty where that could not be seen, None where it did not come to that; `looked`:
-    seconds that it took.
+    If it `rehearses`, its first task is faster, for some memory. If it `shows`, `written` are then
+    the addresses of this process's pages to which its task has written, empty where that could not
+    be seen, None where it did not come to that; `looked`: seconds that it took.
 
     `rest` is a pipe by which a process that serves `max_tasks` (None: any number) says that it
     waits for the next; None where it serves one. `shares`: places of what it has been given to
@@ -81,11 +78,9 @@ class Child:
         *,
         rehearses: bool,
         shows: bool,
-        pinned: int,
     ) -> None:
         self.pipes = pipes
         self.shows = shows
-        self.pinned = pinned
         self.written: list[int] | None = None
         self.looked = 0.0
         self.shares: set[bytes] = set()
@@ -156,7 +151,6 @@ class Child:
         """Let it go on to its end, for which it waits; before that, look where it has written."""
         self.shows = False
         began = clock.monotonic()
-        self.stop()  # its function has ended; threads that it may have left are to see no more time
         if look and not pidfd.exited(self.pidfd):  # else its number may be another's
             try:
                 self.written = pages.copied_by(self.pid, hot_pages.MOST) or None
@@ -164,7 +158,6 @@ class Child:
                 self.written = []
             except OSError:  # it has just been killed
                 pass
-        self.go_on()
         self.looked = clock.monotonic() - began
         with contextlib.suppress(OSError):  # it has gone
             self.line.send(b".")

@@ -17,10 +17,11 @@ from pynisher_exec.supervisor.memory import MemoryGauge
 from pynisher_exec.supervisor.tree import Tree
 
 if TYPE_CHECKING:
+    from collections.abc import Collection
     from resource import struct_rusage
 
     from pynisher_exec.limits import Limits
-    from pynisher_exec.supervisor.child import Child
+    from pynisher_exec.supervisor.cpu import CpuClock
     from pynisher_exec.supervisor.gate import Gate
     from pynisher_exec.supervisor.state import Watch
 
@@ -56,15 +57,15 @@ def number_in(fields: dict[str, Any], name: str) -> float:
 class Account:
     """The evidence on one task, from its START to its end.
 
-    `child` may have served others before, whose usage, and that of the children they had, is not of
-    this task. `rests`: it has not ended by itself, but waits for another; how it ends some time
-    does not belong here.
+    `reused`: its process may have served others before, whose usage, and that of the children they
+    had, is not of this task. `rests`: it has not ended by itself, but waits for another; how it
+    ends some time does not belong here. `shares`: places of what it may read uncharged.
     """
 
-    def __init__(self, child: Child, limits: Limits) -> None:
-        pid, clock = child.pid, child.clock
-        self._shares, self._pinned = child.shares, child.pinned
-        self.gauge = MemoryGauge(0, pid, self._shares, self._pinned)
+    def __init__(
+        self, pid: int, clock: CpuClock, limits: Limits, shares: Collection[bytes], *, reused: bool
+    ) -> None:
+        self.gauge = MemoryGauge(0, pid, shares)
         self.living = LivingClocks()
         self.tree = Tree(pid)
         self.peak_processes = 0
@@ -72,10 +73,11 @@ class Account:
         self._pid = pid
         self._clock = clock
         self._limits = limits
+        self._shares = shares
         self.rests = False
-        self._reused = child.rest is not None
+        self._reused = reused
         self._of_others = 0.0
-        if self._reused:
+        if reused:
             with contextlib.suppress(OSError):  # it has died while it waited: this ends unstarted
                 self._of_others = max(0.0, clock.read() - own_clock(pid))
         self._mechanisms: dict[str, Any] = {}
@@ -94,8 +96,7 @@ class Account:
         before = self._of_others + number_in(fields, "cpu_time")
         self._cpu_before = min(before, self._clock.read())
         if self._limits.address_space is None and not self._limits.from_zero:
-            held = int(number_in(fields, "held"))
-            self.gauge = MemoryGauge(held, self._pid, self._shares, self._pinned)
+            self.gauge = MemoryGauge(int(number_in(fields, "held")), self._pid, self._shares)
             self._resident_before = int(number_in(fields, "resident"))
         mechanisms = fields.get("mechanisms")
         self._mechanisms = mechanisms if isinstance(mechanisms, dict) else {}

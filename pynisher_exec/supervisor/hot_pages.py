@@ -38,11 +38,7 @@ now, which write elsewhere: four times as many each time."""
 
 
 class HotPages:
-    """Those of one slot: looked for while calls are brief, then pinned.
-
-    `size`: bytes that are or have been pinned. The template shares them with this process no more,
-    so that a tree of processes which has them is said to hold more of them.
-    """
+    """Those of one slot: looked for while calls are brief, then pinned."""
 
     def __init__(self, *, wanted: bool) -> None:
         self._wanted = wanted
@@ -53,7 +49,6 @@ class HotPages:
         self._written: list[set[int]] = []
         self._pin: pages.Pin | None = None
         self._calls, self._lasts = 0, FIRST_RENEWAL
-        self.size = 0
 
     @property
     def are_sought(self) -> bool:
@@ -102,7 +97,6 @@ class HotPages:
         except OSError:  # not here, or not wise
             self._give_up()
         else:
-            self.size = max(self.size, pin.size)
             self._settle()
 
     def _settle(self) -> None:

@@ -174,7 +174,6 @@ class _Slot:
             self._options.max_tasks,
             rehearses=bool(self._generation) or not self._options.slim,
             shows=self._hot_pages.are_sought,
-            pinned=self._hot_pages.size,
         )
         self._generation += 1
         messages.send(

@@ -60,17 +60,14 @@ class MemoryGauge:
     """Reads one tree. `baseline` is its first process's RssAnon + RssShmem, 0 for none.
 
     `shares`: places of the caller's shared objects; what lies there is not charged to anybody who
-    reads it. `pinned`: bytes of the first process that fewer share than once did, which is not its
-    doing. `living`: how many processes the last look found that were no zombies. `is_unsure`:
+    reads it. `living`: how many processes the last look found that were no zombies. `is_unsure`:
     whether it found the limit passed, perhaps, and nothing is known yet.
 
     `peak` is the largest figure read, counted as the limit counts. `cost` is the seconds of a dear
     reading that ended with the last look. `bell`, once there is one, can be read when to look.
     """
 
-    def __init__(
-        self, baseline: int, first: int, shares: Collection[bytes] = frozenset(), pinned: int = 0
-    ) -> None:
+    def __init__(self, baseline: int, first: int, shares: Collection[bytes] = frozenset()) -> None:
         self.peak = 0
         self.largest: Holder | None = None
         self.cost = 0.0
@@ -79,7 +76,6 @@ class MemoryGauge:
         self.living = 0
         self.is_unsure = False
         self._shares = shares
-        self._pinned = pinned
         self._divided = 1
         self._no_files: dict[int, tuple[int, int]] = {}
         self._fair_after = 0.0
@@ -222,8 +218,7 @@ class MemoryGauge:
         if self._reading is None:
             if time.monotonic() < self._rest_until:
                 return None
-            # Else the same tree would be said to hold more once its slot has pinned pages.
-            self._reading = FairReading(pids, self._baseline + self._pinned, self._shares)
+            self._reading = FairReading(pids, self._baseline, self._shares)
             self._begun_at, self._begun_with = self._used, self._mapped
             if self._reader is None:
                 # A fork bomb may have left no room for a thread.

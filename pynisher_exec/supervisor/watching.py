@@ -88,7 +88,8 @@ class Watching:
         self._limits = limits = Limits.received(start["limits"])
         self._watch = Watch(limits, _CORES, time.monotonic())
         child.note_shares(start["shared"])
-        self._account = Account(child, limits)
+        reused = child.rest is not None
+        self._account = Account(child.pid, child.clock, limits, child.shares, reused=reused)
         self._gate: Gate | None = None
         self._read_at: float | None = None
         self._rung = False
