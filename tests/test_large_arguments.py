@@ -80,6 +80,29 @@ def test_large_arguments_are_charged_to_nobody() -> None:
     assert given.sum() == len(given)
 
 
+def test_bytes_that_are_an_argument_are_copied_from_where_they_lie(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """They are bytes in the task; a keyword's value as well."""
+    kernel, sources = memory_copy.copy_to, set()
+
+    def note(pid: int, address: int, source: Any, at: int) -> int:
+        sources.add(memory_copy.address_of(source))
+        return kernel(pid, address, source, at)
+
+    def look(data: bytes, *, more: bytes) -> tuple[str, bool, str, bool]:
+        return type(data).__name__, data == b"x" * len(data), type(more).__name__, more == data
+
+    monkeypatch.setattr(memory_copy, "copy_to", note)
+    given = b"x" * LEAST_KEPT
+    with LimitedProcessExecutor(1) as executor:
+        future = executor.submit(look, given, more=bytes(bytearray(given)))
+        assert future.result(PATIENCE) == ("bytes", True, "bytes", True)
+        assert executor.submit(look, b"", more=b"").result(PATIENCE)[0] == "bytes"
+    assert len(sources) == 2
+    assert memory_copy.address_of(given) in sources
+
+
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize("error", [PermissionError(errno.EPERM, "refused"), UnforeseenError()])
 @pytest.mark.parametrize("after", [0, 1, 2])

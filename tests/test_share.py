@@ -10,6 +10,7 @@ import os
 import pickle
 import signal
 import sys
+import threading
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -117,6 +118,34 @@ def test_all_kinds_of_objects_can_be_shared(thing: Any, read: Any, found: Any) -
         assert executor.submit(read, executor.share(thing)).result(PATIENCE) == found
 
 
+def look_at_tensors(model: Any, pair: Any) -> tuple[float, float, str]:
+    """Use a model; what is seen through one tensor of a change by the other; its type."""
+    import torch  # noqa: PLC0415  (where it is installed)
+
+    first, second = pair
+    first[1] = 7
+    return model(torch.ones(1, 1000)).sum().item(), second[0].item(), str(second.dtype)
+
+
+def test_tensors_lie_in_the_memory_that_is_shared() -> None:
+    """PyTorch's, with what they have in common; a model's, too. The caller's are as they were."""
+    torch = pytest.importorskip("torch")
+    many = torch.ones(2 * LIMIT // 4)
+    model, pair = torch.nn.Linear(1000, 10), torch.zeros(100, dtype=torch.bfloat16)
+    with LimitedProcessExecutor(1, memory=LIMIT, wall_time=60, preload=["torch"]) as executor:
+        future = executor.submit(total, executor.share(many))
+        assert future.result(PATIENCE) == 2 * LIMIT // 4
+        assert future.report is not None
+        assert future.report.peak_memory < LIMIT // 4
+        handles = executor.share(model), executor.share((pair, pair[1:]))
+        made, *others = executor.submit(look_at_tensors, *handles).result(PATIENCE)
+        assert made == pytest.approx(model(torch.ones(1, 1000)).sum().item())
+        assert others == [7, "torch.bfloat16"]
+        empty = executor.submit(total, executor.share(torch.zeros(0)))
+        assert empty.result(PATIENCE) == 0
+    assert many.resize_(3 * LIMIT // 4).shape == (3 * LIMIT // 4,)
+
+
 def test_tasks_cannot_change_it_for_others(executor: LimitedProcessExecutor) -> None:
     """Neither by writing to their object, which is their own, nor by the memory behind it."""
 
@@ -175,6 +204,28 @@ def test_writing_is_charged(executor: LimitedProcessExecutor) -> None:
         future.result(PATIENCE)
     assert future.report is not None
     assert future.report.peak_memory > LIMIT
+
+
+def write_at_once(array: Any) -> None:
+    """Copy all of its pages, as fast as one process can, and be done."""
+
+    def write(part: Any) -> None:
+        part[:: mmap.PAGESIZE // part.itemsize] = 7
+
+    threads = [threading.Thread(target=write, args=[part]) for part in np.split(array, 2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+
+def test_nobody_writes_far_beyond_the_limit_before_it_is_seen() -> None:
+    """No rlimit holds what had been mapped before, so samples have to be in time."""
+    with LimitedProcessExecutor(1, memory="100MiB", wall_time=30, preload=["numpy"]) as executor:
+        handle = executor.share(np.ones(300 * MIB // 8))
+        futures = [executor.submit(write_at_once, handle) for _ in range(10)]
+        found = [type(future.exception(PATIENCE)) for future in futures]
+    assert found.count(MemorylimitException) >= 9, found  # a busy machine may hold one look up
 
 
 def hold_beside(array: Any, size: int) -> int:

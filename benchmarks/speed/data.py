@@ -27,28 +27,34 @@ def make(length: int) -> NDArray[Any]:
     return np.ones(length)
 
 
-def take(array: NDArray[Any]) -> int:
-    """Take one."""
-    return len(array)
+def is_whole(array: NDArray[Any]) -> bool:
+    """Whether one has come, at both ends."""
+    return bool(len(array) == LENGTH and array[0] == array[-1] == 1)
 
 
 def result(rounds: int) -> Measured:
     """256 MB made in a task and brought back, in units of one copy."""
-    return _in_copies(make(LENGTH), rounds, make, LENGTH)
+    return _in_copies(make(LENGTH), rounds, make, LENGTH, is_right=is_whole)
 
 
 def argument(rounds: int) -> Measured:
     """256 MB given to a task, in units of one copy."""
     array = make(LENGTH)
-    return _in_copies(array, rounds, take, array)
+    return _in_copies(array, rounds, is_whole, array, is_right=bool)
 
 
 def _in_copies(
-    array: NDArray[Any], rounds: int, function: Callable[..., Any], given: Any
+    array: NDArray[Any],
+    rounds: int,
+    function: Callable[..., Any],
+    given: Any,
+    *,
+    is_right: Callable[[Any], bool],
 ) -> Measured:
     with LimitedProcessExecutor(1, **LIMITS, preload=["numpy"]) as executor:
         executor.submit(make, 10).result(PATIENCE)
         check_that_it_is_real(executor, LIMITS)
+        assert is_right(executor.submit(function, given).result(PATIENCE))
         return compare(
             lambda: executor.submit(function, given).result(PATIENCE),
             array.copy,

@@ -248,7 +248,7 @@ ROWS = (
         1.2,
         1,
         queued_growth,
-        how=QUEUED,
+        how=f"{QUEUED}, without the interpreter's collector",
         they_have=ALL,
     ),
     Row(

@@ -29,6 +29,14 @@ def look() -> tuple[int, str]:
     return os.getpid(), Path("/proc/self/limits").read_text()
 
 
+def burn(seconds: float) -> int:
+    """Use CPU time, tell the own pid."""
+    end = time.process_time() + seconds
+    while time.process_time() < end:
+        pass
+    return os.getpid()
+
+
 def disown(path: str) -> None:
     """Have a process that no longer descends from this one use a core; tell its pid in a file."""
     if os.fork() == 0:
@@ -84,8 +92,10 @@ def check_that_it_is_real(executor: Any, limits: dict[str, Any]) -> None:
 
 
 def check_that_limits_hold(executor: Any, limits: dict[str, Any]) -> None:
-    """In one process, which is reused: the limits, and that a task at one of them ends it."""
+    """In one process, which is reused: the limits of each task, and that one at them ends it."""
     pids = {_checked(executor.submit(look).result(PATIENCE), limits) for _ in range(20)}
+    burners = [executor.limit(cpu_time=0.3).submit(burn, 0.2) for _ in range(3)]
+    pids.update(each.result(PATIENCE) for each in burners)
     assert len(pids) == 1
     _check_that_a_tree_is_bounded(executor)
     assert not Path(f"/proc/{pids.pop()}").exists()

@@ -72,6 +72,7 @@ def attach(rounds: int) -> Measured:
     with LimitedProcessExecutor(1, **LIMITS, preload=PRELOAD) as executor:
         check_that_it_is_real(executor, LIMITS)
         handle = executor.share(np.ones(LENGTH))
+        assert executor.submit(take, handle).result(PATIENCE) == LENGTH
         return compare(
             lambda: executor.submit(take, handle).result(PATIENCE),
             lambda: executor.submit(NOTHING).result(PATIENCE),
@@ -85,7 +86,7 @@ def first_reading(rounds: int) -> Measured:
     array = np.ones(LENGTH)
     with LimitedProcessExecutor(1, **LIMITS, preload=PRELOAD) as executor:
         handle = executor.share(array)
-        executor.submit(read, handle).result(PATIENCE)
+        assert executor.submit(read, handle).result(PATIENCE) == LENGTH
         check_that_it_is_real(executor, LIMITS)
         return compare(
             lambda: executor.submit(read, handle).result(PATIENCE),

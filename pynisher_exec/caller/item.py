@@ -117,7 +117,10 @@ class Item:
         """Pickle initializer and call, with more ways to reduce if given."""
         if self.ready is not None:
             return self.ready
-        call = (self.initializer, tuple(self.call))
+        function, args, kwargs = self.call
+        args = tuple(map(payload.beside, args))
+        kwargs = {name: payload.beside(value) for name, value in kwargs.items()}
+        call = self.initializer, (function, args, kwargs)
         try:
             with references(self.owner) as self.shared:
                 return payload.dump_call(call, reducers, files=not self.classic)

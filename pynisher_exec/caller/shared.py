@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from pynisher_exec.kernel import proc, sealed_memory
 from pynisher_exec.kernel.descriptors import above_standard
-from pynisher_exec.protocol import payload
+from pynisher_exec.protocol import payload, tensors
 from pynisher_exec.task import shared as attached
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ class Memory:
     """
 
     def __init__(self, thing: object) -> None:
-        segments = payload.dump_call(thing)
+        segments = payload.dump_call(thing, tensors.reducers())
         self.spans: attached.Spans = []
         end = 0
         for segment in segments:

@@ -91,7 +91,10 @@ _NOT_COUNTED = (
     "files in memory (tmpfs, memfd) that no process maps are not counted, nor is memory that only "
     "privileged or configured systems give out (memfd_secret, hugetlbfs)"
 )
-_OF_A_TREE = "of a tree 64 MiB + 15 % and its growth while it is read, some 40 ms per GiB mapped"
+_OF_A_TREE = (
+    "of a tree 64 MiB + 15 % and its growth while it is read, some 40 ms per GiB mapped; what is "
+    "written to shared objects is held by samples alone"
+)
 
 
 def _memory(refused: dict[str, str]) -> Support:

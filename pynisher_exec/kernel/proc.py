@@ -298,6 +298,11 @@ def anonymous_memory(pid: int) -> int:
     return sum(_sizes(f"{_living_task(pid)}/status", (b"RssAnon:", b"RssShmem:")))
 
 
+def private_memory(pid: int) -> int:
+    """RssAnon: what a process has for itself, or shares with its forks; pages written to count."""
+    return sum(_sizes(f"{_living_task(pid)}/status", (b"RssAnon:",)))
+
+
 class SealedMemory(NamedTuple):
     """What a process has of some sealed memory files, and of all else.
 

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 __all__ = [
     "ATOMS",
     "MAINS",
+    "beside",
     "dump_call",
     "dump_outcome",
     "is_being_imported",
@@ -119,6 +120,13 @@ class _Beside:
 
     def __reduce__(self) -> tuple[type[bytes | bytearray], tuple[pickle.PickleBuffer]]:
         return type(self._value), (pickle.PickleBuffer(self._value),)
+
+
+def beside(value: object) -> object:
+    """Give an argument as it should be pickled: many bytes beside the pickle, all else as it is."""
+    if type(value) is bytes and len(value) >= OUT_OF_BAND:
+        return _Beside(value)
+    return value
 
 
 class _CallPickler(_Pickler):

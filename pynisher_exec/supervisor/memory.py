@@ -116,6 +116,8 @@ class MemoryGauge:
         exact = self._mapped = max(0, self._anonymous(sizes) - self._baseline)
         if len(pids) == 1 and not self._shares:  # what is read of those has to be looked up
             return self._noted(self._alone(pids[0], exact, limit))
+        if len(pids) == 1 and limit is not None and (own := self._own(pids[0], bound)) > limit:
+            return self._noted(own)
         pids = sorted(pids, key=lambda pid: sizes[pid][0], reverse=True)
         if limit is not None and exact > limit:
             held = self._confirmed(pids, limit)
@@ -146,6 +148,15 @@ class MemoryGauge:
             return exact
         self.largest = Holder(pid, proc.command_name(pid), exact, 1)
         return min(exact, max(0, proc.anonymous_memory(pid) - self._baseline))
+
+    def _own(self, pid: int, bound: int) -> int:
+        """What one process holds of its own, a lower bound: not what it reads of shared objects.
+
+        To look up how much that is takes a while, in which it could write to all of them.
+        """
+        held = min(bound, max(0, proc.private_memory(pid) - self._baseline))
+        self.largest = Holder(pid, proc.command_name(pid), held, 1)
+        return held
 
     def _confirmed(self, pids: list[int], limit: int) -> int:
         """The charge, once it is known to be over the limit; the limit while it is not.
@@ -206,6 +217,7 @@ class MemoryGauge:
         if reading is not None and reading.ended:
             self._fair_after = now + reading.age * PEAK_SHARE
             self._finish(reading)
+            self.cost = 0.0  # paid for by `_fair_after`: to look less often would be for nothing
             if reading.stands():
                 self._noted(reading.total)
 

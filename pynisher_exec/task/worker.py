@@ -50,7 +50,7 @@ def _serve(ends: Endpoints, bell: int | None, max_tasks: int | None) -> int:
     """Serve calls, and give the exit code to end with."""
     kept = [] if bell is None else [bell, ends.stdout, ends.stderr]
     process = Process([ends.line.fileno(), ends.stream.fileno(), *kept], max_tasks)
-    beginning = None if bell is None else _Beginning(bell)
+    beginning = None if bell is None else _Beginning(bell, process)
     while True:
         process.served += 1
         task = run.Task(ends, process)
@@ -62,8 +62,9 @@ def _serve(ends: Endpoints, bell: int | None, max_tasks: int | None) -> int:
 class _Beginning:
     """What this process was before its first call, as far as it shall be that before the others."""
 
-    def __init__(self, bell: int) -> None:
+    def __init__(self, bell: int, process: Process) -> None:
         self._bell = bell
+        self._process = process
         self._handlers = {number: signals.handler_of(number) for number in _NUMBERS}
         self._streams = {name: getattr(sys, name) for name in ("stdin", "stdout", "stderr")}
         self._hard = surroundings.hard_limits()
@@ -78,7 +79,7 @@ class _Beginning:
         """
         if surroundings.hard_limits() != self._hard:  # it has lowered one, for good
             return False
-        if not self._has_descriptors():
+        if not self._has_descriptors() or self._process.has_outgrown():
             return False
         for name in self._streams:
             with suppress(Exception):  # what the function put there may do anything

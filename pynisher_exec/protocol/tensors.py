@@ -1,0 +1,64 @@
+"""PyTorch's tensors in shared objects: their storages as buffers, as the data of arrays are.
+
+By themselves they pickle into bytes, of which each task would make a copy for itself. Only where an
+object is shared: a storage that lies in a buffer cannot be resized, and an argument may have to be.
+"""
+
+from __future__ import annotations
+
+import pickle
+import sys
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+__all__ = ["reducers"]
+
+
+def reducers() -> Mapping[type, Callable[[Any], Any]]:
+    """How to reduce storages; empty where the caller has not imported torch, or has no numpy."""
+    torch: Any = sys.modules.get("torch")
+    if torch is None or "numpy" not in sys.modules:
+        return {}
+    return {torch.UntypedStorage: _reduce, torch.storage.TypedStorage: _reduce_typed}
+
+
+def _reduce(storage: Any) -> Any:
+    """As a buffer, if it is in the memory of this process."""
+    if not _is_here(storage):
+        return storage.__reduce__()
+    import numpy as np  # noqa: PLC0415  (an extra's: this is reached where it has been imported)
+
+    place = {
+        "version": 3,
+        "shape": (storage.nbytes(),),
+        "typestr": "|u1",
+        "data": (storage.data_ptr(), False),
+    }
+    # Not by a tensor's `numpy`: after that the caller's own could not be resized any more.
+    held = SimpleNamespace(__array_interface__=place, storage=storage)
+    return _load, (pickle.PickleBuffer(np.asarray(held)),)
+
+
+def _is_here(storage: Any) -> bool:
+    return bool(storage.device.type == "cpu" and storage.nbytes())
+
+
+def _reduce_typed(storage: Any) -> Any:
+    """By the storage that it shows, which several tensors may have in common."""
+    held = storage._untyped_storage  # noqa: SLF001  (what is public of it warns of its removal)
+    return (_load_typed, (held, storage.dtype)) if _is_here(held) else storage.__reduce__()
+
+
+def _load(buffer: Any) -> Any:
+    import torch  # noqa: PLC0415  (an extra's)
+
+    return torch.frombuffer(buffer, dtype=torch.uint8).untyped_storage()
+
+
+def _load_typed(storage: Any, dtype: Any) -> Any:
+    import torch  # noqa: PLC0415  (an extra's)
+
+    return torch.storage.TypedStorage(wrap_storage=storage, dtype=dtype, _internal=True)
