@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import resource
-import signal
 import threading
 import time
 from pathlib import Path
@@ -160,29 +159,62 @@ def test_replacement_that_fails_is_tried_ever_less_often(monkeypatch: pytest.Mon
     assert starts[-1] - starts[0] >= 0.1 + 4 * 0.2 - 0.01
 
 
-def test_replacement_that_hangs_delays_no_call(monkeypatch: pytest.MonkeyPatch) -> None:
-    """It is of no use to one with other variables, which gets a slot of its own."""
-    started = threading.Event()
-    monkeypatch.setattr(slot, "FRESH_AFTER", 0.1)
+def let_one_hang(monkeypatch: pytest.MonkeyPatch, *, replacement: bool) -> threading.Event:
+    """Have the first slot that is started, or the first replacement, never come up; tell of it."""
+    hangs = threading.Event()
     begin = slot.Slot.open
 
     def note(self: slot.Slot, pool: PoolOptions, *, slim: bool = False) -> None:
         begin(self, pool, slim=slim)
-        if slim:
-            started.set()
+        if slim is replacement and not hangs.is_set():
+            self._reactor.ignore(self._control.fileno())
+            hangs.set()
 
     monkeypatch.setattr(slot.Slot, "open", note)
+    return hangs
+
+
+@pytest.mark.parametrize("most", [1, 2])
+def test_replacement_that_hangs_delays_no_call(monkeypatch: pytest.MonkeyPatch, most: int) -> None:
+    """It is of no use to one with other variables, which gets a slot of its own."""
+    monkeypatch.setattr(slot, "FRESH_AFTER", 0.1)
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    with LimitedProcessExecutor(1, preload=[], startup_time=2 * PATIENCE) as executor:
+    hangs = let_one_hang(monkeypatch, replacement=True)
+    with LimitedProcessExecutor(most, preload=[], startup_time=2 * PATIENCE) as executor:
         executor.submit(abs, -1).result(PATIENCE)
-        (template,) = named("limit-template")
-        os.kill(template, signal.SIGSTOP)
-        try:
-            assert started.wait(PATIENCE)
-            monkeypatch.setenv("OMP_NUM_THREADS", "2")
-            assert executor.submit(abs, -1).result(PATIENCE) == 1
-        finally:
-            os.kill(template, signal.SIGCONT)
+        assert hangs.wait(PATIENCE)
+        monkeypatch.setenv("OMP_NUM_THREADS", "2")
+        assert executor.submit(abs, -1).result(PATIENCE) == 1
+
+
+def test_replacement_that_hangs_takes_no_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As many calls run at once as may: two that wait for each other."""
+    monkeypatch.setattr(slot, "FRESH_AFTER", 0.1)
+    hangs = let_one_hang(monkeypatch, replacement=True)
+    meeting = tmp_path / "meeting"
+    os.mkfifo(meeting)
+    with LimitedProcessExecutor(2, preload=[], startup_time=2 * PATIENCE) as executor:
+        executor.submit(abs, -1).result(PATIENCE)
+        assert hangs.wait(PATIENCE)
+        found = executor.submit(meeting.read_text)
+        executor.submit(meeting.write_text, "met")
+        assert found.result(PATIENCE) == "met"
+
+
+def test_slot_that_starts_for_a_call_that_is_cancelled_delays_no_other(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """One with other variables cannot use it."""
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    hangs = let_one_hang(monkeypatch, replacement=False)
+    with LimitedProcessExecutor(2, preload=[], startup_time=2 * PATIENCE) as executor:
+        cancelled = executor.submit(abs, -1)
+        assert hangs.wait(PATIENCE)
+        assert cancelled.cancel()
+        monkeypatch.setenv("OMP_NUM_THREADS", "2")
+        assert executor.submit(abs, -1).result(PATIENCE) == 1
 
 
 def test_slot_that_cannot_be_replaced_stays() -> None:
