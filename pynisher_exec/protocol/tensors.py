@@ -19,10 +19,12 @@ __all__ = ["reducers"]
 
 def reducers() -> Mapping[type, Callable[[Any], Any]]:
     """How to reduce storages; empty where the caller has not imported torch, or has no numpy."""
-    torch: Any = sys.modules.get("torch")
-    if torch is None or "numpy" not in sys.modules:
-        return {}
-    return {torch.UntypedStorage: _reduce, torch.storage.TypedStorage: _reduce_typed}
+    storages = sys.modules.get("torch.storage")
+    found: dict[Any, Callable[[Any], Any]] = {
+        getattr(storages, "UntypedStorage", None): _reduce,
+        getattr(storages, "TypedStorage", None): _reduce_typed,
+    }
+    return {} if None in found or "numpy" not in sys.modules else found
 
 
 def _reduce(storage: Any) -> Any:

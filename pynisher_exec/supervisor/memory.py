@@ -117,6 +117,7 @@ class MemoryGauge:
         if len(pids) == 1 and not self._shares:  # what is read of those has to be looked up
             return self._noted(self._alone(pids[0], exact, limit))
         if len(pids) == 1 and limit is not None and (own := self._own(pids[0], bound)) > limit:
+            self.largest = Holder(pids[0], proc.command_name(pids[0]), own, 1)
             return self._noted(own)
         pids = sorted(pids, key=lambda pid: sizes[pid][0], reverse=True)
         if limit is not None and exact > limit:
@@ -154,9 +155,7 @@ class MemoryGauge:
 
         To look up how much that is takes a while, in which it could write to all of them.
         """
-        held = min(bound, max(0, proc.private_memory(pid) - self._baseline))
-        self.largest = Holder(pid, proc.command_name(pid), held, 1)
-        return held
+        return min(bound, max(0, proc.private_memory(pid) - self._baseline))
 
     def _confirmed(self, pids: list[int], limit: int) -> int:
         """The charge, once it is known to be over the limit; the limit while it is not.
