@@ -90,15 +90,16 @@ def test_bytes_that_are_an_argument_are_copied_from_where_they_lie(
         sources.add(memory_copy.address_of(source))
         return kernel(pid, address, source, at)
 
-    def look(data: bytes, *, more: bytes) -> tuple[str, bool, str, bool]:
-        return type(data).__name__, data == b"x" * len(data), type(more).__name__, more == data
+    def look(data: bytes, again: bytes, *, more: bytes) -> tuple[str, str, bool, bool, bool]:
+        kinds = type(data).__name__, type(more).__name__
+        return *kinds, data == b"x" * len(data), more == data, again is data
 
     monkeypatch.setattr(memory_copy, "copy_to", note)
     given = b"x" * LEAST_KEPT
     with LimitedProcessExecutor(1) as executor:
-        future = executor.submit(look, given, more=bytes(bytearray(given)))
-        assert future.result(PATIENCE) == ("bytes", True, "bytes", True)
-        assert executor.submit(look, b"", more=b"").result(PATIENCE)[0] == "bytes"
+        future = executor.submit(look, given, given, more=bytes(bytearray(given)))
+        assert future.result(PATIENCE) == ("bytes", "bytes", True, True, True)
+        assert executor.submit(look, b"", b"", more=b"").result(PATIENCE)[0] == "bytes"
     assert len(sources) == 2
     assert memory_copy.address_of(given) in sources
 

@@ -82,6 +82,18 @@ def test_pages_that_forks_share_are_told_once() -> None:
     assert SEEN * 100 * MB < report.peak_memory < 150 * MB
 
 
+@contextmanager
+def two_that_hold() -> Iterator[tuple[list[int], int]]:
+    """One is this process; and a limit that both pass together, and none alone."""
+    command = [sys.executable, "-S", "-c", HOLD]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        assert other.stdout is not None
+        other.stdout.readline()
+        pids = [os.getpid(), other.pid]
+        yield pids, max(map(proc.private_memory, pids)) + 10 * MB
+        other.kill()
+
+
 def test_a_reading_that_waits_for_a_lock_holds_up_no_clock(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing is known to be over the limit until it is done, and done once more, being late.
 
@@ -98,21 +110,43 @@ def test_a_reading_that_waits_for_a_lock_holds_up_no_clock(monkeypatch: pytest.M
         return kernel(pid)
 
     monkeypatch.setattr(proc, "fair_memory", read_late)
-    pids = [os.getpid(), os.getppid()]
-    limit = 1
-    gauge = gauges.MemoryGauge(0, pids[0])
-    began = time.monotonic()
-    assert gauge.read(pids, limit) == limit
-    assert gauge.is_unsure  # a tree that stands still now is looked at again all the same
-    assert waits.wait(PATIENCE)
-    time.sleep(gauges.QUICK)
-    assert gauge.read(pids, limit) == limit
-    assert time.monotonic() - began < PATIENCE / 2
-    may_go_on.set()
-    deadline = time.monotonic() + PATIENCE
-    while gauge.read(pids, limit) == limit:
-        assert time.monotonic() < deadline
-    gauge.close()
+    with two_that_hold() as (pids, limit):
+        gauge = gauges.MemoryGauge(0, pids[0])
+        began = time.monotonic()
+        assert gauge.read(pids, limit) == limit
+        assert gauge.is_unsure  # a tree that stands still now is looked at again all the same
+        assert waits.wait(PATIENCE)
+        time.sleep(gauges.LONG)
+        assert gauge.read(pids, limit) == limit
+        assert time.monotonic() - began < PATIENCE / 2
+        may_go_on.set()
+        deadline = time.monotonic() + PATIENCE
+        while gauge.read(pids, limit) == limit:
+            assert time.monotonic() < deadline
+        gauge.close()
+
+
+def read_in_forks(seconds: float) -> None:
+    """Have 80 MiB of shared memory read by forks, page by page, again and again."""
+    shared = mmap.mmap(-1, 80 << 20)
+    for at in range(0, len(shared), mmap.PAGESIZE):
+        shared[at] = 1
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        for _ in range(3):
+            if os.fork() == 0:
+                sum(shared[at] for at in range(0, len(shared), mmap.PAGESIZE))
+                os._exit(0)
+        for _ in range(3):
+            os.wait()
+
+
+def test_memory_that_comes_to_be_shared_during_a_reading_counts_once() -> None:
+    """Read in one process in full, and in others a part of it again, it is no more than it was."""
+    with LimitedProcessExecutor(2, memory="92MiB", wall_time=60, preload=[]) as executor:
+        futures = [executor.submit(read_in_forks, 1) for _ in range(6)]
+        found = [future.exception(PATIENCE) for future in futures]
+    assert found == [None] * 6
 
 
 def test_thread_that_outlives_its_gauge_rings_no_bell_but_its_own(
@@ -130,8 +164,9 @@ def test_thread_that_outlives_its_gauge_rings_no_bell_but_its_own(
     monkeypatch.setattr(fair, "_END_TIME", 0.01)
     threads = len(os.listdir("/proc/self/task"))
     gauge = gauges.MemoryGauge(0, os.getpid())
-    gauge.read([os.getpid(), os.getppid()], 1)
-    wait_until(lambda: read)
+    with two_that_hold() as (pids, limit):
+        gauge.read(pids, limit)
+        wait_until(lambda: read)
     gauge.close()
     others = [os.eventfd(0, os.EFD_NONBLOCK) for _ in range(64)]  # on every number that is free
     may_go_on.set()

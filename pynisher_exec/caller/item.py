@@ -118,9 +118,9 @@ class Item:
         if self.ready is not None:
             return self.ready
         function, args, kwargs = self.call
-        args = tuple(map(payload.beside, args))
-        kwargs = {name: payload.beside(value) for name, value in kwargs.items()}
-        call = self.initializer, (function, args, kwargs)
+        values = payload.beside([*args, *kwargs.values()])
+        kwargs = dict(zip(kwargs, values[len(args) :], strict=True))
+        call = self.initializer, (function, tuple(values[: len(args)]), kwargs)
         try:
             with references(self.owner) as self.shared:
                 return payload.dump_call(call, reducers, files=not self.classic)

@@ -22,7 +22,7 @@ import cloudpickle
 
 if TYPE_CHECKING:
     import mmap
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
 __all__ = [
     "ATOMS",
@@ -122,11 +122,15 @@ class _Beside:
         return type(self._value), (pickle.PickleBuffer(self._value),)
 
 
-def beside(value: object) -> object:
-    """Give an argument as it should be pickled: many bytes beside the pickle, all else as it is."""
-    if type(value) is bytes and len(value) >= OUT_OF_BAND:
-        return _Beside(value)
-    return value
+def beside(values: Iterable[Any]) -> list[Any]:
+    """Give arguments as they should be pickled: many bytes beside the pickle, all else as it is.
+
+    What occurs twice among them stays one object.
+    """
+    values = list(values)
+    large = {id(each): each for each in values if type(each) is bytes and takes_time(each)}
+    apart = {key: _Beside(each) for key, each in large.items()}
+    return [apart.get(id(each), each) for each in values] if apart else values
 
 
 class _CallPickler(_Pickler):

@@ -30,8 +30,9 @@ PEAK_SHARE = 100
 """Below the limit the dear reading is taken where the cheap one has grown by that factor since, and
 else for at most one part in that many of the time."""
 
-QUICK = 0.1
-"""Seconds: what a reading has found that took longer must be found once more."""
+LONG = 0.1
+"""Seconds after which what a reading has found by then, which is too much already, shall be found
+once more: the rest of it is not waited for."""
 
 FASTEST = 8 << 30
 """Bytes that a tree can come to hold in a second of its CPU time: huge pages, zeroed by the kernel
@@ -80,7 +81,7 @@ class MemoryGauge:
         self._no_files: dict[int, tuple[int, int]] = {}
         self._fair_after = 0.0
         self._rest_until = 0.0
-        self._doubted = False
+        self._before: dict[int, int] = {}
         self._used = math.inf
         # A charge; the CPU time before its reading, and what was mapped then, each page in full.
         self._known: tuple[int, float, int] | None = None
@@ -116,11 +117,10 @@ class MemoryGauge:
         exact = self._mapped = max(0, self._anonymous(sizes) - self._baseline)
         if len(pids) == 1 and not self._shares:  # what is read of those has to be looked up
             return self._noted(self._alone(pids[0], exact, limit))
-        if len(pids) == 1 and limit is not None and (own := self._own(pids[0], bound)) > limit:
-            self.largest = Holder(pids[0], proc.command_name(pids[0]), own, 1)
-            return self._noted(own)
         pids = sorted(pids, key=lambda pid: sizes[pid][0], reverse=True)
         if limit is not None and exact > limit:
+            if (held := self._held_by_one(sizes, limit)) > limit:
+                return self._noted(held)
             held = self._confirmed(pids, limit)
             self.is_unsure = held == limit
             return held
@@ -150,19 +150,26 @@ class MemoryGauge:
         self.largest = Holder(pid, proc.command_name(pid), exact, 1)
         return min(exact, max(0, proc.anonymous_memory(pid) - self._baseline))
 
-    def _own(self, pid: int, bound: int) -> int:
-        """What one process holds of its own, a lower bound: not what it reads of shared objects.
+    def _held_by_one(self, sizes: dict[int, tuple[int, int]], limit: int) -> int:
+        """What one process holds of its own, if that is more: with others it holds no less.
 
-        To look up how much that is takes a while, in which it could write to all of them.
+        To tell apart what they share takes a while, in which they could write to all of it.
         """
-        return min(bound, max(0, proc.private_memory(pid) - self._baseline))
+        own = {pid: resident - shared for pid, (resident, shared) in sizes.items()}
+        pid = max(own, key=lambda each: own[each])
+        if own[pid] - self._baseline <= limit:
+            return 0
+        held = max(0, proc.private_memory(pid) - self._baseline)
+        if held > limit:
+            self.largest = Holder(pid, proc.command_name(pid), held, self.living)
+        return held
 
     def _confirmed(self, pids: list[int], limit: int) -> int:
         """The charge, once it is known to be over the limit; the limit while it is not.
 
-        What moves from one process to another during a reading (a fork shares pages, a map is
-        handed on) may count twice. So it counts at once only where the reading was quick and the
-        tree has stayed the same, and else when another one, begun later, has found it too.
+        What moves from one process to another during a reading (a fork comes to share pages, a map
+        is handed on) may count twice. So each process counts with the less of two readings, one
+        after the other: what has moved between two of them is in one of those.
         """
         if self._reading is None and self._known is not None:
             charge, since, mapped = self._known
@@ -179,20 +186,21 @@ class MemoryGauge:
             return limit
         if held <= limit:
             return self._found_below(reading, held, limit)
-        if not (whole or self._doubted or reading.age > QUICK):
-            return limit
-        sure = self._doubted or (whole and reading.age <= QUICK and reading.stands())
-        self._finish(reading)
-        if sure:
-            return self._noted(held)
-        self._doubted = True
-        self._rest_until = 0.0
-        self._dear(pids)
+        found = dict(reading.held)
+        twice = sum(min(size, self._before.get(pid, 0)) for pid, size in found.items())
+        if twice - self._baseline > limit:
+            self._finish(reading)
+            return self._noted(twice - self._baseline)
+        if whole or reading.age > LONG:
+            self._before = found
+            self._finish(reading)
+            self._rest_until = 0.0
+            self._dear(pids)
         return limit
 
     def _found_below(self, reading: FairReading, held: int, limit: int) -> int:
         """Take a whole reading; the limit where it may have been passed since that began."""
-        self._doubted = False
+        self._before.clear()
         self._finish(reading)
         if reading.stands():
             self._noted(held)
