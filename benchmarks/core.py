@@ -215,7 +215,7 @@ def latency(executor: LimitedProcessExecutor) -> list[Row]:
 def idle(executor: LimitedProcessExecutor) -> list[Row]:
     """CPU used by caller and helpers while nothing is to be done; 100 sleeping tasks."""
     executor.submit(nothing).result(PATIENCE)
-    time.sleep(1)  # the next task's process is being made ready
+    time.sleep(3)  # slots that have worked are followed by fresh ones
     helpers = descendants(os.getpid())
     before = resource.getrusage(resource.RUSAGE_SELF), [cpu_time_of(pid) for pid in helpers]
     time.sleep(3)

@@ -383,10 +383,11 @@ def place_of(descriptor: int) -> bytes:
 
 
 class FairMemory(NamedTuple):
-    """By /proc/PID/smaps_rollup: Pss_Anon, Pss_Shmem, all that is resident, and where it lies."""
+    """By /proc/PID/smaps_rollup: Pss_Anon, Pss_Shmem, Private_Dirty, Rss, and where it lies."""
 
     anonymous: int
     shared: int
+    private: int
     resident: int
     place: bytes
 
@@ -403,7 +404,8 @@ def fair_memory(pid: int) -> FairMemory | None:
         return None
     place, _, rest = text.partition(b"\n")
     sizes = {name: int(size) << 10 for name, size, *_ in map(bytes.split, rest.splitlines())}
-    return FairMemory(sizes[b"Pss_Anon:"], sizes[b"Pss_Shmem:"], sizes[b"Rss:"], place)
+    anonymous, shared = sizes[b"Pss_Anon:"], sizes[b"Pss_Shmem:"]
+    return FairMemory(anonymous, shared, sizes[b"Private_Dirty:"], sizes[b"Rss:"], place)
 
 
 def thread_states(pid: int) -> str:

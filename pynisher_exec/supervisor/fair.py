@@ -47,6 +47,7 @@ class FairReading:
     ) -> None:
         self.pids = pids
         self.held: dict[int, int] = {}
+        self._private = 0
         self.ended: float | None = None
         self._began = time.monotonic()
         self._baseline = baseline
@@ -64,6 +65,11 @@ class FairReading:
     def total(self) -> int:
         """Bytes that have been found beyond the baseline."""
         return max(0, sum(list(self.held.values())) - self._baseline)
+
+    @property
+    def alone(self) -> int:
+        """Bytes of that of which each was mapped by one process only, so that none counts twice."""
+        return max(0, self._private - self._baseline)
 
     def stands(self) -> bool:
         """Whether all that were to be read have been and are there still, and no other has come.
@@ -110,6 +116,7 @@ class FairReading:
             self.held[pid] = max(0, proc.anonymous_memory(pid) - self._baseline)
         elif parent is None or borrows is not None or not _are_alike(fair, parent):
             self.held[pid] = fair.anonymous + fair.shared
+            self._private += min(fair.private, self.held[pid])
 
     def _fair_memory(self, pid: int) -> proc.FairMemory | None:
         """What a process holds without what lies in the shares: the less by two accounts of it.

@@ -80,6 +80,7 @@ class MemoryGauge:
         self._divided = 1
         self._no_files: dict[int, tuple[int, int]] = {}
         self._fair_after = 0.0
+        self._for_peak = False  # what is under way is
         self._rest_until = 0.0
         self._before: dict[int, int] = {}
         self._used = math.inf
@@ -169,7 +170,8 @@ class MemoryGauge:
 
         What moves from one process to another during a reading (a fork comes to share pages, a map
         is handed on) may count twice. So each process counts with the less of two readings, one
-        after the other: what has moved between two of them is in one of those.
+        after the other. One is enough where it was quick, the tree has stayed the same, and what
+        nobody shares is too much already.
         """
         if self._reading is None and self._known is not None:
             charge, since, mapped = self._known
@@ -182,35 +184,41 @@ class MemoryGauge:
             return limit
         whole = reading.ended is not None  # asked first: it goes on
         held = reading.total
-        if held <= limit and not whole:
-            return limit
         if held <= limit:
-            return self._found_below(reading, held, limit)
+            return self._found_below(reading, held, limit) if whole else limit
         found = dict(reading.held)
-        twice = sum(min(size, self._before.get(pid, 0)) for pid, size in found.items())
-        if twice - self._baseline > limit:
+        sure = self._sure(reading, found, limit)
+        if sure > limit:
             self._finish(reading)
-            return self._noted(twice - self._baseline)
+            return self._noted(sure)
         if whole or reading.age > LONG:
+            self._finish(reading, 1 if self._before else 0)
             self._before = found
-            self._finish(reading)
-            self._rest_until = 0.0
             self._dear(pids)
         return limit
+
+    def _sure(self, reading: FairReading, found: dict[int, int], limit: int) -> int:
+        """What is held at least, by this reading and the one before."""
+        quick = reading.ended is not None and reading.age <= LONG
+        if quick and reading.alone > limit and reading.stands():
+            return reading.alone
+        before = self._before
+        return sum(min(held, before.get(pid, 0)) for pid, held in found.items()) - self._baseline
 
     def _found_below(self, reading: FairReading, held: int, limit: int) -> int:
         """Take a whole reading; the limit where it may have been passed since that began."""
         self._before.clear()
-        self._finish(reading)
-        if reading.stands():
-            self._noted(held)
         newly = max(0.0, self._mapped - self._begun_with)
         if self._begun_at == math.inf:
             self._known = None
         else:
             self._known = held, self._begun_at, self._begun_with
             newly += (self._used - self._begun_at) * FASTEST
-        return limit if held + newly > limit else held
+        passed = held + newly > limit
+        self._finish(reading, 1 if passed else LOOK_SHARE)
+        if reading.stands():
+            self._noted(held)
+        return limit if passed else held
 
     def _estimate(self, pids: list[int], exact: int) -> None:
         """Below the limit: only for the peak, so at little cost."""
@@ -220,11 +228,10 @@ class MemoryGauge:
             if steady and (exact <= self.peak or now < self._fair_after):
                 return
             self._divided = max(exact, self._divided)
-        reading = self._dear(pids)
+        reading = self._dear(pids, for_peak=True)
         if reading is not None and reading.ended:
             self._fair_after = now + reading.age * PEAK_SHARE
             self._finish(reading)
-            self.cost = 0.0  # paid for by `_fair_after`: to look less often would be for nothing
             if reading.stands():
                 self._noted(reading.total)
 
@@ -232,13 +239,14 @@ class MemoryGauge:
         self.peak = max(self.peak, held)
         return held
 
-    def _dear(self, pids: list[int]) -> FairReading | None:
+    def _dear(self, pids: list[int], *, for_peak: bool = False) -> FairReading | None:
         """The reading that is under way, or a new one; None while it is too early for that."""
         if self._reading is None:
             if time.monotonic() < self._rest_until:
                 return None
             self._reading = FairReading(pids, self._baseline, self._shares)
             self._begun_at, self._begun_with = self._used, self._mapped
+            self._for_peak = for_peak
             if self._reader is None:
                 # A fork bomb may have left no room for a thread.
                 with contextlib.suppress(RuntimeError, OSError, MemoryError):
@@ -260,12 +268,18 @@ class MemoryGauge:
             pid = max(held, key=lambda each: held[each])
             self.largest = Holder(pid, proc.command_name(pid), held[pid], self.living)
 
-    def _finish(self, reading: FairReading) -> None:
-        """Done with a reading; another one later, as what it costs allows."""
+    def _finish(self, reading: FairReading, share: int = LOOK_SHARE) -> None:
+        """Done with a reading; another one after `share` times as long.
+
+        One that was begun for the peak is paid for by `_fair_after`: the limit has not to wait.
+        """
         reading.end()
-        self.cost = reading.age
-        self._rest_until = time.monotonic() + min(reading.age * LOOK_SHARE, DEAREST_LOOK)
         self._reading = None
+        if self._for_peak:
+            return
+        rest = min(reading.age * share, DEAREST_LOOK)
+        self.cost = rest / LOOK_SHARE
+        self._rest_until = time.monotonic() + rest
 
     def close(self) -> None:
         """End what is under way: the task is over, though its process may live on for others."""
