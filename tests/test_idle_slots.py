@@ -132,7 +132,7 @@ def test_calls_stay_with_the_slot_that_works() -> None:
         served: list[int] = []
         after = 0
         while after < 5:
-            wait_until(lambda: len(named("limit-task")) >= len(before))
+            wait_until(lambda: len(named("limit-task")) >= len(supervisors()))
             time.sleep(0.02)  # until that has been announced; much less than makes a slot stale
             served.append(executor.submit(os.getppid).result(PATIENCE))
             after += not before <= supervisors()
