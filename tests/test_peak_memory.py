@@ -116,7 +116,7 @@ def test_a_reading_that_waits_for_a_lock_holds_up_no_clock(monkeypatch: pytest.M
         assert gauge.read(pids, limit) == limit
         assert gauge.is_unsure  # a tree that stands still now is looked at again all the same
         assert waits.wait(PATIENCE)
-        time.sleep(gauges.LONG)
+        time.sleep(gauges.LONG)  # it is the time that makes it late
         assert gauge.read(pids, limit) == limit
         assert time.monotonic() - began < PATIENCE / 2
         may_go_on.set()

@@ -129,7 +129,7 @@ def look_at_tensors(model: Any, pair: Any) -> tuple[float, float, str]:
 
 def test_tensors_lie_in_the_memory_that_is_shared() -> None:
     """PyTorch's, with what they have in common; a model's, too. The caller's are as they were."""
-    torch = pytest.importorskip("torch")
+    torch = pytest.importorskip("torch")  # from the index, for x86, some gigabytes of CUDA
     many = torch.ones(2 * LIMIT // 4)
     model, pair = torch.nn.Linear(1000, 10), torch.zeros(100, dtype=torch.bfloat16)
     with LimitedProcessExecutor(1, memory=LIMIT, wall_time=60, preload=["torch"]) as executor:

@@ -22,7 +22,7 @@ import cloudpickle
 
 if TYPE_CHECKING:
     import mmap
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
 
 __all__ = [
     "ATOMS",
@@ -122,14 +122,13 @@ class _Beside:
         return type(self._value), (pickle.PickleBuffer(self._value),)
 
 
-def beside(values: Iterable[Any]) -> list[Any]:
+def beside(values: list[Any]) -> list[Any]:
     """Give arguments as they should be pickled: many bytes beside the pickle, all else as it is.
 
-    What occurs twice among them stays one object.
+    What occurs twice among them stays one object. Not bytearrays: one may lie in another argument,
+    too, and what changes it here has to be seen there.
     """
-    values = list(values)
-    large = {id(each): each for each in values if type(each) is bytes and takes_time(each)}
-    apart = {key: _Beside(each) for key, each in large.items()}
+    apart = {id(each): _Beside(each) for each in values if type(each) is bytes and takes_time(each)}
     return [apart.get(id(each), each) for each in values] if apart else values
 
 

@@ -157,7 +157,7 @@ class MemoryGauge:
         To tell apart what they share takes a while, in which they could write to all of it.
         """
         own = {pid: resident - shared for pid, (resident, shared) in sizes.items()}
-        pid = max(own, key=lambda each: own[each])
+        pid = max(own, key=own.__getitem__)
         if own[pid] - self._baseline <= limit:
             return 0
         held = max(0, proc.private_memory(pid) - self._baseline)
