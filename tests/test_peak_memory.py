@@ -13,6 +13,7 @@ import time
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pytest
 import test_limits_held
 from conftest import wait_until
@@ -223,6 +224,86 @@ def test_a_tree_that_shares_much_is_read_again_when_it_may_have_grown(
         gauge.read(pids, limit, 1.0 + limit / gauges.FASTEST)
         assert len(begun) == 2
         gauge.close()
+
+
+TURNS = f"""
+import sys
+for line in sys.stdin:
+    held = bytearray(b'x') * {80 * MB} if line == 'take\\n' else None
+    print(flush=True)
+"""
+
+
+def test_memory_that_is_used_by_turns_counts_once() -> None:
+    """One process is read and lets go of it, the next one takes as much and is read."""
+    command = [sys.executable, "-S", "-c", TURNS]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    first, second = (subprocess.Popen(command, text=True, **pipes) for _ in range(2))  # type: ignore[call-overload]
+
+    def tell(process: subprocess.Popen[str], what: str) -> None:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        print(what, file=process.stdin, flush=True)
+        process.stdout.readline()
+
+    reading = fair.FairReading([first.pid, second.pid], 0)
+    tell(first, "take")
+    reading.advance()
+    tell(first, "drop")
+    tell(second, "take")
+    reading.advance()
+    remaining = reading.remaining()
+    assert sum(reading.held.values()) > 160 * MB
+    assert 80 * MB < sum(remaining.values()) < 120 * MB
+    assert 80 * MB < reading.alone(remaining) < 120 * MB
+    for process in (first, second):
+        process.communicate()
+    assert sum(reading.remaining().values()) == 0
+
+
+def test_peak_that_a_reading_may_have_missed_is_looked_for_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Though the tree sleeps since: others came while it was read; after another it is settled."""
+    readings: list[fair.FairReading] = []
+
+    class Noted(fair.FairReading):
+        def __init__(self, *given: Any) -> None:
+            readings.append(self)
+            super().__init__(*given)
+
+    monkeypatch.setattr(gauges, "FairReading", Noted)
+    with forks_that_sleep(2) as pids, forks_that_sleep(1) as newcomers:
+        gauge = gauges.MemoryGauge(0, pids[0])
+
+        def read_on(tree: list[int], count: int) -> bool:
+            wait_until(lambda: gauge.read(tree, None) and len(readings) >= count)
+            wait_until(lambda: readings[count - 1].ended)
+            gauge.read(tree, None)
+            return gauge.is_unsure
+
+        assert read_on(pids, 1)
+        assert not read_on([*pids, *newcomers], 2)
+        gauge.close()
+    assert len(readings) == 2
+
+
+def copy_in_a_fork(data: Any) -> None:
+    """Have a fork copy it, and sleep then: the copy is all that is held."""
+    if os.fork() == 0:
+        copies = data.copy()
+        time.sleep(3)
+        os._exit(len(copies) == 0)
+    os.wait()
+
+
+def test_copies_of_what_is_shared_are_told() -> None:
+    """What is mapped, and not charged, hides how much what is charged has grown by."""
+    with LimitedProcessExecutor(1, memory="1GiB", wall_time=30, preload=["numpy"]) as executor:
+        handle = executor.share(np.ones(160 * MB // 8))
+        report = executor.submit(copy_in_a_fork, handle).wait_for_report()
+    assert report.status == "ok"
+    assert SEEN * 160 * MB < report.peak_memory < 200 * MB
 
 
 def hold_shared(count: int, children: int) -> None:

@@ -18,7 +18,7 @@ from pynisher_exec.kernel import libc, proc
 from pynisher_exec.supervisor import tree
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Sequence
+    from collections.abc import Collection, Mapping, Sequence
 
 __all__ = ["FairReader", "FairReading"]
 
@@ -47,7 +47,8 @@ class FairReading:
     ) -> None:
         self.pids = pids
         self.held: dict[int, int] = {}
-        self._private = 0
+        self._anonymous: dict[int, int] = {}  # what of that is, where it could be told
+        self._private: dict[int, int] = {}
         self.ended: float | None = None
         self._began = time.monotonic()
         self._baseline = baseline
@@ -66,10 +67,25 @@ class FairReading:
         """Bytes that have been found beyond the baseline."""
         return max(0, sum(list(self.held.values())) - self._baseline)
 
-    @property
-    def alone(self) -> int:
-        """Bytes of that of which each was mapped by one process only, so that none counts twice."""
-        return max(0, self._private - self._baseline)
+    def remaining(self) -> dict[int, int]:
+        """What each process held, as far as it can have that still.
+
+        Else memory that is used by turns would count more than once: one process is read before it
+        lets go of that, the next one when it has taken it.
+        """
+        return {pid: self._remaining(pid, held) for pid, held in list(self.held.items())}
+
+    def _remaining(self, pid: int, held: int) -> int:
+        resident, others = proc.resident_memory(pid)
+        anonymous = self._anonymous.get(pid)
+        if anonymous is None:
+            return min(held, resident)
+        return min(anonymous, resident - others) + min(held - anonymous, others)
+
+    def alone(self, remaining: Mapping[int, int]) -> int:
+        """Bytes of that beyond the baseline that one process only had mapped, each of them."""
+        private = ((self._private.get(pid, 0), left) for pid, left in remaining.items())
+        return max(0, sum(map(min, private)) - self._baseline)
 
     def stands(self) -> bool:
         """Whether all that were to be read have been and are there still, and no other has come.
@@ -115,8 +131,8 @@ class FairReading:
         if fair is None:  # not ours to read: its own share of the baseline is not charged
             self.held[pid] = max(0, proc.anonymous_memory(pid) - self._baseline)
         elif parent is None or borrows is not None or not _are_alike(fair, parent):
+            self._anonymous[pid], self._private[pid] = fair.anonymous, fair.private
             self.held[pid] = fair.anonymous + fair.shared
-            self._private += min(fair.private, self.held[pid])
 
     def _fair_memory(self, pid: int) -> proc.FairMemory | None:
         """What a process holds without what lies in the shares: the less by two accounts of it.

@@ -27,8 +27,9 @@ __all__ = ["Holder", "MemoryGauge"]
 
 PEAK_STEP = 1.25
 PEAK_SHARE = 100
-"""Below the limit the dear reading is taken where the cheap one has grown by that factor since, and
-else for at most one part in that many of the time."""
+"""Below the limit the dear reading is taken where the cheap one has come to that many times what it
+was. Else for at most one part in that many of the time; in `LOOK_SHARE` where the peak may be that
+many times what is known."""
 
 LONG = 0.1
 """Seconds after which what a reading has found by then, which is too much already, shall be found
@@ -62,7 +63,8 @@ class MemoryGauge:
 
     `shares`: places of the caller's shared objects; what lies there is not charged to anybody who
     reads it. `living`: how many processes the last look found that were no zombies. `is_unsure`:
-    whether it found the limit passed, perhaps, and nothing is known yet.
+    whether it found the limit passed, perhaps, or a new peak, and nothing is known yet: then it is
+    worth another look though the tree should sleep.
 
     `peak` is the largest figure read, counted as the limit counts. `cost` is the seconds of a dear
     reading that ended with the last look. `bell`, once there is one, can be read when to look.
@@ -79,8 +81,9 @@ class MemoryGauge:
         self._shares = shares
         self._divided = 1
         self._no_files: dict[int, tuple[int, int]] = {}
-        self._fair_after = 0.0
+        self._estimated = -math.inf, 0.0  # when the last reading for it ended, and its age
         self._for_peak = False  # what is under way is
+        self._moved = False  # processes came or went during the last one of these
         self._rest_until = 0.0
         self._before: dict[int, int] = {}
         self._used = math.inf
@@ -170,8 +173,8 @@ class MemoryGauge:
 
         What moves from one process to another during a reading (a fork comes to share pages, a map
         is handed on) may count twice. So each process counts with the less of two readings, one
-        after the other. One is enough where it was quick, the tree has stayed the same, and what
-        nobody shares is too much already.
+        after the other, and with no more than it can have still. One is enough where it was quick,
+        the tree has stayed the same, and what nobody shares is too much already.
         """
         if self._reading is None and self._known is not None:
             charge, since, mapped = self._known
@@ -199,10 +202,15 @@ class MemoryGauge:
 
     def _sure(self, reading: FairReading, found: dict[int, int], limit: int) -> int:
         """What is held at least, by this reading and the one before."""
-        quick = reading.ended is not None and reading.age <= LONG
-        if quick and reading.alone > limit and reading.stands():
-            return reading.alone
         before = self._before
+        quick = reading.ended is not None and reading.age <= LONG
+        if not (quick or before):
+            return 0
+        remaining = reading.remaining()
+        alone = reading.alone(remaining) if quick else 0
+        if alone > limit and reading.stands():
+            return alone
+        found = {pid: min(held, remaining.get(pid, 0)) for pid, held in found.items()}
         return sum(min(held, before.get(pid, 0)) for pid, held in found.items()) - self._baseline
 
     def _found_below(self, reading: FairReading, held: int, limit: int) -> int:
@@ -216,24 +224,40 @@ class MemoryGauge:
             newly += (self._used - self._begun_at) * FASTEST
         passed = held + newly > limit
         self._finish(reading, 1 if passed else LOOK_SHARE)
-        if reading.stands():
-            self._noted(held)
+        self._note_reading(reading)
         return limit if passed else held
 
     def _estimate(self, pids: list[int], exact: int) -> None:
         """Below the limit: only for the peak, so at little cost."""
         now = time.monotonic()
-        if self._reading is None:
-            steady = exact < self._divided * PEAK_STEP
-            if steady and (exact <= self.peak or now < self._fair_after):
-                return
-            self._divided = max(exact, self._divided)
+        if self._reading is None and not self._peak_is_due(exact, now):
+            return
         reading = self._dear(pids, for_peak=True)
         if reading is not None and reading.ended:
-            self._fair_after = now + reading.age * PEAK_SHARE
             self._finish(reading)
-            if reading.stands():
-                self._noted(reading.total)
+            self._note_reading(reading)
+            self._moved = not reading.stands()
+            self._estimated = now, reading.age
+            self.is_unsure = self._is_behind(exact)
+
+    def _peak_is_due(self, exact: int, now: float) -> bool:
+        if exact >= self._divided * PEAK_STEP:
+            self._divided = exact
+            return True
+        self.is_unsure = self._is_behind(exact)
+        at, age = self._estimated
+        return exact > self.peak and now >= at + age * (
+            LOOK_SHARE if self.is_unsure else PEAK_SHARE
+        )
+
+    def _is_behind(self, exact: int) -> bool:
+        """Whether the peak may be much more than is known: by what the last reading missed."""
+        grown = exact - self._begun_with > self.peak * (PEAK_STEP - 1)
+        return exact > self.peak and (self._moved or grown)
+
+    def _note_reading(self, reading: FairReading) -> None:
+        """Note what the processes that have been read hold together, those still there."""
+        self._noted(sum(reading.remaining().values()) - self._baseline)
 
     def _noted(self, held: int) -> int:
         self.peak = max(self.peak, held)
@@ -271,7 +295,7 @@ class MemoryGauge:
     def _finish(self, reading: FairReading, share: int = LOOK_SHARE) -> None:
         """Done with a reading; another one after `share` times as long.
 
-        One that was begun for the peak is paid for by `_fair_after`: the limit has not to wait.
+        One that was begun for the peak is paid for by `_peak_is_due`: the limit has not to wait.
         """
         reading.end()
         self._reading = None
