@@ -20,6 +20,8 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import cloudpickle
 
+from pynisher_exec.protocol import arrays
+
 if TYPE_CHECKING:
     import mmap
     from collections.abc import Mapping, Sequence
@@ -65,6 +67,10 @@ class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
         self.buffers: list[memoryview] = []
         # No method of its own: what it has pickled would stay until the next full collection.
         super().__init__(stream, PROTOCOL, buffer_callback=partial(_set_aside, self.buffers))
+
+    def reducer_override(self, obj: Any) -> Any:
+        found = arrays.reduce(obj)
+        return super().reducer_override(obj) if found is NotImplemented else found
 
 
 def _set_aside(kept: list[memoryview], buffer: pickle.PickleBuffer) -> bool:

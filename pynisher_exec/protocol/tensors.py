@@ -6,10 +6,10 @@ object is shared: a storage that lies in a buffer cannot be resized, and an argu
 
 from __future__ import annotations
 
-import pickle
 import sys
-from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
+
+from pynisher_exec.protocol.arrays import buffer_at
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -31,17 +31,8 @@ def _reduce(storage: Any) -> Any:
     """As a buffer, if it is in the memory of this process."""
     if not _is_here(storage):
         return storage.__reduce__()
-    import numpy as np  # noqa: PLC0415  (an extra's: this is reached where it has been imported)
-
-    place = {
-        "version": 3,
-        "shape": (storage.nbytes(),),
-        "typestr": "|u1",
-        "data": (storage.data_ptr(), False),
-    }
     # Not by a tensor's `numpy`: after that the caller's own could not be resized any more.
-    held = SimpleNamespace(__array_interface__=place, storage=storage)
-    return _load, (pickle.PickleBuffer(np.asarray(held)),)
+    return _load, (buffer_at(storage.data_ptr(), storage.nbytes(), storage),)
 
 
 def _is_here(storage: Any) -> bool:

@@ -1,0 +1,97 @@
+"""numpy's arrays as buffers beside a pickle, those too of which numpy itself makes bytes in it.
+
+By itself it sets aside what is a whole array of numbers. Parts of other arrays, memory maps,
+matrices, records, masked arrays, dates and times would be copied several times on their way, and of
+what is shared each task would have a copy of its own.
+"""
+
+from __future__ import annotations
+
+import pickle
+import sys
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from numpy import dtype, ndarray
+
+    Array = ndarray[Any, Any]
+    Parts = tuple[pickle.PickleBuffer, dtype[Any], tuple[int, ...], tuple[int, ...]]
+
+__all__ = ["buffer_at", "reduce"]
+
+_VIEWS = ("memmap", "matrix", "recarray")
+"""Subclasses that are nothing but another view of an array, once loaded."""
+
+LEAST = 1 << 16
+"""Bytes of an array from which on it is worth a buffer of its own."""
+
+
+def buffer_at(place: int, length: int, owner: object) -> pickle.PickleBuffer:
+    """Give so many bytes of this process's memory, which `owner` holds; never written to here.
+
+    It says that they can be, since the copy of them can.
+    """
+    import numpy as np  # noqa: PLC0415  (an extra's: this is reached where it has been imported)
+
+    told = {"version": 3, "shape": (length,), "typestr": "|u1", "data": (place, False)}
+    held = SimpleNamespace(__array_interface__=told, owner=owner)
+    return pickle.PickleBuffer(np.asarray(held))
+
+
+def reduce(thing: Any) -> Any:
+    """Give how to pickle a large array that numpy would pickle into bytes; else NotImplemented."""
+    numpy = sys.modules.get("numpy")
+    array = getattr(numpy, "ndarray", None)  # None while that is being imported, as those below
+    kind = type(thing)
+    if array is None or not issubclass(kind, array):
+        return NotImplemented
+    masked = getattr(sys.modules.get("numpy.ma"), "MaskedArray", None)
+    known = [array, masked, *(getattr(numpy, name, None) for name in _VIEWS)]
+    if kind not in known:  # what another one has besides is only known to its own way
+        return NotImplemented
+    if thing.nbytes < LEAST or thing.dtype.hasobject:
+        return NotImplemented
+    if kind is masked:
+        return _load_masked, (thing.data, thing.mask, thing.fill_value, thing.hardmask)
+    if kind is not array:
+        return _load_view, (kind, *_parts(thing.view(array)))
+    whole = thing.flags.c_contiguous or thing.flags.f_contiguous
+    return NotImplemented if whole and not _has_dates(thing.dtype) else (_load, _parts(thing))
+
+
+def _has_dates(kind: dtype[Any]) -> bool:
+    """Whether a buffer (PEP 3118) has no format for it, or for a field of it."""
+    if kind.subdtype is not None:
+        return _has_dates(kind.subdtype[0])
+    fields = [field[0] for field in (kind.fields or {}).values()]
+    return kind.kind in "mM" or any(map(_has_dates, fields))
+
+
+def _parts(array: Array) -> Parts:
+    """What to make it of: its bytes, axis by axis as they lie, the sizes of those, their order."""
+    axes = sorted(range(array.ndim), key=lambda axis: -array.strides[axis])
+    lying = array.transpose(axes)
+    if not lying.flags.c_contiguous:  # a part of another one
+        axes = list(range(array.ndim))
+        lying = array.copy()
+    place = lying.__array_interface__["data"][0]
+    return buffer_at(place, lying.nbytes, lying), array.dtype, lying.shape, tuple(axes)
+
+
+def _load(buffer: Any, kind: dtype[Any], shape: tuple[int, ...], axes: tuple[int, ...]) -> Array:
+    import numpy as np  # noqa: PLC0415  (an extra's)
+
+    array = np.frombuffer(buffer, np.uint8).view(kind).reshape(shape)
+    made: Array = array.transpose([axes.index(axis) for axis in range(len(axes))])
+    return made
+
+
+def _load_view(kind: type[Array], *parts: Any) -> Array:
+    return _load(*parts).view(kind)
+
+
+def _load_masked(data: Array, mask: Any, fill_value: Any, hard: bool) -> Array:  # noqa: FBT001  (called with what `reduce` gives)
+    import numpy as np  # noqa: PLC0415  (an extra's)
+
+    return np.ma.MaskedArray(data, mask, fill_value=fill_value, hard_mask=hard)
