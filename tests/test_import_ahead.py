@@ -448,8 +448,8 @@ def test_shutdown_does_not_wait_for_a_scout(python: Path, tmp_path: Path) -> Non
 
 def test_a_scout_that_hangs_is_ended_in_time(python: Path, tmp_path: Path) -> None:
     """After `startup_time`; tasks go on as before."""
-    rest = "time.sleep(3)\nprint(executor.submit(mine.number, 7).result())\nexecutor.shutdown()"
-    with slow_scout(python, tmp_path, ENDLESS.format(1, rest)) as (program, scout):
+    rest = "time.sleep(6)\nprint(executor.submit(mine.number, 7).result())\nexecutor.shutdown()"
+    with slow_scout(python, tmp_path, ENDLESS.format(3, rest)) as (program, scout):
         wait_until_gone(scout)
         assert program.poll() is None
         assert program.communicate(timeout=PATIENCE)[0] == "[0, 1, 2]\n7\n"

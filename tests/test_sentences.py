@@ -33,7 +33,15 @@ TOLD: list[tuple[Status, dict[str, Any], str]] = [
     (
         Status.MEMORY,
         {"peak_memory": 3 * MIB},
-        "memory limit of 200 MiB met: an allocation was refused; 3 MiB were held at most",
+        (
+            "memory limit of 200 MiB met: an allocation was refused; 3 MiB were held at most; "
+            "memory that is only reserved counts here"
+        ),
+    ),
+    (
+        Status.MEMORY,
+        {"peak_memory": 190 * MIB},
+        "memory limit of 200 MiB met: an allocation was refused; 190 MiB were held at most",
     ),
     (Status.CPU_TIME, {"cpu_time": 5.5}, "cpu_time limit of 5 s passed: used 5.500 s"),
     (

@@ -334,10 +334,16 @@ def test_handle_is_good_for_calls_of_its_executor_only(executor: LimitedProcessE
         with pytest.raises(UnpicklableError, match="belongs to another executor"):
             other.submit(total, handle).result(PATIENCE)
         assert other.submit(int).result(PATIENCE) == 0
-    with pytest.raises(pickle.PicklingError, match="only be pickled as an argument"):
+    with pytest.raises(pickle.PicklingError, match="not to be pickled or shared"):
         pickle.dumps(handle)
+    with pytest.raises(pickle.PicklingError, match="not to be pickled or shared"):
+        executor.share([handle])
+    with pytest.raises(TypeError, match="pass it to a call"):
+        np.sum(handle)
     handle.close()
-    with pytest.raises(UnpicklableError, match=r"call of total .* cannot be used any more"):
+    with pytest.raises(
+        UnpicklableError, match=r"call of total .* was closed before this call began"
+    ):
         executor.submit(total, handle).result(PATIENCE)
     assert repr(handle) == f"<Shared ndarray, {handle.nbytes} bytes, closed>"
 

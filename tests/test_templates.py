@@ -34,7 +34,12 @@ def test_call_whose_template_cannot_start_fails_beside_one_that_has(
         sys.path.remove(str(tmp_path))
         error = executor.submit(crashes.value).exception(PATIENCE)
         assert isinstance(error, PynisherError)
-        assert "preload failed" in str(error)
+        what = "preload failed: ModuleNotFoundError: No module named 'only_here'"
+        assert str(error).endswith(what)
+        assert "import_module" in str(error.__cause__)
+        assert error.report is not None
+        assert error.report.message == str(error)
+        assert error.report.traceback == getattr(error.__cause__, "text", None)
         sys.path.insert(0, str(tmp_path))
         assert executor.submit(crashes.value).result(PATIENCE) == 42
 

@@ -121,6 +121,8 @@ def never_started(message: str, cause: BaseException | None, status: Status) -> 
     error: BaseException
     message = one_line(message)
     text = None if cause is None else _let_go(cause)
+    if isinstance(cause, errors.RemoteTraceback):
+        text = cause.text
     if status in (Status.STARTUP, Status.REFUSED, Status.TRANSFER, Status.SUPERVISOR_LOST):
         error = errors.PynisherError(message)
         error.__cause__ = cause

@@ -18,7 +18,7 @@ from pynisher_exec.caller.launch import is_fork
 from pynisher_exec.caller.leftovers import Leftovers
 from pynisher_exec.caller.roster import Roster
 from pynisher_exec.caller.slot import Slot
-from pynisher_exec.errors import UnpicklableError
+from pynisher_exec.errors import RemoteTraceback, UnpicklableError
 from pynisher_exec.report import Status
 
 if TYPE_CHECKING:
@@ -332,7 +332,7 @@ class Monitor:
             told = {**slot.told_so_far, "survivors": survivors, "lost": True}
             self._conclude(item, Ending(told, None, slot.failure))
         elif item is not None:
-            self._fail(item, f"no process could be started for the task: {reason}", None)
+            self._fail(item, f"no process could be started for the task: {reason}", slot.failed_by)
         elif not came_up and slot.follows is None and self._charges(by):
             self._fail_next(reason, slot)
 
@@ -347,13 +347,13 @@ class Monitor:
         elif item is not None and item.tries < MOST_TRIES and not slot.hopeless:
             self.requeue(item)
         elif item is not None:
-            self._fail(item, f"no process could be started for the task: {reason}", None)
+            self._fail(item, f"no process could be started for the task: {reason}", slot.failed_by)
 
     def host_failed(self, host: Host, message: str, traceback: str) -> None:
         """A template cannot import what `preload` names: whoever waits for it hears of it."""
         for slot in self._slots.of(host):
             slot.hopeless = True
-            slot.failure = f"preload failed: {message}\n{traceback}".strip()
+            slot.failure, slot.failed_by = f"preload failed: {message}", RemoteTraceback(traceback)
 
     def host_ended(self, host: Host) -> None:
         """Slots that it has not brought up never will; those that run go on without it."""
@@ -409,7 +409,8 @@ class Monitor:
             return
         # Else a plain template may do better, or one that nobody stops.
         slot.hopeless = not (slot.host.ahead or slot.host.is_stopped)
-        slot.failure = slot.failure or "nothing came up within startup_time"
+        allowed = f"startup_time, {self._options.startup_time:g} s, imports ahead included"
+        slot.failure = slot.failure or f"nothing came up within {allowed}"
         if not any(each.idle_since for each in self._slots.of(slot.host)) or slot.state == "lost":
             slot.host.kill()  # it hangs in an import, or is stopped, and does not hear
         self._conclude_lost(slot, [], by=slot.host)

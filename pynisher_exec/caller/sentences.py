@@ -42,7 +42,7 @@ def sentence(status: Status, evidence: Evidence, verdict: Verdict, facts: dict[s
     value = 0.0 if limit is None else limit.value
     match status:
         case Status.MEMORY:
-            return f"memory limit of {size_text(value)} {_held(evidence, facts)}"
+            return f"memory limit of {size_text(value)} {_held(evidence, facts, value)}"
         case Status.CPU_TIME:
             spent = evidence.cpu_time if evidence.used is None else evidence.used
             return f"cpu_time limit of {value:g} s passed: used {spent:.3f} s"
@@ -61,11 +61,14 @@ def sentence(status: Status, evidence: Evidence, verdict: Verdict, facts: dict[s
             return _other(status, evidence, verdict)
 
 
-def _held(evidence: Evidence, facts: dict[str, Any]) -> str:
+def _held(evidence: Evidence, facts: dict[str, Any], limit: float) -> str:
     if not evidence.used:
-        peak = size_text(evidence.peak_memory)
-        held = f"met: an allocation was refused; {peak} were held at most"
+        held = (
+            f"met: an allocation was refused; {size_text(evidence.peak_memory)} were held at most"
+        )
         said = facts.get("message")
+        if not said and evidence.peak_memory < limit / 2:
+            said = "memory that is only reserved counts here"
         return f"{held}; {said}" if said else held
     detail = f" {evidence.detail}" if evidence.detail else ""
     return f"passed: {size_text(evidence.used)} held{detail}"

@@ -11,7 +11,7 @@ import os
 import pickle
 import threading
 import weakref
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from pynisher_exec.kernel import proc, sealed_memory
 from pynisher_exec.kernel.descriptors import above_standard
@@ -87,18 +87,23 @@ class Shared:
     def __deepcopy__(self, _memo: object) -> Shared:
         return self
 
+    def __array__(self, *_given: object, **_more: object) -> NoReturn:
+        """Let numpy's functions fail, which would take it for an object to calculate with."""
+        msg = f"{self!r} stands for an object in tasks only: pass it to a call"
+        raise TypeError(msg)
+
     def __reduce__(self) -> Reduced:
         """Refer to it in a call of its executor. PicklingError everywhere else, and once closed."""
         calls: References | None = getattr(_thread, "references", None)
         if calls is None:
-            msg = f"{self!r} can only be pickled as an argument of its executor's calls"
+            msg = f"{self!r} is for arguments of its executor's calls, not to be pickled or shared"
             raise pickle.PicklingError(msg)
         if calls.owner is not self._owner:
             msg = f"{self!r} belongs to another executor"
             raise pickle.PicklingError(msg)
         memory = self._memory
         if memory is None:
-            msg = f"{self!r} cannot be used any more"
+            msg = f"{self!r} was closed before this call began"
             raise pickle.PicklingError(msg)
         return attached.attach, (calls.number_of(memory), memory.spans)
 

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from pynisher_exec.caller.inbox import PoolOptions
     from pynisher_exec.caller.item import Item, Key, Segments
     from pynisher_exec.caller.launch import Host
+    from pynisher_exec.errors import RemoteTraceback
 
 __all__ = ["Keeper", "Slot"]
 
@@ -75,6 +76,7 @@ class Slot:
         self.item: Item | None = None
         self.deadline: float | None = deadline
         self.failure = ""
+        self.failed_by: RemoteTraceback | None = None
         self.killing = False  # it has been told to end its task
         self.hopeless = False  # another try would fail the same way
         self.idle_since = 0.0
