@@ -246,9 +246,8 @@ class MemoryGauge:
             return True
         self.is_unsure = self._is_behind(exact)
         at, age = self._estimated
-        return exact > self.peak and now >= at + age * (
-            LOOK_SHARE if self.is_unsure else PEAK_SHARE
-        )
+        share = LOOK_SHARE if self.is_unsure else PEAK_SHARE
+        return exact > self.peak and now >= at + age * share
 
     def _is_behind(self, exact: int) -> bool:
         """Whether the peak may be much more than is known: by what the last reading missed."""
