@@ -10,7 +10,7 @@ import sys
 import tempfile
 import threading
 import time
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,7 +20,7 @@ from conftest import wait_until
 
 from pynisher_exec import LimitedProcessExecutor, Report
 from pynisher_exec.kernel import proc
-from pynisher_exec.supervisor import fair, state
+from pynisher_exec.supervisor import fair, state, tree
 from pynisher_exec.supervisor import memory as gauges
 
 if TYPE_CHECKING:
@@ -274,17 +274,18 @@ def test_peak_that_a_reading_may_have_missed_is_looked_for_again(
 
     monkeypatch.setattr(gauges, "FairReading", Noted)
     with forks_that_sleep(2) as pids, forks_that_sleep(1) as newcomers:
+        everybody = list(tree.walk())  # tests before may have left a resource tracker
         gauge = gauges.MemoryGauge(0, pids[0])
 
-        def read_on(tree: list[int], count: int) -> bool:
-            wait_until(lambda: gauge.read(tree, None) and len(readings) >= count)
+        def read_on(pids: list[int], count: int) -> bool:
+            wait_until(lambda: gauge.read(pids, None) and len(readings) >= count)
             wait_until(lambda: readings[count - 1].ended)
-            gauge.read(tree, None)
+            gauge.read(pids, None)
             return gauge.is_unsure
 
-        assert read_on(pids, 1)
-        assert not read_on([*pids, *newcomers], 2)
-        gauge.close()
+        with closing(gauge):
+            assert read_on([pid for pid in everybody if pid not in newcomers], 1)
+            assert not read_on(everybody, 2)
     assert len(readings) == 2
 
 
