@@ -96,6 +96,32 @@ def test_masked_array_is_no_part_of_its_pickle() -> None:
     assert not loaded.hardmask
 
 
+@pytest.mark.parametrize("kind", ["f2", "i1", "M8[25s]", "S3"])
+def test_default_of_what_stands_for_the_masked_is_left_to_numpy(kind: str) -> None:
+    """It is made when it is asked for, here as there, and not all that it makes can be given."""
+    array: Any = np.ma.masked_array(np.zeros(100_000, kind), mask=False)
+    loaded, _ = copied(array)
+    assert array._fill_value is None
+    assert loaded._fill_value is None
+    assert str(loaded.fill_value) == str(array.fill_value)
+
+
+class Vague(type):
+    """A metaclass whose classes are like any other one."""
+
+    def __eq__(cls, other: object) -> bool:
+        """Say so."""
+        return True
+
+    __hash__ = type.__hash__
+
+
+def test_class_is_known_by_what_it_is() -> None:
+    """Not by what its metaclass says."""
+    kind: Any = Vague("Kind", (np.ndarray,), {})
+    assert arrays.reduce(np.zeros((1000, 1000)).view(kind)) is NotImplemented
+
+
 class Named(np.ndarray[Any, Any]):
     """An array with a name, which only its own way of pickling knows of."""
 

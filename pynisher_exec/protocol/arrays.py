@@ -48,12 +48,16 @@ def reduce(thing: Any) -> Any:
         return NotImplemented
     masked = getattr(sys.modules.get("numpy.ma"), "MaskedArray", None)
     known = [array, masked, *(getattr(numpy, name, None) for name in _VIEWS)]
-    if kind not in known:  # what another one has besides is only known to its own way
+    # What another one has besides is only known to its own way. By `is`: a metaclass may say
+    # anything of `==`.
+    if not any(kind is each for each in known):
         return NotImplemented
     if thing.nbytes < LEAST or thing.dtype.hasobject:
         return NotImplemented
     if kind is masked:
-        return _load_masked, (thing.data, thing.mask, thing.fill_value, thing.hardmask)
+        # As numpy's own way does: the property makes a default one, and may not take that itself.
+        fill_value = thing._fill_value  # noqa: SLF001  (see above)
+        return _load_masked, (thing.data, thing.mask, fill_value, thing.hardmask)
     if kind is not array:
         return _load_view, (kind, *_parts(thing.view(array)))
     whole = thing.flags.c_contiguous or thing.flags.f_contiguous
@@ -91,7 +95,9 @@ def _load_view(kind: type[Array], *parts: Any) -> Array:
     return _load(*parts).view(kind)
 
 
-def _load_masked(data: Array, mask: Any, fill_value: Any, hard: bool) -> Array:  # noqa: FBT001  (called with what `reduce` gives)
+def _load_masked(data: Array, mask: Any, fill_value: Any, hard: bool) -> Any:  # noqa: FBT001  (called with what `reduce` gives)
     import numpy as np  # noqa: PLC0415  (an extra's)
 
-    return np.ma.MaskedArray(data, mask, fill_value=fill_value, hard_mask=hard)
+    made: Any = np.ma.MaskedArray(data, mask, hard_mask=hard)
+    made._fill_value = fill_value  # noqa: SLF001  (see `reduce`)
+    return made
