@@ -63,9 +63,8 @@ def sentence(status: Status, evidence: Evidence, verdict: Verdict, facts: dict[s
 
 def _held(evidence: Evidence, facts: dict[str, Any], limit: float) -> str:
     if not evidence.used:
-        held = (
-            f"met: an allocation was refused; {size_text(evidence.peak_memory)} were held at most"
-        )
+        peak = size_text(evidence.peak_memory)
+        held = f"met: an allocation was refused; {peak} were held at most"
         said = facts.get("message")
         if not said and evidence.peak_memory < limit / 2:
             said = "memory that is only reserved counts here"
