@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import tempfile
 from typing import Any
+from unittest.mock import MagicMock
 
 import numpy as np
 import pandas as pd
@@ -155,6 +156,8 @@ def test_small_arrays_and_those_of_objects_are_numpys_matter() -> None:
 def test_without_numpy_nothing_is_looked_for(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nor while another thread imports it, and its module has no arrays yet."""
     monkeypatch.setitem(sys.modules, "numpy", type(sys)("numpy"))
+    assert arrays.reduce(NUMBERS[:, :500]) is NotImplemented
+    monkeypatch.setitem(sys.modules, "numpy", MagicMock())  # as documentation is made
     assert arrays.reduce(NUMBERS[:, :500]) is NotImplemented
     monkeypatch.delitem(sys.modules, "numpy")
     assert arrays.reduce(NUMBERS[:, :500]) is NotImplemented

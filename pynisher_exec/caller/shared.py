@@ -11,7 +11,7 @@ import os
 import pickle
 import threading
 import weakref
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 from pynisher_exec.kernel import proc, sealed_memory
 from pynisher_exec.kernel.descriptors import above_standard
@@ -86,11 +86,6 @@ class Shared:
 
     def __deepcopy__(self, _memo: object) -> Shared:
         return self
-
-    def __array__(self, *_given: object, **_more: object) -> NoReturn:
-        """Let numpy's functions fail, which would take it for an object to calculate with."""
-        msg = f"{self!r} stands for an object in tasks only: pass it to a call"
-        raise TypeError(msg)
 
     def __reduce__(self) -> Reduced:
         """Refer to it in a call of its executor. PicklingError everywhere else, and once closed."""

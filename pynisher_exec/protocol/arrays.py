@@ -41,16 +41,15 @@ def buffer_at(place: int, length: int, owner: object) -> pickle.PickleBuffer:
 
 def reduce(thing: Any) -> Any:
     """Give how to pickle a large array that numpy would pickle into bytes; else NotImplemented."""
-    numpy = sys.modules.get("numpy")
-    array = getattr(numpy, "ndarray", None)  # None while that is being imported, as those below
-    kind = type(thing)
-    if array is None or not issubclass(kind, array):
+    # None while numpy is being imported; nor has what stands in for it, a mock, such a class.
+    names = getattr(sys.modules.get("numpy"), "__dict__", {})
+    array, kind = names.get("ndarray"), type(thing)
+    if type(array) is not type or not issubclass(kind, array):
         return NotImplemented
     masked = getattr(sys.modules.get("numpy.ma"), "MaskedArray", None)
-    known = [array, masked, *(getattr(numpy, name, None) for name in _VIEWS)]
-    # What another one has besides is only known to its own way. By `is`: a metaclass may say
+    # What another class has besides is only known to its own way. By `is`: a metaclass may say
     # anything of `==`.
-    if not any(kind is each for each in known):
+    if not (kind is array or kind is masked or any(kind is names.get(name) for name in _VIEWS)):
         return NotImplemented
     if thing.nbytes < LEAST or thing.dtype.hasobject:
         return NotImplemented
