@@ -60,6 +60,11 @@ PARTS = ("columns", "rows", "backwards", "repeated", "part of a map")
 """Of other arrays; their copies lie row by row, as numpy's own way has them."""
 
 
+def reduced(thing: Any) -> Any:
+    """As each pickler asks for it."""
+    return arrays.reduce(thing, payload.OUT_OF_BAND)
+
+
 def copied(thing: Any) -> tuple[Any, list[int]]:
     """Send it and load it; and the sizes of the pickle and of what lies beside it."""
     segments = payload.dump_call(thing)
@@ -120,7 +125,7 @@ class Vague(type):
 def test_class_is_known_by_what_it_is() -> None:
     """Not by what its metaclass says."""
     kind: Any = Vague("Kind", (np.ndarray,), {})
-    assert arrays.reduce(np.zeros((1000, 1000)).view(kind)) is NotImplemented
+    assert reduced(np.zeros((1000, 1000)).view(kind)) is NotImplemented
 
 
 class Named(np.ndarray[Any, Any]):
@@ -150,17 +155,17 @@ def test_array_of_a_class_of_its_own_is_pickled_by_that() -> None:
 def test_small_arrays_and_those_of_objects_are_numpys_matter() -> None:
     """As all that is no array, of which there may be thousands in a call."""
     for thing in (NUMBERS[:2, :2], np.array([{}] * 20_000), np.ones(3, "M8[s]"), object(), 1.5):
-        assert arrays.reduce(thing) is NotImplemented
+        assert reduced(thing) is NotImplemented
 
 
 def test_without_numpy_nothing_is_looked_for(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nor while another thread imports it, and its module has no arrays yet."""
     monkeypatch.setitem(sys.modules, "numpy", type(sys)("numpy"))
-    assert arrays.reduce(NUMBERS[:, :500]) is NotImplemented
+    assert reduced(NUMBERS[:, :500]) is NotImplemented
     monkeypatch.setitem(sys.modules, "numpy", MagicMock())  # as documentation is made
-    assert arrays.reduce(NUMBERS[:, :500]) is NotImplemented
+    assert reduced(NUMBERS[:, :500]) is NotImplemented
     monkeypatch.delitem(sys.modules, "numpy")
-    assert arrays.reduce(NUMBERS[:, :500]) is NotImplemented
+    assert reduced(NUMBERS[:, :500]) is NotImplemented
 
 
 @given(

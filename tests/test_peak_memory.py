@@ -293,7 +293,7 @@ def copy_in_a_fork(data: Any) -> None:
     """Have a fork copy it, and sleep then: the copy is all that is held."""
     if os.fork() == 0:
         copies = data.copy()
-        time.sleep(3)
+        time.sleep(3)  # it is while nothing moves that it has to be found
         os._exit(len(copies) == 0)
     os.wait()
 

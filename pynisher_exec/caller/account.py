@@ -121,8 +121,6 @@ def never_started(message: str, cause: BaseException | None, status: Status) -> 
     error: BaseException
     message = one_line(message)
     text = None if cause is None else _let_go(cause)
-    if isinstance(cause, errors.RemoteTraceback):
-        text = cause.text
     if status in (Status.STARTUP, Status.REFUSED, Status.TRANSFER, Status.SUPERVISOR_LOST):
         error = errors.PynisherError(message)
         error.__cause__ = cause
@@ -140,6 +138,8 @@ def _let_go(error: BaseException) -> str | None:
     and what it shares, for as long as the error is. What came through others, and is only part of
     its history, is left as it is: it may be what the user's own code is handling.
     """
+    if isinstance(error, errors.RemoteTraceback):  # it is that text, of another process
+        return error.text
     cause = cause_of(error)
     source = error if cause is None else cause
     trace = trace_of(source)

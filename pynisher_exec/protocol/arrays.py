@@ -23,9 +23,6 @@ __all__ = ["buffer_at", "reduce"]
 _VIEWS = ("memmap", "matrix", "recarray")
 """Subclasses that are nothing but another view of an array, once loaded."""
 
-LEAST = 1 << 16
-"""Bytes of an array from which on it is worth a buffer of its own."""
-
 
 def buffer_at(place: int, length: int, owner: object) -> pickle.PickleBuffer:
     """Give so many bytes of this process's memory, which `owner` holds; never written to here.
@@ -39,8 +36,11 @@ def buffer_at(place: int, length: int, owner: object) -> pickle.PickleBuffer:
     return pickle.PickleBuffer(np.asarray(held))
 
 
-def reduce(thing: Any) -> Any:
-    """Give how to pickle a large array that numpy would pickle into bytes; else NotImplemented."""
+def reduce(thing: Any, least: int) -> Any:
+    """Give how to pickle an array of which numpy would make bytes, `least` of them at least.
+
+    NotImplemented for all else.
+    """
     # None while numpy is being imported; nor has what stands in for it, a mock, such a class.
     names = getattr(sys.modules.get("numpy"), "__dict__", {})
     array, kind = names.get("ndarray"), type(thing)
@@ -51,7 +51,7 @@ def reduce(thing: Any) -> Any:
     # anything of `==`.
     if not (kind is array or kind is masked or any(kind is names.get(name) for name in _VIEWS)):
         return NotImplemented
-    if thing.nbytes < LEAST or thing.dtype.hasobject:
+    if thing.nbytes < least or thing.dtype.hasobject:
         return NotImplemented
     if kind is masked:
         # As numpy's own way does: the property makes a default one, and may not take that itself.

@@ -65,11 +65,11 @@ class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
 
     def __init__(self, stream: io.BytesIO) -> None:
         self.buffers: list[memoryview] = []
-        # No method of its own: what it has pickled would stay until the next full collection.
+        # The callback is no method: what it has pickled would stay until the next full collection.
         super().__init__(stream, PROTOCOL, buffer_callback=partial(_set_aside, self.buffers))
 
     def reducer_override(self, obj: Any) -> Any:
-        found = arrays.reduce(obj)
+        found = arrays.reduce(obj, OUT_OF_BAND)
         return super().reducer_override(obj) if found is NotImplemented else found
 
 

@@ -190,7 +190,7 @@ class MemoryGauge:
         if held <= limit:
             return self._found_below(reading, held, limit) if whole else limit
         found = dict(reading.held)
-        sure = self._sure(reading, found, limit)
+        sure = self._sure(reading, limit)
         if sure > limit:
             self._finish(reading)
             return self._noted(sure)
@@ -200,7 +200,7 @@ class MemoryGauge:
             self._dear(pids)
         return limit
 
-    def _sure(self, reading: FairReading, found: dict[int, int], limit: int) -> int:
+    def _sure(self, reading: FairReading, limit: int) -> int:
         """What is held at least, by this reading and the one before."""
         before = self._before
         quick = reading.ended is not None and reading.age <= LONG
@@ -210,8 +210,9 @@ class MemoryGauge:
         alone = reading.alone(remaining) if quick else 0
         if alone > limit and reading.stands():
             return alone
-        found = {pid: min(held, remaining.get(pid, 0)) for pid, held in found.items()}
-        return sum(min(held, before.get(pid, 0)) for pid, held in found.items()) - self._baseline
+        return (
+            sum(min(left, before.get(pid, 0)) for pid, left in remaining.items()) - self._baseline
+        )
 
     def _found_below(self, reading: FairReading, held: int, limit: int) -> int:
         """Take a whole reading; the limit where it may have been passed since that began."""
