@@ -59,7 +59,8 @@ def reseed() -> None:
 def unknown() -> int:
     """How many of Python's there are that a fork cannot be given anew: their seed is not known.
 
-    Its global one is, `tempfile` makes new ones in a fork, and the system's have none.
+    Its global one is, `tempfile` makes new ones in a fork, and the system's have none. Those that
+    the collector has frozen are not among them.
     """
     known, found = set(), []
     for each in gc.get_objects():

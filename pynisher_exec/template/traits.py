@@ -28,7 +28,7 @@ class Traits(NamedTuple):
     """All that is looked at. Two are equal when forks after both are the same to their tasks.
 
     descriptors: what is open; a file's place in it is one for all forks. maps: writable memory that
-    is one for all. generators: random ones that would draw the same in each fork.
+    is one for all. generators: random ones, not frozen, that would draw the same in each fork.
     settings: of the interpreter and the process, which a task may never have asked for.
     """
 
