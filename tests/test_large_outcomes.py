@@ -7,7 +7,7 @@ import gc
 import os
 import signal
 import weakref
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
@@ -18,6 +18,7 @@ from pynisher_exec.kernel import memory_copy
 
 if TYPE_CHECKING:
     import mmap
+    from pathlib import Path
 
     from pynisher_exec import LimitedFuture
 
@@ -118,6 +119,28 @@ def test_shutdown_and_cancel_while_parts_are_copied(monkeypatch: pytest.MonkeyPa
     with LimitedProcessExecutor(1) as executor:
         futures.append(executor.submit(arrays, 1, 1 << 24))
     assert futures[0].cancelled()
+
+
+def cut(path: Path, size: int) -> np.memmap[Any, Any]:
+    """Map a file of 4 MiB, of which `size` bytes stay."""
+    path.write_bytes(bytes(1 << 22))
+    mapped = np.memmap(path, np.uint8, "r")
+    os.truncate(path, size)
+    return mapped
+
+
+@pytest.mark.parametrize("size", [0, 1 << 21])
+def test_map_of_a_file_that_was_cut_is_said_for_what_it_is(tmp_path: Path, size: int) -> None:
+    """It could only be read at the cost of a SIGBUS, so it travels neither way."""
+    path = tmp_path / "data"
+    with LimitedProcessExecutor(1) as executor:
+        report = executor.submit(cut, path, size).wait_for_report()
+        assert report.status == "exception"
+        assert "a file that it maps has become shorter" in report.message
+        report = executor.submit(len, cut(path, size)).wait_for_report()
+        assert report.status == "startup"
+        assert "Bad address" in report.message
+        assert executor.submit(abs, -1).result(PATIENCE) == 1
 
 
 def test_arguments_go_with_their_call() -> None:
