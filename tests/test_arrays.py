@@ -51,6 +51,10 @@ KINDS: dict[str, Any] = {
     "moments": MOMENTS,
     "spans": MOMENTS - MOMENTS[5],
     "fields with moments": np.zeros(9000, [("at", "M8[s]"), ("pair", "m8[h]", 2), ("x", "f4")]),
+    "fields out of order": np.zeros(
+        9000, {"names": ["x", "y"], "formats": ["i8", "i4"], "offsets": [8, 0]}
+    ),
+    "foreign order": np.ones(9000, ">g"),
     "without any": np.zeros((1000, 0)),
     "one": np.zeros((), "V100000"),
 }

@@ -130,17 +130,37 @@ def cut(path: Path, size: int) -> np.memmap[Any, Any]:
 
 
 @pytest.mark.parametrize("size", [0, 1 << 21])
-def test_map_of_a_file_that_was_cut_is_said_for_what_it_is(tmp_path: Path, size: int) -> None:
+@pytest.mark.parametrize("context", [None, "spawn"])
+def test_map_of_a_file_that_was_cut_is_said_for_what_it_is(
+    tmp_path: Path, size: int, context: str | None
+) -> None:
     """It could only be read at the cost of a SIGBUS, so it travels neither way."""
     path = tmp_path / "data"
-    with LimitedProcessExecutor(1) as executor:
-        report = executor.submit(cut, path, size).wait_for_report()
-        assert report.status == "exception"
-        assert "a file that it maps has become shorter" in report.message
-        report = executor.submit(len, cut(path, size)).wait_for_report()
-        assert report.status == "startup"
-        assert "Bad address" in report.message
+    with LimitedProcessExecutor(1, context=context) as executor:
+        sent = executor.submit(len, cut(path, size))
+        returned = executor.submit(cut, path, size)
+        for future, what in (sent, "call of len"), (returned, "value of type numpy.memmap"):
+            report = future.wait_for_report()
+            assert report.status == "exception"
+            assert f"the {what} cannot be pickled: EOFError: not all of" in report.message
+        with pytest.raises(EOFError, match="a file that has been cut"):
+            executor.share(cut(path, size))
         assert executor.submit(abs, -1).result(PATIENCE) == 1
+
+
+def doubled(array: np.ndarray[Any, Any]) -> float:
+    """Write to an argument."""
+    array *= 2
+    return float(array.max())
+
+
+@pytest.mark.parametrize("context", [None, "loky", "spawn", "forkserver", "fork"])
+def test_arguments_can_be_written_to(context: str | None) -> None:
+    """By every way of starting: large ones, parts, and small ones that lie in the pickle."""
+    with LimitedProcessExecutor(1, context=context) as executor:
+        for array in np.ones(1 << 17), np.ones((1 << 10, 1 << 8))[:, ::2], np.ones(8):
+            assert executor.submit(doubled, array).result(PATIENCE) == 2
+            assert array.max() == 1
 
 
 def test_arguments_go_with_their_call() -> None:

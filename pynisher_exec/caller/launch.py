@@ -276,9 +276,9 @@ class _Carrier:
     def __init__(self, item: Item) -> None:
         self._item = item
 
-    def __reduce__(self) -> tuple[type[Packed], tuple[list[bytes]]]:
-        segments = self._item.packed(ForkingPickler._extra_reducers)  # type: ignore[attr-defined]  # noqa: SLF001
-        return Packed, ([bytes(each) for each in segments],)
+    def __reduce__(self) -> tuple[type[Packed], tuple[list[bytes | bytearray]]]:
+        pickled, *buffers = self._item.packed(ForkingPickler._extra_reducers)  # type: ignore[attr-defined]  # noqa: SLF001
+        return Packed, ([bytes(pickled), *map(bytearray, buffers)],)  # arrays shall be writable
 
 
 def _target(control: _Passed, caller: _Passed, inherited: Inherited | Packed) -> None:

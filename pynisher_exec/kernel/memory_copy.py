@@ -62,17 +62,17 @@ def room(length: int) -> mmap.mmap:
 
 
 def be_there(buffer: Buffer) -> None:
-    """Have all pages of a buffer there, so that others can copy them; 0.1 ms where they are.
+    """Have all pages of a buffer there, so that others can copy them; little where they are.
 
-    OSError (EFAULT) where to read it would be a SIGBUS, as a map of a file that has been cut is,
-    behind its end. Before Linux 5.14 nothing is known, see madvise(2).
+    OSError where to read it would be a SIGBUS, as behind the end of a file that has been cut, or a
+    SIGSEGV. Nothing is known where the kernel cannot say, before Linux 5.14: see madvise(2).
     """
     place, length = address_of(buffer), memoryview(buffer).nbytes
     begin = place - place % mmap.PAGESIZE
     try:
         libc.syscall(libc.number("madvise"), begin, place + length - begin, _POPULATE_READ)
     except OSError as error:
-        if error.errno == errno.EFAULT:
+        if error.errno in (errno.EFAULT, errno.ENOMEM):
             raise
 
 

@@ -60,15 +60,16 @@ def reduce(thing: Any, least: int) -> Any:
     if kind is not array:
         return _load_view, (kind, *_parts(thing.view(array)))
     whole = thing.flags.c_contiguous or thing.flags.f_contiguous
-    return NotImplemented if whole and not _has_dates(thing.dtype) else (_load, _parts(thing))
+    return NotImplemented if whole and _has_format(thing) else (_load, _parts(thing))
 
 
-def _has_dates(kind: dtype[Any]) -> bool:
-    """Whether a buffer (PEP 3118) has no format for it, or for a field of it."""
-    if kind.subdtype is not None:
-        return _has_dates(kind.subdtype[0])
-    fields = [field[0] for field in (kind.fields or {}).values()]
-    return kind.kind in "mM" or any(map(_has_dates, fields))
+def _has_format(array: Any) -> bool:
+    """Whether a buffer (PEP 3118) can say what is in it: not dates, nor fields out of order."""
+    try:
+        memoryview(array).release()
+    except ValueError:
+        return False
+    return True
 
 
 def _parts(array: Array) -> Parts:

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import cloudpickle
 
+from pynisher_exec.kernel import memory_copy
 from pynisher_exec.protocol import arrays
 
 if TYPE_CHECKING:
@@ -81,8 +82,18 @@ def _set_aside(kept: list[memoryview], buffer: pickle.PickleBuffer) -> bool:
         return True
     if view.nbytes < OUT_OF_BAND or len(kept) == MOST_ASIDE:
         return True
+    _check_that_it_is_there(view)
     kept.append(view)
     return False
+
+
+def _check_that_it_is_there(view: memoryview) -> None:
+    """Raise EOFError for memory that cannot be read: others will, and could not say what it is."""
+    try:
+        memory_copy.be_there(view)
+    except OSError as error:
+        msg = "not all of its memory can be read: does it map a file that has been cut?"
+        raise EOFError(msg) from error
 
 
 def _in_main(thing: object) -> str | None:

@@ -201,7 +201,6 @@ def pack(
     noun = "value" if kind == "value" else "exception"
     try:
         segments = _attempt(noun, "pickled", value, lambda: payload.dump_outcome(value, main_names))
-        _attempt(noun, "read", value, lambda: _look_through(segments))
         if type(value) not in payload.ATOMS and not payload.looks_plain(segments[0]):
             _attempt(noun, "loaded again", value, lambda: payload.try_outcome(segments))
         if isinstance(value, BaseException):
@@ -214,16 +213,6 @@ def pack(
         segments = []
     head = json.dumps(facts).encode()
     return Outcome([head, *segments], _without_traceback(facts))
-
-
-def _look_through(segments: list[bytes | memoryview]) -> None:
-    """See that all of a value's buffers can be read, which is done by others."""
-    try:
-        for segment in segments[1:]:
-            memory_copy.be_there(segment)
-    except OSError as error:
-        msg = "a file that it maps has become shorter"
-        raise EOFError(msg) from error
 
 
 def _with_lineage(
