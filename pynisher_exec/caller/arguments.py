@@ -9,10 +9,8 @@ import multiprocessing
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
-from loky import cpu_count
-from loky.backend import context as loky_context
-
 from pynisher_exec.caller.item import CAPTURE_BOUND
+from pynisher_exec.caller.loky_beside import LokyContext, cpu_count
 from pynisher_exec.limits import MINIMUM_MEMORY, duration, is_bool, size, size_text
 
 if TYPE_CHECKING:
@@ -96,9 +94,8 @@ def take_context(value: object) -> BaseContext | None:
             known = ", ".join(_CONTEXTS)
             msg = f"context={value!r} is unknown: {known} or a context object is accepted"
             raise ValueError(msg)
-        # loky's own `get_context` warns of "fork", which was asked for here by name
-        source = loky_context if value == "loky" else multiprocessing
-        context: BaseContext = source.get_context(value)
+        context: BaseContext
+        context = LokyContext() if value == "loky" else multiprocessing.get_context(value)
         return context
     if not (hasattr(value, "Process") and hasattr(value, "get_context")):
         msg = (

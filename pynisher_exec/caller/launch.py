@@ -25,8 +25,7 @@ from importlib import import_module
 from multiprocessing.reduction import DupFd, ForkingPickler
 from typing import TYPE_CHECKING, Any
 
-from loky.backend.fork_exec import fork_exec
-
+from pynisher_exec.caller.loky_beside import fork_exec
 from pynisher_exec.caller.reactor import control_line
 from pynisher_exec.kernel import pidfd, proc
 from pynisher_exec.kernel.descriptors import above_standard
