@@ -138,7 +138,7 @@ def measure(name: str, rounds: int) -> dict[str, Any]:
         "aim": row.aim,
         "at_least": row.at_least,
         "kept": row.kept(found),
-        "hidden": row.is_hidden(found),
+        "hides": row.hides(found),
         "note": found.note,
     }
     if found.theirs:
@@ -153,14 +153,20 @@ def in_a_process(name: str, *, quick: bool) -> dict[str, Any]:
     try:
         done = subprocess.run(
             [sys.executable, "-m", "benchmarks.speed", *flags, "--one", name],
-            check=True,
-            stdout=subprocess.PIPE,
+            check=False,
+            capture_output=True,
             text=True,
             timeout=PATIENCE,
         )
-        result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    except (subprocess.SubprocessError, ValueError, IndexError) as error:  # the others go on
-        return {"name": name, "kept": False, "broken": f"{type(error).__name__}: {error}"}
+    except subprocess.TimeoutExpired as error:  # the others go on
+        return {"name": name, "kept": False, "broken": str(error)}
+    print(done.stderr, end="", file=sys.stderr)
+    if done.returncode or not done.stdout:
+        # What was raised, and before that the line that did: all that an assertion says.
+        said = [line.strip() for line in done.stderr.splitlines() if line.strip(" ^~")]
+        reason = ": ".join(reversed(said[-2:])) or f"exit status {done.returncode}"
+        return {"name": name, "kept": False, "broken": reason}
+    result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return result
 
 
@@ -173,8 +179,8 @@ def show(found: dict[str, Any]) -> str:
     word = "kept  " if found["kept"] else "MISSED"
     if found["must"] is None:
         word = "told  "
-    if found["hidden"]:
-        word += " (the rounds spread over the promise)"
+    if found["hides"]:
+        word += f" (the rounds spread over {' and '.join(found['hides'])})"
     low, high = found["spread"]
     figure = f"{found['median']:.3g} {found['unit']} (95 % {found['p95']:.3g})"
     ratio = f"{found['ratio']:.3g} [{low:.3g}, {high:.3g}]"

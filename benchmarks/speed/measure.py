@@ -70,10 +70,11 @@ class Row:
             return True
         return found >= self.must if self.at_least else found <= self.must
 
-    def is_hidden(self, measured: Measured) -> bool:
-        """Whether the rounds spread over the promise, so that another run may say otherwise."""
+    def hides(self, measured: Measured) -> list[str]:
+        """What the rounds spread over, so that another run may say otherwise."""
         low, high = measured.spread
-        return self.must is not None and low < self.must < high
+        marks = {"the promise": self.must, "any difference": 1.0 if measured.theirs else None}
+        return [name for name, at in marks.items() if at is not None and low < at < high]
 
 
 def compare(

@@ -103,7 +103,7 @@ ROWS = (
         5,
         1,
         memory,
-        how=f"max_workers={WORKERS}, all submitted at once",
+        how=f"max_workers={WORKERS}, all at once; nothing else on the machine takes shared memory",
     ),
     Row("share-attach", "1 GiB taken, not read", "a no-op", 1.2, 1.05, attach, they_have=ALL),
     Row("share-read", "1 GiB read in a fresh task", "read in the caller", 1.3, 1.05, first_reading),
