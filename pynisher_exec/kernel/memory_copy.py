@@ -14,7 +14,7 @@ from pynisher_exec.kernel import libc
 if TYPE_CHECKING:
     Buffer = bytes | bytearray | memoryview | mmap.mmap
 
-__all__ = ["HUGE_PAGE", "PIECE", "address_of", "be_there", "copy_from", "copy_to", "room"]
+__all__ = ["HUGE_PAGE", "PIECE", "address_of", "copy_from", "copy_to", "is_there", "room"]
 
 PIECE = 1 << 26
 """Bytes copied by one call, so that a signal or an end is met before too long."""
@@ -61,19 +61,19 @@ def room(length: int) -> mmap.mmap:
     return made
 
 
-def be_there(buffer: Buffer) -> None:
-    """Have all pages of a buffer there, so that others can copy them; little where they are.
+def is_there(buffer: Buffer) -> bool:
+    """Whether all of a buffer can be read, by others too; its pages are there then.
 
-    OSError where to read it would be a SIGBUS, as behind the end of a file that has been cut, or a
-    SIGSEGV. Nothing is known where the kernel cannot say, before Linux 5.14: see madvise(2).
+    Not where that would be a SIGBUS, as behind the end of a file that has been cut, or a SIGSEGV.
+    It is believed where the kernel cannot say, before Linux 5.14: see madvise(2).
     """
     place, length = address_of(buffer), memoryview(buffer).nbytes
     begin = place - place % mmap.PAGESIZE
     try:
         libc.syscall(libc.number("madvise"), begin, place + length - begin, _POPULATE_READ)
     except OSError as error:
-        if error.errno in (errno.EFAULT, errno.ENOMEM):
-            raise
+        return error.errno not in (errno.EFAULT, errno.ENOMEM)
+    return True
 
 
 def copy_from(pid: int, address: int, into: mmap.mmap, at: int) -> int:

@@ -82,18 +82,11 @@ def _set_aside(kept: list[memoryview], buffer: pickle.PickleBuffer) -> bool:
         return True
     if view.nbytes < OUT_OF_BAND or len(kept) == MOST_ASIDE:
         return True
-    _check_that_it_is_there(view)
+    if not memory_copy.is_there(view):  # others will read it, and could not say what it is
+        msg = "not all of its memory can be read: does it map a file that has been cut?"
+        raise EOFError(msg)
     kept.append(view)
     return False
-
-
-def _check_that_it_is_there(view: memoryview) -> None:
-    """Raise EOFError for memory that cannot be read: others will, and could not say what it is."""
-    try:
-        memory_copy.be_there(view)
-    except OSError as error:
-        msg = "not all of its memory can be read: does it map a file that has been cut?"
-        raise EOFError(msg) from error
 
 
 def _in_main(thing: object) -> str | None:
